@@ -1,0 +1,144 @@
+"""Opening a picture, whatever it comes as, in such a way that the model sees what a person would see.
+
+Every picture that reaches the model goes through `open_picture`: one place where files are distrusted, and one
+place where the eight ways in which a picture can be "almost RGB" are put right.
+"""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 64_000_000  # 192 MB once decoded; no camera phone's standard mode goes beyond it
+MAX_ASPECT = 100  # the short side is scaled to the encoder's size: a thread of a picture would explode
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+# What Pillow's plug-ins raise on files that are damaged or hostile. UnidentifiedImageError is an OSError.
+_BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+class PictureError(ValueError):
+    """A picture cannot be used. The message names the file, says what is wrong and what to do about it."""
+
+
+def open_picture(source: str | Path | bytes | Image.Image) -> Image.Image:
+    """Open one picture as 8-bit RGB, upright, on white where it is transparent.
+
+    RGBA and palette pictures are laid on white; greyscale, CMYK and palette become RGB; 16-bit samples are scaled
+    (not clipped) to 8 bits; the camera's EXIF orientation is applied; of an animation the first frame is taken.
+    Colour profiles are not applied.
+
+    Args:
+        source: a path, the bytes of a file, or a picture that Pillow already holds (left as it is; a copy is made).
+
+    Returns:
+        A picture in mode "RGB", fully read, of any size from 1 x 1 up to `MAX_PIXELS`.
+
+    Raises:
+        PictureError: no such file, empty, cut off, not a picture, too large (known from the file's first bytes,
+            before any pixel is decoded), far too narrow, or with numbers whose range is unknown.
+    """
+    if isinstance(source, Image.Image):
+        return _read(source, "the picture")
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _open_file(io.BytesIO(source), "the picture's bytes", len(source))
+    if not isinstance(source, str | Path):
+        raise PictureError(
+            f"a picture was given as {type(source).__name__}: give a path, the bytes of a file, or a Pillow image "
+            "(for an array: PIL.Image.fromarray)"
+        )
+    name, path = str(source), Path(source)
+    if name.startswith(("http://", "https://", "data:")):
+        raise PictureError(f"{name[:80]}: addresses are not fetched; save the picture as a file and give its path")
+    if not path.exists():
+        raise PictureError(f"{name}: there is no such file; check the name and the folder it should lie in")
+    if not path.is_file():
+        raise PictureError(f"{name}: this is not a file; give the path of one picture")
+    try:
+        with path.open("rb") as file:
+            return _open_file(file, name, path.stat().st_size)
+    except PermissionError as error:
+        raise PictureError(f"{name}: it may not be read by you; change its permissions") from error
+
+
+def _open_file(file: io.BufferedIOBase, name: str, size: int) -> Image.Image:
+    """Read the header with Pillow, then the pixels."""
+    if size == 0:
+        raise PictureError(f"{name}: the file is empty (0 bytes); copy or download it again")
+    try:
+        picture = Image.open(file, formats=FORMATS)  # reads the header only
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise PictureError(
+            f"{name}: its header promises too many pixels to decode; make it smaller, {MAX_PIXELS:,} pixels at most"
+        ) from error
+    except _BROKEN as error:
+        raise PictureError(
+            f"{name}: this is not a picture, or its first bytes are damaged; formats read: {', '.join(FORMATS)}"
+        ) from error
+    with picture:
+        return _read(picture, name)
+
+
+def _read(picture: Image.Image, name: str) -> Image.Image:
+    """Refuse by size, then decode and convert."""
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise PictureError(
+            f"{name}: {width:,} x {height:,} pixels are too many to decode; make it smaller, {MAX_PIXELS:,} at most"
+        )
+    if min(width, height) < 1 or max(width, height) > MAX_ASPECT * min(width, height):
+        raise PictureError(
+            f"{name}: {width:,} x {height:,} pixels is too narrow to be looked at; crop it, "
+            f"its long side may be {MAX_ASPECT} times the short one at most"
+        )
+    try:
+        picture.load()
+        return _to_rgb(ImageOps.exif_transpose(picture), name)
+    except PictureError:
+        raise
+    except _BROKEN as error:
+        raise PictureError(
+            f"{name}: the pixels cannot be read, the file is cut off or damaged ({error}); copy or download it again"
+        ) from error
+
+
+def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+    """Any of Pillow's modes to 8-bit RGB."""
+    if picture.mode.startswith("I") or picture.mode == "F":
+        picture = _to_8_bits(picture, name)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _to_8_bits(picture: Image.Image, name: str) -> Image.Image:
+    """Scale 16-bit greyscale (0 to 65,535), or floats from 0 to 1, to 0 to 255; anything else has no known white."""
+    values = np.asarray(picture)  # (H, W)
+    white = 1.0 if picture.mode == "F" else 65535.0
+    if not (values.min() >= 0 and values.max() <= white):  # written so that NaN is refused too
+        raise PictureError(
+            f"{name}: its values run from {values.min()} to {values.max()}, so what is white is unknown; "
+            "save it with 8 or 16 bits a channel"
+        )
+    grey = Image.fromarray(np.rint(values * (255.0 / white)).astype(np.uint8))
+    if (clear := picture.info.get("transparency")) is not None:  # a PNG's one see-through shade of grey
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey

@@ -1,0 +1,316 @@
+"""Every way in which a picture can be almost RGB, and every way in which a file can be no picture."""
+
+import io
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from minivlm.pictures import MAX_PIXELS, PictureError, open_picture
+
+WHITE = (255, 255, 255)
+
+
+def as_bytes(picture: Image.Image, form: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_by_hand(width: int, height: int, depth: int, colour: int, rows: list[bytes], extra: bytes = b"") -> bytes:
+    """A PNG from the specification, so that Pillow's writer is not its own judge."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    body = png_chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + body + png_chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def test_rgb_comes_back_unchanged_from_every_kind_of_source(photo, tmp_path):
+    path = tmp_path / "photo.png"
+    photo.save(path)
+    for source in (path, str(path), path.read_bytes(), bytearray(path.read_bytes()), photo):
+        opened = open_picture(source)
+        assert opened.mode == "RGB"
+        assert opened.tobytes() == photo.tobytes()
+    assert open_picture(photo) is not photo
+
+
+def test_name_may_be_chinese_and_suffix_wrong(photo, tmp_path):
+    path = tmp_path / "照片 1.jpg"
+    path.write_bytes(as_bytes(photo, "PNG"))
+    assert open_picture(path).tobytes() == photo.tobytes()
+
+
+def test_rgba_lies_on_white():
+    picture = Image.new("RGBA", (3, 1))
+    picture.putdata([(255, 0, 0, 255), (0, 0, 0, 0), (0, 0, 0, 128)])
+    opened = open_picture(as_bytes(picture, "PNG"))
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(255, 0, 0), WHITE]
+    assert opened.getpixel((2, 0)) == pytest.approx((127, 127, 127), abs=1)
+
+
+def test_grey_with_alpha_lies_on_white():
+    picture = Image.new("LA", (2, 1))
+    picture.putdata([(40, 255), (0, 0)])
+    opened = open_picture(as_bytes(picture, "PNG"))
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(40, 40, 40), WHITE]
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF"])
+def test_palette_with_and_without_transparency(form):
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.putdata([0, 1])
+    plain = open_picture(as_bytes(picture, form))
+    assert [plain.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (200, 100, 50)]
+    clear = open_picture(as_bytes(picture, form, transparency=1))
+    assert [clear.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), WHITE]
+
+
+def test_palette_with_an_alpha_for_every_entry():
+    palette = png_chunk(b"PLTE", bytes([10, 20, 30, 200, 100, 50])) + png_chunk(b"tRNS", bytes([255, 0]))
+    opened = open_picture(png_by_hand(2, 1, 8, 3, [bytes([0, 1])], palette))
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), WHITE]
+
+
+def test_greyscale_and_black_and_white():
+    grey = Image.new("L", (1, 1), 77)
+    assert open_picture(as_bytes(grey, "JPEG", quality=100)).getpixel((0, 0)) == (77, 77, 77)
+    assert open_picture(as_bytes(Image.new("1", (1, 1), 1), "PNG")).getpixel((0, 0)) == WHITE
+
+
+def test_16_bit_grey_is_scaled_not_clipped():
+    values = [0, 128, 257, 32768, 40000, 65535]
+    expected = [round(value / 257) for value in values]  # 65,535 / 255 = 257
+    png = png_by_hand(len(values), 1, 16, 0, [struct.pack(">6H", *values)])
+    tiff = as_bytes(Image.fromarray(np.array([values], dtype=np.uint16)), "TIFF")
+    pgm = b"P5 6 1 65535\n" + struct.pack(">6H", *values)
+    for data in (png, tiff, pgm):
+        opened = open_picture(data)
+        assert [opened.getpixel((x, 0)) for x in range(6)] == [(v, v, v) for v in expected]
+
+
+def test_16_bit_grey_with_a_see_through_shade():
+    png = png_by_hand(2, 1, 16, 0, [struct.pack(">2H", 300, 25700)], png_chunk(b"tRNS", struct.pack(">H", 300)))
+    opened = open_picture(png)
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [WHITE, (100, 100, 100)]
+
+
+def test_16_bit_colour():
+    opened = open_picture(png_by_hand(2, 1, 16, 2, [struct.pack(">6H", 65535, 0, 32896, 257, 25700, 51400)]))
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(255, 0, 128), (1, 100, 200)]
+
+
+def test_floats_from_0_to_1_are_scaled_and_others_refused():
+    good = Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32))
+    assert [open_picture(good).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+    for values in ([-1.0, 0.5], [0.0, 300.0], [0.0, np.nan]):
+        with pytest.raises(PictureError, match=r"what is white is unknown.*8 or 16 bits"):
+            open_picture(Image.fromarray(np.array([values], dtype=np.float32)))
+    with pytest.raises(PictureError, match="what is white is unknown"):
+        open_picture(Image.fromarray(np.array([[0, 70_000]], dtype=np.int32)))
+
+
+def test_cmyk():
+    ink = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    for form in ("JPEG", "TIFF"):
+        assert open_picture(as_bytes(ink, form)).getpixel((4, 4)) == pytest.approx((255, 0, 0), abs=3)
+
+
+def test_lab():
+    opened = open_picture(as_bytes(Image.new("LAB", (2, 2), (255, 128, 128)), "TIFF"))
+    assert opened.getpixel((0, 0)) == pytest.approx(WHITE, abs=3)
+
+
+def corner_red() -> Image.Image:
+    """Red in the upper left of a wide picture, as a person sees it."""
+    picture = Image.new("RGB", (48, 32), "white")
+    picture.paste((255, 0, 0), (0, 0, 16, 16))
+    return picture
+
+
+# how a camera's sensor holds the upright picture for each EXIF orientation (the inverse of what a viewer applies)
+STORED = {
+    1: lambda p: p,
+    2: lambda p: p.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    3: lambda p: p.transpose(Image.Transpose.ROTATE_180),
+    4: lambda p: p.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    5: lambda p: p.transpose(Image.Transpose.TRANSPOSE),
+    6: lambda p: p.transpose(Image.Transpose.ROTATE_90),
+    7: lambda p: p.transpose(Image.Transpose.TRANSVERSE),
+    8: lambda p: p.transpose(Image.Transpose.ROTATE_270),
+}
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_orientation_is_applied(orientation, form):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = as_bytes(STORED[orientation](corner_red()), form, exif=exif)
+    opened = open_picture(data)
+    assert opened.size == (48, 32)
+    assert opened.getpixel((4, 4)) == pytest.approx((255, 0, 0), abs=12)
+    assert opened.getpixel((44, 28)) == pytest.approx(WHITE, abs=12)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_damaged_exif_block_does_not_matter():
+    whole = as_bytes(corner_red(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" + b"\xaa" * 40)
+    assert open_picture(whole).size == (48, 32)
+
+
+def test_16_bit_picture_with_orientation():
+    values = np.zeros((2, 3), dtype=np.uint16)
+    values[0, 0] = 65535
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored rotated left: the viewer turns it right
+    opened = open_picture(as_bytes(Image.fromarray(values), "PNG", exif=exif))
+    assert opened.size == (2, 3)
+    assert opened.getpixel((1, 0)) == WHITE
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
+def test_animation_gives_its_first_frame(form):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    data = as_bytes(frames[0], form, save_all=True, append_images=frames[1:], duration=50)
+    assert open_picture(data).getpixel((4, 4)) == pytest.approx((255, 0, 0), abs=4)
+
+
+def test_one_pixel():
+    assert open_picture(as_bytes(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")).getpixel((0, 0)) == (1, 2, 3)
+
+
+# ---- refused
+
+
+def test_missing_file_folder_and_address(tmp_path):
+    with pytest.raises(PictureError, match=r"nowhere\.png: there is no such file"):
+        open_picture(tmp_path / "nowhere.png")
+    with pytest.raises(PictureError, match="not a file"):
+        open_picture(tmp_path)
+    with pytest.raises(PictureError, match="save the picture as a file"):
+        open_picture("https://example.org/cat.jpg")
+    with pytest.raises(PictureError, match=r"ndarray.*fromarray"):
+        open_picture(np.zeros((4, 4, 3), dtype=np.uint8))
+
+
+def test_unreadable_file(photo, tmp_path, monkeypatch):
+    path = tmp_path / "locked.png"
+    photo.save(path)
+
+    def locked(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", locked)
+    with pytest.raises(PictureError, match=r"locked\.png.*permissions"):
+        open_picture(path)
+
+
+def test_empty_file(tmp_path):
+    path = tmp_path / "empty.jpg"
+    path.touch()
+    with pytest.raises(PictureError, match=r"empty\.jpg: the file is empty"):
+        open_picture(path)
+
+
+@pytest.mark.parametrize("data", [b"hello, world", b"%PDF-1.7 ...", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff"])
+def test_not_a_picture(data, tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_bytes(data)
+    with pytest.raises(PictureError, match=r"notes\.png: this is not a picture.*formats read: .*PNG"):
+        open_picture(path)
+
+
+def test_formats_that_run_other_programs_are_not_tried(tmp_path):
+    path = tmp_path / "page.eps"
+    Image.new("RGB", (4, 4)).save(path)
+    with pytest.raises(PictureError, match="this is not a picture"):
+        open_picture(path)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_cut_off_file(photo, form, share, tmp_path):
+    whole = as_bytes(photo, form)
+    path = tmp_path / f"cut.{form.lower()}"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(PictureError, match=r"cut\."):
+        open_picture(path)
+
+
+def test_damaged_pixels(photo):
+    data = bytearray(as_bytes(photo, "PNG"))
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(PictureError, match="damaged"):
+        open_picture(bytes(data))
+
+
+def test_20_000_by_20_000_is_refused_from_its_header():
+    """The file claims 400 million pixels in 100 bytes; were it decoded, memory would grow by hundreds of MB."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0" * 60_001))
+    with pytest.raises(PictureError, match=r"make it smaller, 64,000,000 pixels at most"):
+        open_picture(data)
+
+
+def test_a_size_just_above_the_limit_never_reaches_the_decoder(monkeypatch):
+    def decoder(*_):
+        raise AssertionError("the pixels were decoded")
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decoder)
+    side = int(MAX_PIXELS**0.5) + 1
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0"))
+    with pytest.raises(PictureError, match=r"8,001 x 8,001 pixels are too many"):
+        open_picture(data)
+
+
+def test_a_genuine_20_000_square_costs_no_memory(tmp_path):
+    """A real one-bit file of 50 MB unpacked, opened under a limit that decoding it to RGB would break."""
+    path = tmp_path / "huge.png"
+    rows = zlib.compressobj()
+    body = b"".join(rows.compress(b"\0" * 2_501) for _ in range(20_000)) + rows.flush()
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b""))
+    code = (
+        "import resource, sys\n"
+        "from minivlm.pictures import PictureError, open_picture\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    open_picture(sys.argv[1])\n"
+        "except PictureError as error:\n"
+        "    print(error)\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    message, grown = done.stdout.splitlines()
+    assert "huge.png" in message
+    assert int(grown) < 30_000  # kilobytes
+
+
+def test_a_thread_of_a_picture():
+    with pytest.raises(PictureError, match=r"1 x 2,000 pixels is too narrow"):
+        open_picture(Image.new("RGB", (1, 2000)))
+
+
+def test_pillows_own_limit_gives_our_error_even_as_a_warning():
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(PictureError, match="make it smaller"):
+            open_picture(data)
