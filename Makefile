@@ -1,0 +1,70 @@
+# Two commands do everything on a machine with Python >= 3.11 and make:
+#   make run     the environment, then the whole course of training, evaluation and the page
+#   make test    the environment if needed, then every test
+# Settings: VENV=folder  PYTHON=python3.12  TORCH_INDEX=address (where torch comes from)  ARGS="…" (for minivlm run)
+
+CONSTRAINTS := constraints.txt
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH_INDEX ?=
+ARGS ?=
+
+# The first Python on the path that is new enough; only looked for when there is something to install.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
+            $$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && echo $$p && break; done)
+
+# The environment is complete for exactly these two files: its stamp carries their checksum.
+STAMP := $(VENV)/.minivlm-$(shell cat pyproject.toml $(CONSTRAINTS) | cksum | cut -d ' ' -f 1)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
+PROJECT := .[course,test]
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
+COVERAGE := --cov=minivlm --cov-report=term --cov-fail-under=90
+
+# $(call timed,NAME,COMMAND): run the command, then say how long it took.
+timed = @start=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - start)) s"
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help environment run test check lint unit notebooks lab
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F '|' '{printf "%-18s %s\n", $$1, $$2}'
+
+run: environment ## make the environment, train both stages, evaluate, write the page
+	$(BIN)/minivlm run $(ARGS)
+
+test: environment lint unit notebooks ## make the environment, run every test
+
+check: environment ## the quick part of the tests, in two minutes
+	$(call timed,quick tests,$(BIN)/python -m pytest -m "not slow")
+
+lab: environment ## open JupyterLab on the notebooks
+	$(BIN)/jupyter lab notebooks
+
+lint: environment ## ruff: style and format
+	$(call timed,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
+
+unit: environment ## the package's tests, with line coverage
+	$(call timed,tests,$(BIN)/python -m pytest --durations=10 $(COVERAGE))
+
+notebooks: environment ## run every notebook from top to bottom
+	$(call timed,notebooks,$(BIN)/python -m pytest --timeout=0 $(NBVAL) notebooks)
+
+environment: $(STAMP) ## make the virtual environment, or bring it up to date
+
+$(STAMP):
+	@$(firstword $(PYTHON) false) -c '$(NEW_ENOUGH)' 2>/dev/null || { \
+	  echo "MiniVLM needs Python 3.11 or newer."; \
+	  echo "Here, $(firstword $(PYTHON) python3) --version says:" \
+	    "$$($(firstword $(PYTHON) python3) --version 2>&1 | head -n 1)"; \
+	  echo "Install a newer one, or name one you have: make … PYTHON=/path/to/python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) has no venv module, so it cannot make a virtual environment."; \
+	  echo "On Debian and Ubuntu: sudo apt install python3-venv. Or use conda: see README.md."; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	$(call timed,install,echo "Installing into $(VENV): torch first and then the rest; this takes some minutes." && \
+	  $(PIP) $(addprefix --extra-index-url ,$(TORCH_INDEX)) torch setuptools && \
+	  $(PIP) --quiet --no-build-isolation -e '$(PROJECT)' || { \
+	  echo "The installation stopped; the lines above say why. Run the same command again to go on."; exit 1; })
+	@rm -f $(VENV)/.minivlm-* && touch $@
