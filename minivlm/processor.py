@@ -1,0 +1,389 @@
+"""Chat and pictures in; token ids, labels and pixels out, built side by side.
+
+The processor decides how long the sequence is: each picture becomes N placeholder tokens here, so masks, labels and
+positions are final before the model runs, and the model only has to replace embeddings.
+
+Ids and labels are written by one renderer, piece by piece, never searched for afterwards. Text that a person typed
+is encoded as ordinary text: an `<image>` or `<|im_end|>` in it stays a few letters and cannot become a control token.
+
+Letters: B batch, T sequence, N image tokens per picture, I pictures in the batch, Dv vision width.
+"""
+
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AutoProcessor, BatchFeature, CLIPImageProcessorPil, PreTrainedTokenizerFast
+from transformers.processing_utils import ProcessorMixin
+
+from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN, MiniVLMConfig
+from minivlm.pictures import open_picture
+from minivlm.placeholders import expand_placeholders
+
+ROLES = ("system", "user", "assistant")
+
+
+class RowError(ValueError):
+    """A row cannot be used. The message says which row, what is wrong with it and what to do."""
+
+    def __init__(self, where: str, problem: str):
+        super().__init__(f"{where}: {problem}" if where else problem)
+
+
+class Piece(NamedTuple):
+    """A stretch of a conversation: one control token or ordinary text, and whether the model learns to write it."""
+
+    text: str
+    control: bool = False
+    supervised: bool = False
+
+
+@dataclass
+class Rendered:
+    """One conversation, ready to be collated.
+
+    Attributes:
+        input_ids: token ids (T,), every picture already N placeholders.
+        labels: the same ids (T,) where the model learns, `IGNORE_INDEX` elsewhere.
+        pictures: what stands behind the placeholders, in order: paths, bytes, Pillow images, or None.
+        where: the row's name for error messages.
+        patch_features: (I, N, Dv) features of the pictures, computed before; they replace the pictures.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    pictures: list = field(default_factory=list)
+    where: str = ""
+    patch_features: torch.Tensor | None = None
+
+
+class MiniVLMProcessor(ProcessorMixin):
+    """CLIP's image processor, a tokenizer, and N: how many placeholder tokens stand for a picture.
+
+    Args:
+        image_processor: turns RGB pictures into `pixel_values` (I, 3, H, W), normalised as for CLIP.
+        tokenizer: a fast tokenizer with a bos, an eos and a pad token, and with `<image>` as a special token.
+        num_image_tokens: N, the encoder's number of patches.
+        chat_template: Jinja text for other tools; by default the tokenizer's.
+
+    Raises:
+        ValueError: the tokenizer lacks one of the special tokens.
+    """
+
+    def __init__(
+        self,
+        image_processor: CLIPImageProcessorPil,
+        tokenizer: PreTrainedTokenizerFast,
+        num_image_tokens: int,
+        chat_template: str | None = None,
+    ):
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
+        for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, IMAGE_TOKEN):
+            if token not in tokenizer.all_special_tokens:
+                raise ValueError(f"the tokenizer has no special token {token!r}: add it and save the tokenizer again")
+        self.num_image_tokens = num_image_tokens
+        self.image_token = IMAGE_TOKEN
+        self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+
+    @classmethod
+    def for_config(cls, config: MiniVLMConfig, tokenizer: PreTrainedTokenizerFast) -> "MiniVLMProcessor":
+        """The processor that fits a model's config: pictures at the encoder's size, N placeholders each."""
+        side = config.vision_config.image_size
+        pixels = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+        return cls(pixels, tokenizer, config.num_image_tokens)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What the model's `forward` takes from this processor."""
+        return ["input_ids", "attention_mask", "pixel_values", "images_per_row"]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        return_tensors: str | None = None,
+        padding: bool = True,
+        padding_side: str = "left",
+        max_length: int | None = None,
+    ) -> BatchFeature:
+        """Raw strings in which each `<image>` stands for one picture, and the pictures.
+
+        Args:
+            images: one picture, a list of pictures in the order of the `<image>`s, or one list per text. A picture
+                is whatever `open_picture` takes.
+            text: one string or several. Control tokens in them are obeyed: for what people typed, use
+                `apply_chat_template`.
+            return_tensors: "pt" for tensors, None for lists. Pixels are always a tensor.
+            padding: pad to the longest row, on `padding_side` (left, so that generation goes on at the end).
+            max_length: refuse longer rows; by default the tokenizer's `model_max_length`.
+
+        Returns:
+            `input_ids`, `attention_mask` (B, T), `images_per_row` (B,), and `pixel_values` (I, 3, H, W) if there are
+            pictures. Without a text, `pixel_values` alone.
+
+        Raises:
+            RowError: a row has more or fewer `<image>` than pictures, or is too long.
+            PictureError: a picture cannot be read.
+        """
+        if text is None:
+            return BatchFeature({"pixel_values": self.pixels(images if isinstance(images, list) else [images])})
+        texts = [text] if isinstance(text, str) else list(text)
+        if not texts:
+            raise RowError("", "the list of texts is empty; give at least one")
+        pictures = _deal(images, [one.count(IMAGE_TOKEN) for one in texts])
+        rows = []
+        for index, (one, shown) in enumerate(zip(texts, pictures, strict=True)):
+            ids = self.tokenizer.encode(one, add_special_tokens=False, verbose=False)
+            ids = expand_placeholders(ids, self.image_token_id, self.num_image_tokens)
+            rows.append(self._rendered(ids, [IGNORE_INDEX] * len(ids), shown, f"text {index}", max_length))
+        return self._batch(rows, return_tensors, padding, padding_side)
+
+    def apply_chat_template(
+        self,
+        conversation: list,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        padding: bool = True,
+        padding_side: str = "left",
+        max_length: int | None = None,
+        processor_kwargs: dict | None = None,
+    ) -> Any:
+        """Chat messages, one conversation or a list of them, as the model reads them.
+
+        A picture is a part `{"type": "image", "image": …}`; everything in a text part, `<image>` included, is
+        ordinary text. Leave `"image"` out of every part to pass `patch_features` to the model yourself.
+
+        Args:
+            conversation: messages `{"role": …, "content": a string or a list of parts}`, or a list of such lists.
+            add_generation_prompt: end with the head of an assistant turn.
+            continue_final_message: leave the last turn open.
+            tokenize: False gives the text instead, one `<image>` a picture.
+            return_dict: the whole batch as `__call__` gives it, not only its `input_ids`.
+            processor_kwargs: further values for the last four of `__call__`'s arguments, as pipelines pass them.
+
+        Raises:
+            RowError: a message is not understood, only some pictures are given, or the conversation is too long.
+            PictureError: a picture cannot be read.
+        """
+        several = bool(conversation) and not isinstance(conversation[0], dict)
+        options = {"return_tensors": return_tensors, "padding": padding, "padding_side": padding_side}
+        options |= {"max_length": max_length} | (processor_kwargs or {})
+        limit = options.pop("max_length")
+        rows, texts = [], []
+        for index, messages in enumerate(conversation if several else [conversation]):
+            where = f"conversation {index}" if several else ""
+            pieces = self._pieces(messages, where)
+            if continue_final_message:
+                pieces = pieces[:-2]  # without the end token and its newline
+            if add_generation_prompt:
+                pieces += [Piece(self.tokenizer.bos_token, control=True), Piece("assistant\n")]
+            texts.append("".join(piece.text for piece in pieces))
+            if tokenize:
+                rows.append(self._rendered(*self._encode(pieces), _pictures(messages, where), where, limit))
+        if not tokenize:
+            return texts if several else texts[0]
+        batch = self._batch(rows, **options)
+        return batch if return_dict else batch["input_ids"]
+
+    def render(self, messages: list[dict], where: str = "", max_length: int | None = None) -> Rendered:
+        """One training conversation: ids and labels side by side.
+
+        Supervised are, in every assistant turn, the answer's own ids and the end token; nothing else.
+
+        Raises:
+            RowError: no assistant turn, an empty answer, a picture in an answer, or more than `max_length` tokens (by
+                default the tokenizer's `model_max_length`). Nothing is ever cut: a cut can fall into an image block
+                or leave a question without its answer.
+        """
+        ids, labels = self._encode(self._pieces(messages, where))
+        answers = [_parts(message, where) for message in messages if message["role"] == "assistant"]
+        if not answers:
+            raise RowError(where, "there is no supervised token, as no turn is the assistant's; add it or drop the row")
+        for parts in answers:
+            if any(part["type"] == "image" for part in parts):
+                raise RowError(where, "a picture stands in an assistant turn; move it to a user turn")
+            if not any(part["text"] for part in parts):
+                raise RowError(where, "an assistant turn is empty; write the answer or drop the row")
+        return self._rendered(ids, labels, _pictures(messages, where), where, max_length)
+
+    def collate(self, rows: list[Rendered], padding_side: str = "right") -> dict[str, torch.Tensor]:
+        """Pad rendered rows into one training batch.
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels` (B, T), `images_per_row` (B,), and for I > 0 pictures either
+            `patch_features` (I, N, Dv) or `pixel_values` (I, 3, H, W).
+
+        Raises:
+            RowError: only some rows carry their pictures or features.
+            PictureError: a picture cannot be read.
+        """
+        batch = dict(self._batch(rows, "pt", True, padding_side))
+        width = batch["input_ids"].shape[1]
+        labels = [_pad(row.labels, width, IGNORE_INDEX, padding_side) for row in rows]
+        return batch | {"labels": torch.tensor(labels)}  # (B, T)
+
+    def pixels(self, pictures: list) -> torch.Tensor:
+        """Open pictures and prepare them for the encoder: (I, 3, H, W), float32, normalised."""
+        opened = [open_picture(picture) for picture in pictures]
+        return self.image_processor(opened, return_tensors="pt")["pixel_values"]
+
+    def _pieces(self, messages: list[dict], where: str) -> list[Piece]:
+        """`<|im_start|>role\\ncontent<|im_end|>\\n` for every message; an image part is `<image>\\n`."""
+        if not messages:
+            raise RowError(where, "the conversation is empty; give at least one message")
+        start, end = self.tokenizer.bos_token, self.tokenizer.eos_token
+        pieces = []
+        for message in messages:
+            parts, answer = _parts(message, where), message["role"] == "assistant"
+            pieces += [Piece(start, control=True), Piece(f"{message['role']}\n")]
+            for part in parts:
+                if part["type"] == "image":
+                    pieces += [Piece(IMAGE_TOKEN, control=True), Piece("\n")]
+                else:
+                    pieces.append(Piece(part["text"], supervised=answer))
+            pieces += [Piece(end, control=True, supervised=answer), Piece("\n")]
+        return pieces
+
+    def _encode(self, pieces: list[Piece]) -> tuple[list[int], list[int]]:
+        """Ids and labels (T,) of the pieces: what is supervised is its own label."""
+        pieces = _joined(pieces)
+        texts = [piece.text for piece in pieces if not piece.control]
+        # split_special_tokens: whatever looks like a control token in a text is only text
+        encoded = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        text_ids = iter(encoded["input_ids"])
+        ids, labels = [], []
+        for piece in pieces:
+            new = [self.tokenizer.convert_tokens_to_ids(piece.text)] if piece.control else next(text_ids)
+            new = expand_placeholders(new, self.image_token_id, self.num_image_tokens)
+            ids += new
+            labels += new if piece.supervised else [IGNORE_INDEX] * len(new)
+        return ids, labels
+
+    def _rendered(self, ids: list, labels: list, pictures: list, where: str, max_length: int | None) -> Rendered:
+        limit = max_length or self.tokenizer.model_max_length
+        if len(ids) > limit:
+            raise RowError(
+                where,
+                f"{len(ids)} tokens, {ids.count(self.image_token_id)} of them for pictures, where {limit} are allowed; "
+                "shorten the text, show fewer pictures or raise max_length (nothing is ever cut)",
+            )
+        return Rendered(ids, labels, pictures, where)
+
+    def _batch(self, rows: list[Rendered], return_tensors: str | None, padding: bool, padding_side: str):
+        """Pad the ids and gather what is shown."""
+        width = max(len(row.input_ids) for row in rows) if padding else 0
+        masks = [[1] * len(row.input_ids) for row in rows]
+        images = [row.input_ids.count(self.image_token_id) // self.num_image_tokens for row in rows]
+        data = {
+            "input_ids": [_pad(row.input_ids, width, self.tokenizer.pad_token_id, padding_side) for row in rows],
+            "attention_mask": [_pad(mask, width, 0, padding_side) for mask in masks],
+            "images_per_row": images,
+        }
+        return BatchFeature(data | self._shown(rows, images), tensor_type=return_tensors)
+
+    def _shown(self, rows: list[Rendered], images_per_row: list[int]) -> dict[str, torch.Tensor]:
+        """`patch_features` if rows carry them, else `pixel_values`; nothing if the caller keeps them to himself."""
+        features = any(row.patch_features is not None for row in rows)
+        shown = [row.patch_features if features else [p for p in row.pictures if p is not None] for row in rows]
+        shown = [[] if held is None else held for held in shown]
+        if not any(map(len, shown)):
+            return {}
+        for row, images, held in zip(rows, images_per_row, shown, strict=True):
+            if len(held) != images:
+                kind = "features" if features else "picture files"
+                raise RowError(row.where, f"{images} pictures, but {kind} for {len(held)}; give all of them or none")
+        if features:
+            return {"patch_features": torch.cat([held for held in shown if len(held)])}  # (I, N, Dv)
+        return {"pixel_values": self.pixels([picture for held in shown for picture in held])}  # (I, 3, H, W)
+
+
+def messages_from_row(conversations: list[dict], images: list, where: str = "") -> list[dict]:
+    """A file row's strings, in which `<image>` is a placeholder, as chat messages with image parts.
+
+    This is the seed's shorthand: `[{"role": "user", "content": "<image>\\n这个图像中有什么内容？"}]` and one picture.
+    An image part ends its line, so a newline right after `<image>` belongs to it.
+
+    Raises:
+        RowError: more or fewer `<image>` than pictures.
+    """
+    _check_count(sum(turn["content"].count(IMAGE_TOKEN) for turn in conversations), len(images), where)
+    pictures = iter(images)
+    messages = []
+    for turn in conversations:
+        first, *others = turn["content"].split(IMAGE_TOKEN)
+        parts = [{"type": "text", "text": first}]
+        for text in others:
+            parts.append({"type": "image", "image": next(pictures)})
+            parts.append({"type": "text", "text": text.removeprefix("\n")})
+        messages.append({"role": turn["role"], "content": parts})
+    return messages
+
+
+def _parts(message: dict, where: str) -> list[dict]:
+    """A message's content as a list of checked parts."""
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise RowError(where, f"a turn has the role {role!r}; the roles are {', '.join(ROLES)}")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list):
+        raise RowError(where, f"the {role}'s content is {type(content).__name__}; give a string or a list of parts")
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else part
+        if kind != "image" and not (kind == "text" and isinstance(part.get("text"), str)):
+            raise RowError(where, f"the {role}'s turn has a part {kind!r}; parts are text (with its text) and image")
+    return parts
+
+
+def _pictures(messages: list[dict], where: str) -> list:
+    """What the image parts of a conversation carry, in order; None where a part carries nothing."""
+    parts = [part for message in messages for part in _parts(message, where) if part["type"] == "image"]
+    return [next((part[key] for key in ("image", "path", "url") if key in part), None) for part in parts]
+
+
+def _joined(pieces: list[Piece]) -> list[Piece]:
+    """Neighbouring texts made one, so that they are encoded as they would be in the whole string."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if last and not piece.control and not last.control and piece.supervised == last.supervised:
+            joined[-1] = last._replace(text=last.text + piece.text)
+        else:
+            joined.append(piece)
+    return joined
+
+
+def _deal(images: Any, counts: list[int]) -> list[list]:
+    """Give every text its pictures: lists in a list belong to the texts one to one, a flat list is dealt out."""
+    pictures = [] if images is None else images if isinstance(images, list | tuple) else [images]
+    if pictures and isinstance(pictures[0], list | tuple):
+        dealt = [list(row) for row in pictures]
+    else:
+        rest = iter(pictures)
+        dealt = [list(islice(rest, count)) for count in counts]
+        dealt[-1] += rest
+    if len(dealt) != len(counts):
+        raise RowError("", f"{len(counts)} texts, but {len(dealt)} lists of pictures; give one list per text")
+    for index, (count, row) in enumerate(zip(counts, dealt, strict=True)):
+        _check_count(count, len(row), f"text {index}")
+    return dealt
+
+
+def _check_count(placeholders: int, pictures: int, where: str) -> None:
+    if placeholders != pictures:
+        raise RowError(
+            where,
+            f"{placeholders} {IMAGE_TOKEN} in the text, but {pictures} pictures; "
+            f"write one {IMAGE_TOKEN} for each picture, or correct the list of pictures",
+        )
+
+
+def _pad(values: list[int], length: int, filler: int, side: str) -> list[int]:
+    gap = [filler] * (length - len(values))
+    return gap + values if side == "left" else values + gap
+
+
+AutoProcessor.register(MiniVLMConfig, MiniVLMProcessor)
