@@ -386,4 +386,4 @@ def _pad(values: list[int], length: int, filler: int, side: str) -> list[int]:
     return gap + values if side == "left" else values + gap
 
 
-AutoProcessor.register(MiniVLMConfig, MiniVLMProcessor)
+AutoProcessor.register(MiniVLMConfig, MiniVLMProcessor, exist_ok=True)  # a notebook may reload this module

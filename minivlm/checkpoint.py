@@ -1,0 +1,443 @@
+"""Checkpoints: strict to load, whole or not there at all, and each knows what it was made from.
+
+A checkpoint is a folder: one safetensors file for each part of the model (with an index, so that the library's own
+`from_pretrained` reads the folder too), config, tokenizer and image processor, and `minivlm.json`, which names the
+stage, the seed, the command, the metrics, and the hash of every part. It may hold only what its stage trained; then
+`minivlm.json` says in which folder the other parts lie, and their hashes must be the ones it was trained with.
+"""
+
+import glob
+import hashlib
+import json
+import math
+import os
+import pickle
+import platform
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import transformers
+from safetensors import SafetensorError
+from transformers import GenerationConfig
+
+from minivlm.config import IMAGE_TOKEN, MiniVLMConfig, Stage
+from minivlm.model import PARTS, MiniVLMForConditionalGeneration
+from minivlm.processor import MiniVLMProcessor
+
+FORMAT = 1
+META = "minivlm.json"
+INDEX = "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used. The message names the file and the key, and says what to do."""
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 of names, shapes and values as 32-bit floats; neither order nor storage in 16 bits changes it."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        values = tensors[name].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name} {tuple(values.shape)}\n".encode())
+        digest.update(values.numpy().astype("<f4", copy=False))
+    return digest.hexdigest()
+
+
+def part_hashes(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> dict[str, str]:
+    """The hashes of vision, projector, language_model and tokenizer as they are now: a checkpoint's lineage."""
+    hashes = {part: hash_tensors(_part_tensors(model, part)) for part in PARTS}
+    return hashes | {"tokenizer": _hash_tokenizer(processor.tokenizer.backend_tokenizer.to_str())}
+
+
+def save_checkpoint(
+    folder: str | Path,
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    meta: Mapping[str, Any],
+    parts: Iterable[str] = PARTS,
+    base: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+    extra: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write a checkpoint aside and rename it when it is complete; a checkpoint of that name is replaced.
+
+    Args:
+        folder: where to.
+        meta: what `minivlm.json` shall say, `stage` at least; hashes and versions are added.
+        parts: which parts to write. The others are then taken from `base`.
+        base: the folder of a checkpoint with the parts that are left out.
+        dtype: store weights in this precision (the hashes are those of the stored values). None: as they are.
+        extra: further files, name to bytes, that must appear and vanish together with the weights.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: a weight is not finite, `stage` is missing, `base` is missing, or `folder` holds other things.
+        OSError: the disk is full, or the folder cannot be written. What was there before is as it was.
+    """
+    folder, parts = Path(folder), tuple(parts)
+    if set(parts) != set(PARTS) and base is None:
+        raise CheckpointError(f"{folder}: only {', '.join(parts)} would be saved; say by base= where the rest lies")
+    if folder.exists() and not (folder / META).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is no checkpoint; it is not overwritten, choose another folder")
+    tensors = {part: _part_tensors(model, part) for part in parts}
+    if dtype is not None:
+        tensors = {part: {name: t.to(dtype) for name, t in named.items()} for part, named in tensors.items()}
+    for part, named in tensors.items():
+        _check_finite(named, f"{folder} was not saved: {part}")
+    hashes = part_hashes(model, processor) | {part: hash_tensors(named) for part, named in tensors.items()}
+    about = {"format": FORMAT, "versions": _versions(), **meta, "holds": list(parts), "hashes": hashes}
+    if base is not None:
+        about["base"] = Path(os.path.relpath(Path(base).resolve(), folder.resolve())).as_posix()
+    _check_meta(about, folder)
+    files = {f"{part}.safetensors": safetensors.torch.save(named, {"format": "pt"}) for part, named in tensors.items()}
+    if set(parts) == set(PARTS):
+        files[INDEX] = _json(_index(tensors))
+    files |= dict(extra or {}) | {META: _json(about)}
+    _write_folder(folder, files, model, processor)
+    return folder
+
+
+def load_checkpoint(
+    folder: str | Path, base: str | Path | None = None
+) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProcessor, dict[str, Any]]:
+    """Load a checkpoint in 32-bit floats, or refuse it: nothing may be missing, left over or of another shape.
+
+    Args:
+        folder: the checkpoint.
+        base: where the parts lie that it does not hold; None takes the folder that it names itself.
+
+    Returns:
+        The model in evaluation mode, the processor, and what `minivlm.json` says.
+
+    Raises:
+        CheckpointError: a file is missing, cut off, no safetensors, or not the one that was saved; a key is missing,
+            left over, misshapen or not finite; the head differs from the embeddings that it is tied to; tokenizer and
+            weights have different vocabularies; the base is another than the one trained with.
+    """
+    folder = _present(Path(folder))
+    meta = read_meta(folder)
+    processor, config = _load_processor(folder, meta)
+    with torch.random.fork_rng(devices=[]):  # building draws random weights; the caller's randomness is not ours
+        model = MiniVLMForConditionalGeneration(config).float()
+    state = {}
+    for part in PARTS:
+        file = _find_part(part, folder, meta, base)
+        tensors = _without_tied(read_tensors(file), model.all_tied_weights_keys, file)
+        _check_keys(tensors, _part_tensors(model, part), file)
+        if hash_tensors(tensors) != meta["hashes"][part]:
+            raise CheckpointError(
+                f"{file}: not the {part} that {folder / META} was written with (their hashes differ); "
+                "take both from the same checkpoint"
+            )
+        state |= tensors
+    state |= {head: state[embeddings] for head, embeddings in model.all_tied_weights_keys.items()}
+    model.load_state_dict(state, strict=True)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval(), processor, meta
+
+
+def read_meta(folder: str | Path) -> dict[str, Any]:
+    """What a checkpoint says about itself, without loading its weights.
+
+    Raises:
+        CheckpointError: the folder is missing or no checkpoint, or its `minivlm.json` is damaged.
+    """
+    folder = _present(Path(folder))
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: there is no such checkpoint folder; check the path, or train it first")
+    meta = _read_json(folder / META)
+    _check_meta(meta, folder)
+    return meta
+
+
+def require_parent(meta: Mapping[str, Any], stage: Stage, folder: str | Path) -> None:
+    """Refuse to start a stage from the wrong kind of checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint's stage is not the stage's parent.
+    """
+    if meta["stage"] != stage.parent:
+        raise CheckpointError(
+            f"{folder}: stage {stage.name!r} starts from a {stage.parent!r} checkpoint, but this one is of stage "
+            f"{meta['stage']!r}; give the folder that stage {stage.parent!r} wrote"
+        )
+
+
+def read_tensors(file: str | Path) -> dict[str, torch.Tensor]:
+    """The named tensors of a safetensors file, or of a torch state dict (.pt, .pth, .bin), all of them finite.
+
+    Torch files are read with `weights_only=True`: a pickle can otherwise run code.
+
+    Raises:
+        CheckpointError: the file is missing, cut off, of another kind, no state dict, or holds NaN or infinity.
+    """
+    file = Path(file)
+    if not file.is_file():
+        raise CheckpointError(f"{file}: the file is missing; copy the whole checkpoint again")
+    if file.suffix == ".safetensors":
+        try:
+            tensors = safetensors.torch.load_file(file)
+        except SafetensorError as error:
+            raise CheckpointError(f"{file}: cut off, or no safetensors file ({error}); copy it again") from error
+    else:
+        tensors = _read_torch(file)
+    _check_finite(tensors, file)
+    return tensors
+
+
+def _read_torch(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{file}: no state dict, but a pickle of other Python objects, which could run code and is not opened; "
+            "in the program that wrote it, save model.state_dict() with safetensors"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:  # what a broken zip or a cut pickle raises
+        raise CheckpointError(f"{file}: cut off, or no torch file ({error}); copy it again") from error
+    if not isinstance(found, Mapping) or not found:
+        raise CheckpointError(f"{file}: holds a {type(found).__name__}, no state dict of named tensors")
+    if others := [key for key, value in found.items() if not isinstance(value, torch.Tensor)]:
+        raise CheckpointError(
+            f"{file}: no state dict, since {_some(others)} is no tensor; if the weights lie in one of these, "
+            "save that one by itself"
+        )
+    return dict(found)
+
+
+# ---- what must be true of the parts
+
+
+def _part_tensors(model: MiniVLMForConditionalGeneration, part: str) -> dict[str, torch.Tensor]:
+    """A part's tensors under their full names; a head that is tied to the embeddings is counted once, as them."""
+    return {
+        name: tensor.detach().contiguous()
+        for name, tensor in model.state_dict().items()
+        if name.startswith(f"{part}.") and name not in model.all_tied_weights_keys
+    }
+
+
+def _check_finite(tensors: Mapping[str, torch.Tensor], where: object) -> None:
+    if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise CheckpointError(
+            f"{where}: {_some(bad)} has values that are not finite; go back to the checkpoint before, and train on "
+            "with a lower learning rate or in float32"
+        )
+
+
+def _check_keys(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], file: Path) -> None:
+    cure = "the weights belong to another model or version; use the config that they were saved with"
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise CheckpointError(f"{file}: {_some(missing)} is missing; {cure}")
+    if extra := sorted(tensors.keys() - expected.keys()):
+        raise CheckpointError(f"{file}: {_some(extra)} is too much; {cure}")
+    for name, tensor in expected.items():
+        found, wanted = tuple(tensors[name].shape), tuple(tensor.shape)
+        if found != wanted:
+            raise CheckpointError(f"{file}: {name} has the shape {found}, but its config wants {wanted}; {cure}")
+
+
+def _without_tied(tensors: dict[str, torch.Tensor], tied: Mapping[str, str], file: Path) -> dict[str, torch.Tensor]:
+    """Drop a head that only repeats the embeddings it is tied to; refuse one that does not."""
+    for head, embeddings in tied.items():
+        if head in tensors and embeddings in tensors and not torch.equal(tensors[head], tensors[embeddings]):
+            raise CheckpointError(
+                f"{file}: {head} differs from {embeddings}, to which the config ties it, so one of them would be lost; "
+                'if the head was trained by itself, set "tie_word_embeddings": false in config.json'
+            )
+    return {name: tensor for name, tensor in tensors.items() if name not in tied}
+
+
+def _check_vocabulary(processor: MiniVLMProcessor, config: MiniVLMConfig, folder: Path) -> None:
+    """Tokenizer, image processor and model must mean the same numbers."""
+    if processor.image_token_id != config.image_token_id:
+        raise CheckpointError(
+            f"{folder / TOKENIZER}: {IMAGE_TOKEN} is id {processor.image_token_id}, but {config.image_token_id} in "
+            "config.json: another vocabulary than the weights'; put the checkpoint's own tokenizer back"
+        )
+    ids = set(processor.tokenizer.get_vocab().values()) - {config.image_token_id}
+    if max(ids) >= config.text_config.vocab_size:
+        raise CheckpointError(
+            f"{folder / TOKENIZER}: its ids go up to {max(ids)}, but the language model knows "
+            f"{config.text_config.vocab_size}: another vocabulary than the weights'; put the checkpoint's own back"
+        )
+    if processor.num_image_tokens != config.num_image_tokens:
+        raise CheckpointError(
+            f"{folder / 'processor_config.json'}: {processor.num_image_tokens} tokens per picture, but the encoder of "
+            f"config.json makes {config.num_image_tokens}; put the checkpoint's own file back"
+        )
+
+
+def _check_meta(meta: Any, folder: Path) -> None:
+    file = folder / META
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise CheckpointError(f"{file}: not of format {FORMAT}; it was written by another version of minivlm")
+    if not isinstance(meta.get("stage"), str):
+        raise CheckpointError(f"{file}: 'stage' is missing; say which stage made the checkpoint")
+    holds, hashes = meta.get("holds"), meta.get("hashes")
+    if not isinstance(holds, list) or not holds or not set(holds) <= set(PARTS):
+        raise CheckpointError(f"{file}: 'holds' is {holds!r}; it must name some of {', '.join(PARTS)}")
+    if not isinstance(hashes, dict) or set(hashes) != {*PARTS, "tokenizer"}:
+        raise CheckpointError(f"{file}: 'hashes' must name {', '.join(PARTS)} and tokenizer; copy the checkpoint again")
+
+
+# ---- reading
+
+
+def _present(folder: Path) -> Path:
+    """The folder, or what it held before if a save was killed in the instant between its two renames."""
+    replaced = _replaced(folder)
+    return replaced if replaced.is_dir() and not folder.exists() else folder
+
+
+def _load_processor(folder: Path, meta: dict[str, Any]) -> tuple[MiniVLMProcessor, MiniVLMConfig]:
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json", TOKENIZER):
+        _read_json(folder / name)
+    if _hash_tokenizer((folder / TOKENIZER).read_text("utf-8")) != meta["hashes"]["tokenizer"]:
+        raise CheckpointError(
+            f"{folder / TOKENIZER}: another vocabulary than the one that the weights were trained with (their hashes "
+            "differ); put the checkpoint's own tokenizer back"
+        )
+    if (found := _read_json(folder / "config.json").get("model_type")) != MiniVLMConfig.model_type:
+        raise CheckpointError(f"{folder / 'config.json'}: model_type is {found!r}, not {MiniVLMConfig.model_type!r}")
+    processor, config = MiniVLMProcessor.from_pretrained(folder), MiniVLMConfig.from_pretrained(folder)
+    _check_vocabulary(processor, config, folder)
+    return processor, config
+
+
+def _find_part(part: str, folder: Path, meta: dict[str, Any], base: str | Path | None) -> Path:
+    """The file of a part: here, or in the base, or in the base's base."""
+    seen = []
+    while part not in meta["holds"]:
+        seen.append(folder.resolve())
+        if base is None and "base" not in meta:
+            raise CheckpointError(f"{folder}: the checkpoint holds no {part} and names no base; give base=")
+        source = Path(base) if base is not None else (folder.resolve() / meta["base"])
+        if not _present(source).is_dir() or _present(source).resolve() in seen:
+            raise CheckpointError(
+                f"{folder} holds only {', '.join(meta['holds'])}; its {part} should lie in {source}, and does not; "
+                "put that folder back or give its place by base="
+            )
+        folder, base = _present(source), None
+        meta = read_meta(folder)
+    return folder / f"{part}.safetensors"
+
+
+def _read_json(file: Path) -> Any:
+    if not file.is_file():
+        raise CheckpointError(f"{file}: the file is missing; give a folder that minivlm wrote, or copy it again")
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except ValueError as error:  # not JSON, or not even text
+        raise CheckpointError(f"{file}: cut off or damaged ({error}); copy it again") from error
+
+
+def _hash_tokenizer(text: str) -> str:
+    """Hash what decides the ids; how the last batch was padded is no part of it."""
+    content = json.loads(text) | {"padding": None, "truncation": None}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# ---- writing
+
+
+def _write_folder(
+    folder: Path, files: Mapping[str, bytes], model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor
+) -> None:
+    """All files aside, on the disk for certain, then in place; or nothing at all."""
+    aside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f"{glob.escape(folder.name)}.partial-*"):  # by a run that was killed
+            shutil.rmtree(left)
+        aside.mkdir()
+        for name, data in files.items():
+            (aside / name).write_bytes(data)
+        _write_configs(aside, model, processor)
+        for path in (*aside.iterdir(), aside):
+            _sync(path)
+        _swap(aside, folder)
+    except OSError as error:
+        size = math.ceil(sum(map(len, files.values())) / 1e6)
+        raise OSError(
+            error.errno,
+            f"the checkpoint {folder} was not saved ({error.strerror}): make sure that the disk has {size} MB left and "
+            "that you may write there, or choose another folder; a checkpoint that was there before is unharmed",
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # after a success there is nothing left of it
+
+
+def _write_configs(aside: Path, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> None:
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(aside)
+    model.generation_config.save_pretrained(aside)
+    try:
+        processor.save_pretrained(aside)
+    except Exception as error:  # the tokenizers library tells of a full disk by a bare Exception
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None or isinstance(error, OSError):
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _swap(aside: Path, folder: Path) -> None:
+    """Put the new folder in the old one's place. Killed in between, `_present` still finds the old one."""
+    replaced = _replaced(folder)
+    if folder.exists():
+        if replaced.exists():
+            shutil.rmtree(replaced)
+        folder.rename(replaced)
+    try:
+        aside.rename(folder)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(folder)
+        raise
+    _sync(folder.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def _replaced(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.replaced")
+
+
+def _sync(path: Path) -> None:
+    """Force a file or a folder's entries onto the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _index(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, Any]:
+    """The library's table of which tensor lies in which file."""
+    size = sum(t.numel() * t.element_size() for named in tensors.values() for t in named.values())
+    where = {name: f"{part}.safetensors" for part, named in tensors.items() for name in named}
+    return {"metadata": {"total_size": size}, "weight_map": where}
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list."""
+    return ", ".join(names[:3]) + (f" (and {len(names) - 3} more)" if len(names) > 3 else "")
