@@ -1,0 +1,337 @@
+"""Oracles: the model against other programs that must give the same numbers.
+
+Mostly in float64, where two right programs agree to ten decimal places and a wrong one does not.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from minivlm.config import IGNORE_INDEX, STAGES, MiniVLMConfig
+from minivlm.model import MiniVLMForConditionalGeneration, assemble, set_trainable
+
+CLOSE = {"rtol": 0, "atol": 1e-10}
+ROWS = pytest.mark.parametrize(
+    "counts", [[1], [2], [0], [1, 2, 0], [0, 1], [2, 2]], ids=lambda counts: "-".join(map(str, counts))
+)
+SIDES = pytest.mark.parametrize("side", ["left", "right"])
+
+
+def positions_by_hand(mask: torch.Tensor) -> torch.Tensor:
+    """(B, T): 0, 1, 2 … along each row's own tokens, 0 at padding."""
+    result = torch.zeros_like(mask)
+    for row in range(mask.shape[0]):
+        count = 0
+        for place in range(mask.shape[1]):
+            if mask[row, place]:
+                result[row, place], count = count, count + 1
+    return result
+
+
+def as_llava(model: MiniVLMForConditionalGeneration) -> LlavaForConditionalGeneration:
+    """The library's LLaVA with the same weights. It looks `<image>` up before it replaces it: one more row."""
+    config, vocab = model.config, model.config.text_config.vocab_size
+    llava_config = LlavaConfig(
+        vision_config=config.vision_config.to_dict(),
+        text_config=config.text_config.to_dict() | {"vocab_size": vocab + 1},
+        image_token_index=config.image_token_id,
+        image_seq_length=config.num_image_tokens,
+        projector_hidden_act="linear",
+        multimodal_projector_bias=False,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+    )
+    llava = LlavaForConditionalGeneration(llava_config).to(model.dtype).eval()
+    weights = model.language_model.model.state_dict()
+    extra = torch.randn(1, config.language_width, dtype=model.dtype)
+    weights["embed_tokens.weight"] = torch.cat([weights["embed_tokens.weight"], extra])
+    llava.model.language_model.load_state_dict(weights)
+    llava.model.vision_tower.load_state_dict(model.vision.clip.state_dict())
+    with torch.no_grad():
+        llava.model.multi_modal_projector.linear_1.weight.copy_(model.projector.weight)
+        llava.model.multi_modal_projector.linear_2.weight.copy_(torch.eye(config.language_width))
+    assert llava.lm_head.weight is llava.model.language_model.embed_tokens.weight
+    return llava
+
+
+def loss_by_hand(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The mean of -log p(label) over all supervised places; place t predicts the token at t + 1. In float64."""
+    losses = []
+    for row in range(labels.shape[0]):
+        for place in range(labels.shape[1] - 1):
+            label = labels[row, place + 1].item()
+            if label != IGNORE_INDEX:
+                scores = logits[row, place].double()
+                losses.append((scores.exp().sum().log() - scores[label]).item())
+    return sum(losses) / len(losses)
+
+
+def for_llava(batch: dict) -> dict:
+    """The same batch without what LLaVA does not know."""
+    return {key: value for key, value in batch.items() if key != "images_per_row"}
+
+
+# ---- the base language model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("mask", ["none", "right", "left"])
+def test_text_only_gives_the_base_models_own_logits_bit_for_bit(config, model, make_batch, dtype, mask):
+    base = LlamaForCausalLM(config.text_config).to(dtype).eval()
+    batch = make_batch([0, 0, 0], side="left" if mask == "left" else "right")
+    ids, shown = batch["input_ids"], batch["attention_mask"]
+    inputs = {"attention_mask": shown, "position_ids": positions_by_hand(shown)} if mask != "none" else {}
+    with torch.no_grad():
+        expected = base(input_ids=ids, **inputs).logits  # before the base model becomes part of anything
+        vlm = assemble(model.vision.clip, base, config.image_token_id, seed=0)
+        given = {"attention_mask": shown} if mask != "none" else {}
+        assert torch.equal(vlm(input_ids=ids, **given).logits, expected)
+
+
+def test_text_only_generates_what_the_base_model_generates(config, model, make_batch):
+    base = LlamaForCausalLM(config.text_config).eval()
+    batch = make_batch([0, 0, 0])
+    given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "max_new_tokens": 12}
+    expected = [base.generate(**given), base.generate(**given, num_beams=3)]
+    vlm = assemble(model.vision.clip, base, config.image_token_id, seed=0)
+    assert torch.equal(vlm.generate(**given), expected[0])
+    assert torch.equal(vlm.generate(**given, num_beams=3), expected[1])
+
+
+# ---- LLaVA
+
+
+@ROWS
+@SIDES
+def test_logits_equal_llava(make_model, make_batch, counts, side):
+    model = make_model(dtype=torch.float64)
+    batch = make_batch(counts, side, dtype=torch.float64)
+    shown = batch["attention_mask"]
+    with torch.no_grad():
+        ours = model(**batch).logits
+        theirs = as_llava(model)(**for_llava(batch), position_ids=positions_by_hand(shown)).logits
+    torch.testing.assert_close(ours[shown == 1], theirs[shown == 1][:, :-1], **CLOSE)
+
+
+@ROWS
+@SIDES
+def test_greedy_tokens_equal_llava(make_model, make_batch, counts, side):
+    model = make_model(dtype=torch.float64)
+    batch = make_batch(counts, side, dtype=torch.float64)
+    ours = model.generate(**batch, max_new_tokens=10)
+    suppressed = {"suppress_tokens": [model.config.image_token_id]}
+    theirs = as_llava(model).generate(**for_llava(batch), max_new_tokens=10, **suppressed)
+    assert ours.shape[1] > batch["input_ids"].shape[1]
+    assert torch.equal(ours, theirs)
+
+
+def test_beams_equal_llava(make_model, make_batch):
+    model = make_model(dtype=torch.float64)
+    batch = make_batch([2, 1], dtype=torch.float64)
+    options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 6}
+    ours = model.generate(**batch, **options)
+    theirs = as_llava(model).generate(**for_llava(batch), **options, suppress_tokens=[model.config.image_token_id])
+    assert torch.equal(ours, theirs)
+
+
+def test_the_oracles_can_tell_pictures_apart(make_model, make_batch):
+    """A model that ignores pictures would pass above if both sides ignored them; here both must not."""
+    model = make_model(dtype=torch.float64)
+    batch = make_batch([2, 1], dtype=torch.float64)
+    other = batch | {"pixel_values": batch["pixel_values"].flip(0)}
+    for each, adapt in ((model, dict), (as_llava(model), for_llava)):
+        with torch.no_grad():
+            change = each(**adapt(batch)).logits[:, -1] - each(**adapt(other)).logits[:, -1]
+        assert change.abs().amax(1).min() > 0.1
+        assert not torch.equal(
+            each.generate(**adapt(batch), max_new_tokens=10), each.generate(**adapt(other), max_new_tokens=10)
+        )
+
+
+# ---- padding, rows and the cache
+
+
+def test_left_padding_changes_no_logit(make_model, make_batch):
+    """Rotary positions are relative, so a shift shows only in the last digits: float64 sees it."""
+    model = make_model(dtype=torch.float64)
+    batch = make_batch([1, 2, 0], "left", dtype=torch.float64)
+    _assert_rows_are_as_if_alone(model, batch, atol=1e-12)
+
+
+def test_left_padding_changes_no_logit_with_absolute_positions(config, make_batch):
+    """GPT-2 numbers its positions absolutely: a text that padding shifts reads quite differently."""
+    text = GPT2Config(vocab_size=320, n_positions=64, n_embd=24, n_layer=2, n_head=2, initializer_range=0.3)
+    other = MiniVLMConfig(vision_config=config.vision_config, text_config=text)
+    model = MiniVLMForConditionalGeneration(other).double().eval()
+    assert isinstance(model.language_model, GPT2LMHeadModel)
+    _assert_rows_are_as_if_alone(model, make_batch([1, 2, 0], "left", dtype=torch.float64), atol=1e-12)
+
+
+def _assert_rows_are_as_if_alone(model, batch, atol) -> None:
+    """A row in a padded batch has the logits that it has alone, with its own pictures only."""
+    with torch.no_grad():
+        together = model(**batch).logits
+        for row, alone in enumerate(_rows_alone(batch)):
+            shown = batch["attention_mask"][row] == 1
+            torch.testing.assert_close(together[row, shown], model(**alone).logits[0], rtol=0, atol=atol)
+
+
+def _rows_alone(batch) -> list[dict]:
+    """The rows of a batch, each by itself and without padding."""
+    rows, first = [], 0
+    for row, count in enumerate(batch["images_per_row"].tolist()):
+        alone = {"input_ids": batch["input_ids"][row : row + 1, batch["attention_mask"][row] == 1]}
+        if count:
+            alone["pixel_values"] = batch["pixel_values"][first : first + count]
+        rows.append(alone)
+        first += count
+    return rows
+
+
+@SIDES
+def test_cached_decoding_equals_uncached(make_model, make_batch, side):
+    """One token at a time over a growing cache, and the whole sequence anew at each step."""
+    model = make_model(dtype=torch.float64)
+    batch = make_batch([1, 2, 0], side, dtype=torch.float64)
+    ids, mask, cache = batch["input_ids"], batch["attention_mask"], None
+    pictures = {"pixel_values": batch["pixel_values"], "images_per_row": batch["images_per_row"]}
+    with torch.no_grad():
+        for _ in range(6):
+            whole = model(input_ids=ids, attention_mask=mask, **pictures).logits[:, -1]
+            if cache is None:
+                step = model(input_ids=ids, attention_mask=mask, use_cache=True, **pictures)
+            else:
+                step = model(input_ids=ids[:, -1:], attention_mask=mask, past_key_values=cache, use_cache=True)
+            cache = step.past_key_values
+            torch.testing.assert_close(step.logits[:, -1], whole, **CLOSE)
+            ids = torch.cat([ids, whole.argmax(-1, keepdim=True)], dim=1)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+
+
+def test_generate_equals_a_loop_without_cache(make_model, make_batch):
+    model = make_model(dtype=torch.float64)
+    batch = make_batch([1, 2, 0], dtype=torch.float64)
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    for _ in range(8):
+        with torch.no_grad():
+            logits = model(**batch | {"input_ids": ids, "attention_mask": mask}).logits
+        ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+    assert torch.equal(model.generate(**batch, max_new_tokens=8, eos_token_id=None), ids)
+
+
+def test_beams_of_a_batch_are_the_beams_of_its_rows(make_model, make_batch):
+    model = make_model(dtype=torch.float64)
+    batch = make_batch([2, 0, 1], dtype=torch.float64)
+    options = {"num_beams": 4, "num_return_sequences": 2, "max_new_tokens": 5, "eos_token_id": None}
+    new = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
+    alone = [model.generate(**row, **options)[:, row["input_ids"].shape[1] :] for row in _rows_alone(batch)]
+    assert new.shape == (6, 5)
+    assert torch.equal(new, torch.cat(alone))
+
+
+def test_samples_are_those_of_a_batch_with_every_row_repeated(make_model, make_batch):
+    model = make_model(dtype=torch.float64)
+    batch = make_batch([2, 1], dtype=torch.float64)
+    options = {"do_sample": True, "max_new_tokens": 8, "eos_token_id": None}
+    first, second, third = batch["pixel_values"]
+    repeated = {
+        "input_ids": batch["input_ids"].repeat_interleave(3, 0),
+        "attention_mask": batch["attention_mask"].repeat_interleave(3, 0),
+        "images_per_row": torch.tensor([2, 2, 2, 1, 1, 1]),
+        "pixel_values": torch.stack([first, second] * 3 + [third] * 3),
+    }
+    torch.manual_seed(3)
+    ours = model.generate(**batch, **options, num_return_sequences=3)
+    torch.manual_seed(3)
+    assert torch.equal(ours, model.generate(**repeated, **options))
+    assert len(ours[:, batch["input_ids"].shape[1] :].unique(dim=0)) > 3  # it does sample
+
+
+# ---- gradients
+
+
+def test_finite_differences_of_the_gradient_that_reaches_w_through_the_frozen_lm(make_model, make_batch, monkeypatch):
+    """Nudge W and look at the loss: two pictures in a row, padding, float64."""
+
+    def norm_in_float64(self, hidden):  # the library's own rounds to float32, whatever it is given
+        return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", norm_in_float64)
+    model = make_model(dtype=torch.float64)
+    set_trainable(model, STAGES["scenes"]["pretrain"])
+    batch = make_batch([1, 2], "right", dtype=torch.float64)
+    learnt = (batch["attention_mask"] == 1) & (batch["input_ids"] != model.config.image_token_id)
+    labels = batch["input_ids"].masked_fill(~learnt, IGNORE_INDEX)
+    model(**batch, labels=labels).loss.backward()
+    weight = model.projector.weight
+    assert {name for name, p in model.named_parameters() if p.grad is not None} == {"projector.weight"}
+
+    @torch.no_grad()
+    def loss_at(nudged: torch.Tensor) -> float:
+        weight.copy_(nudged)
+        return loss_by_hand(model(**batch).logits, labels)
+
+    start, step = weight.detach().clone(), 1e-5
+    single = torch.eye(start.numel(), dtype=start.dtype)[[0, 91, -1]].reshape(3, *start.shape)  # one entry of W each
+    for direction in [*torch.randn(5, *start.shape, dtype=start.dtype), *single]:
+        measured = (loss_at(start + step * direction) - loss_at(start - step * direction)) / (2 * step)
+        expected = (weight.grad * direction).sum().item()
+        assert abs(expected) > 1e-3
+        assert measured == pytest.approx(expected, rel=1e-5), (measured-expected)/expected
+
+
+@SIDES
+def test_the_loss_is_the_mean_over_supervised_tokens(make_model, make_batch, side):
+    batch = make_batch([1, 2, 0], side)
+    labels = batch["input_ids"].clone()
+    labels[(batch["attention_mask"] == 0) | (labels == 320)] = IGNORE_INDEX
+    labels[0] = IGNORE_INDEX  # a row without any
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 1e-5)):
+        model = make_model(dtype=dtype)
+        with torch.no_grad():
+            output = model(**batch, labels=labels)
+        assert output.loss.dtype == torch.float32
+        assert output.loss.item() == pytest.approx(loss_by_hand(output.logits, labels), rel=tolerance)
+
+
+# ---- save and load
+
+
+LOAD = """
+import sys, json, torch
+from safetensors.torch import load_file, save_file
+import minivlm
+from transformers import AutoModelForImageTextToText
+folder = sys.argv[1]
+model, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+assert type(model) is minivlm.MiniVLMForConditionalGeneration and not model.training
+with torch.no_grad():
+    logits = model(**load_file(folder + "/batch.safetensors")).logits
+save_file({"logits": logits}, folder + "/logits.safetensors")
+print(json.dumps({key: sorted(map(str, value)) for key, value in report.items()}))
+"""
+
+
+@pytest.mark.slow
+def test_a_fresh_process_gives_the_same_logits(model, make_batch, tmp_path):
+    """Buffers that are not saved come back as empty memory where nothing rebuilds them; this would show it."""
+    model.save_pretrained(tmp_path)
+    batch = make_batch([1, 2, 0])
+    save_file(batch, tmp_path / "batch.safetensors")
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path)], cwd=root, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert {key: value for key, value in report.items() if value} == {}
+    with torch.no_grad():
+        assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], model(**batch).logits)
