@@ -202,17 +202,18 @@ def assemble(
     """Put two trained base models together; W between them is drawn anew from the seed.
 
     The base models become parts of the result, they are not copied. W starts as the language model's own matrices
-    did, normal with its `initializer_range`.
+    did, normal with its `initializer_range`, and the program's other random numbers stay as they were.
     """
     config = MiniVLMConfig(
         vision_config=vision.config, text_config=language_model.config, image_token_id=image_token_id
     )
     with torch.device("meta"):  # the shape of the whole, without numbers
         model = MiniVLMForConditionalGeneration(config)
-    projector = Projector(config.vision_width, config.language_width)
+    model.vision, model.language_model = VisionEncoder(vision), language_model
     std = getattr(language_model.config, "initializer_range", 0.02)
-    nn.init.normal_(projector.weight, std=std, generator=torch.Generator().manual_seed(seed))
-    model.vision, model.projector, model.language_model = VisionEncoder(vision), projector, language_model
+    model.projector.to_empty(device="cpu")
+    nn.init.normal_(model.projector.weight, std=std, generator=torch.Generator().manual_seed(seed))
+    model.projector.to(language_model.device)
     return model.eval()
 
 
