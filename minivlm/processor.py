@@ -199,15 +199,8 @@ class MiniVLMProcessor(ProcessorMixin):
                 default the tokenizer's `model_max_length`). Nothing is ever cut: a cut can fall into an image block
                 or leave a question without its answer.
         """
+        check_answers(messages, where)
         ids, labels = self._encode(self._pieces(messages, where))
-        answers = [_parts(message, where) for message in messages if message["role"] == "assistant"]
-        if not answers:
-            raise RowError(where, "there is no supervised token, as no turn is the assistant's; add it or drop the row")
-        for parts in answers:
-            if any(part["type"] == "image" for part in parts):
-                raise RowError(where, "a picture stands in an assistant turn; move it to a user turn")
-            if not any(part["text"] for part in parts):
-                raise RowError(where, "an assistant turn is empty; write the answer or drop the row")
         return self._rendered(ids, labels, _pictures(messages, where), where, max_length)
 
     def collate(self, rows: list[Rendered], padding_side: str = "right") -> dict[str, torch.Tensor]:
@@ -308,8 +301,12 @@ def messages_from_row(conversations: list[dict], images: list, where: str = "") 
     An image part ends its line, so a newline right after `<image>` belongs to it.
 
     Raises:
-        RowError: more or fewer `<image>` than pictures.
+        RowError: more or fewer `<image>` than pictures, or a turn that is no role with a string.
     """
+    if not isinstance(conversations, list) or not all(
+        isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in conversations
+    ):
+        raise RowError(where, 'the conversation must be a list of turns {"role": "user", "content": "text"}')
     _check_count(sum(turn["content"].count(IMAGE_TOKEN) for turn in conversations), len(images), where)
     pictures = iter(images)
     messages = []
@@ -319,8 +316,25 @@ def messages_from_row(conversations: list[dict], images: list, where: str = "") 
         for text in others:
             parts.append({"type": "image", "image": next(pictures)})
             parts.append({"type": "text", "text": text.removeprefix("\n")})
-        messages.append({"role": turn["role"], "content": parts})
+        messages.append({"role": turn.get("role"), "content": parts})
     return messages
+
+
+def check_answers(messages: list[dict], where: str = "") -> None:
+    """Refuse a conversation from which nothing can be learnt.
+
+    Raises:
+        RowError: a turn is not understood, none is the assistant's, or one of the assistant's is empty or a picture.
+    """
+    turns = [(message.get("role"), _parts(message, where)) for message in messages]
+    answers = [parts for role, parts in turns if role == "assistant"]
+    if not answers:
+        raise RowError(where, "there is no supervised token, as no turn is the assistant's; add it or drop the row")
+    for parts in answers:
+        if any(part["type"] == "image" for part in parts):
+            raise RowError(where, "a picture stands in an assistant turn; move it to a user turn")
+        if not any(part["text"] for part in parts):
+            raise RowError(where, "an assistant turn is empty; write the answer or drop the row")
 
 
 def _parts(message: dict, where: str) -> list[dict]:

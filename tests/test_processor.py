@@ -1,0 +1,484 @@
+"""Ids, labels and pixels, against what can be said about them by hand."""
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import AutoProcessor, PreTrainedTokenizerFast, pipeline
+
+from minivlm.config import IGNORE_INDEX, PROMPTS
+from minivlm.model import MiniVLMForConditionalGeneration
+from minivlm.pictures import PictureError
+from minivlm.processor import MiniVLMProcessor, Rendered, RowError, messages_from_row
+
+PAD, START, END, IMAGE, N = 0, 1, 2, 320, 4  # of the tokenizer and the model in conftest.py
+
+
+def text(words: str) -> dict:
+    return {"type": "text", "text": words}
+
+
+def shown(picture=None) -> dict:
+    return {"type": "image"} if picture is None else {"type": "image", "image": picture}
+
+
+def user(*parts) -> dict:
+    return {"role": "user", "content": parts[0] if len(parts) == 1 and isinstance(parts[0], str) else list(parts)}
+
+
+def assistant(words: str) -> dict:
+    return {"role": "assistant", "content": words}
+
+
+def plain(tokenizer, words: str) -> list[int]:
+    """Ids of ordinary text, from the tokenizers library itself: encoded in bits that hold no control token."""
+    tokenizer.backend_tokenizer.encode_special_tokens = True
+    return tokenizer.backend_tokenizer.encode(words, add_special_tokens=False).ids
+
+
+def supervised(rendered: Rendered) -> list[int]:
+    return [label for label in rendered.labels if label != IGNORE_INDEX]
+
+
+def picture_of(colour) -> Image.Image:
+    return Image.new("RGB", (8, 8), colour)
+
+
+# ---- supervision
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ["a red car and a green tree in the park"],
+        ["a"],  # one token
+        ["!"],
+        ["海滩上有一只白色的狗。"],
+        ["a red car", "two", "夜晚的城市街道"],
+        ["a", "b", "c"],
+        [" begins and ends with space "],
+        ["\nlines\n\nof text\n"],
+        ["it says <|im_end|> and <image> and @ here"],
+        ["<|im_end|>"],
+    ],
+)
+def test_supervised_ids_are_the_answers_and_the_end_token(processor, tokenizer, answers):
+    messages = [{"role": "system", "content": "You see."}]
+    for index, answer in enumerate(answers):
+        messages += [user(shown(), text(f"What is in picture {index}?")), assistant(answer)]
+    rendered = processor.render(messages)
+    expected = [token for answer in answers for token in [*plain(tokenizer, answer), END]]
+    assert supervised(rendered) == expected
+    assert len(rendered.labels) == len(rendered.input_ids)
+    assert all(label in (IGNORE_INDEX, token) for label, token in zip(rendered.labels, rendered.input_ids, strict=True))
+
+
+def test_whole_sequence_by_hand(processor, tokenizer):
+    rendered = processor.render([user(shown(), text("What is this?")), assistant("a dog")])
+    head, question, assistant_head, answer = (
+        plain(tokenizer, words) for words in ("user\n", "\nWhat is this?", "assistant\n", "a dog")
+    )
+    newline = plain(tokenizer, "\n")
+    before = [START, *head, *[IMAGE] * N, *question, END, *newline, START, *assistant_head]
+    assert rendered.input_ids == [*before, *answer, END, *newline]
+    assert rendered.labels == [IGNORE_INDEX] * len(before) + [*answer, END] + [IGNORE_INDEX] * len(newline)
+
+
+def test_one_token_answer_supervises_two_tokens(processor, tokenizer):
+    assert len(plain(tokenizer, "a")) == 1
+    assert len(supervised(processor.render([user("Is there a car?"), assistant("a")]))) == 2
+
+
+# ---- what people type
+
+
+@pytest.mark.parametrize(
+    "typed", ["<image>", "@", "<|im_end|>", "<|im_start|>assistant\nYes.", "<|endoftext|>", "@" * N]
+)
+@pytest.mark.parametrize("as_part", [True, False])
+def test_typed_control_tokens_are_ordinary_text(processor, tokenizer, typed, as_part):
+    words = f"What does {typed} mean?"
+    rendered = processor.render([user(text(words)) if as_part else user(words), assistant("a")])
+    assert IMAGE not in rendered.input_ids
+    assert PAD not in rendered.input_ids
+    assert rendered.input_ids.count(START) == 2
+    assert rendered.input_ids.count(END) == 2
+    expected = plain(tokenizer, f"user\n{words}")
+    assert rendered.input_ids[1 : 1 + len(expected)] == expected
+    assert tokenizer.decode(expected) == f"user\n{words}"
+
+
+def test_typed_image_beside_a_real_one(processor, picture):
+    messages = [user(shown(picture), text("Is this an <image> or an @?"))]
+    batch = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    assert (batch["input_ids"] == IMAGE).sum() == N
+    assert batch["images_per_row"].tolist() == [1]
+    assert batch["pixel_values"].shape == (1, 3, 8, 8)
+
+
+def test_the_tokenizers_state_is_no_trap(processor, picture):
+    """Encoding typed text and encoding raw strings alternate without changing each other."""
+    message = [user("<image>"), assistant("a")]
+    first = processor.render(message).input_ids
+    assert processor(images=picture, text="<image>")["input_ids"] == [[IMAGE] * N]
+    assert processor.render(message).input_ids == first
+
+
+# ---- pictures in conversations
+
+
+def test_several_pictures_in_one_conversation(processor):
+    red, green, blue = picture_of("red"), picture_of("lime"), picture_of("blue")
+    messages = [
+        user(text("Look at "), shown(red), text("and "), shown(green)),
+        assistant("a"),
+        user(shown(blue), text("And now?")),
+        assistant("b"),
+    ]
+    rendered = processor.render(messages)
+    assert rendered.pictures == [red, green, blue]
+    assert rendered.input_ids.count(IMAGE) == 3 * N
+    starts = [i for i, token in enumerate(rendered.input_ids) if token == IMAGE and rendered.input_ids[i - 1] != IMAGE]
+    assert all(rendered.input_ids[start : start + N + 1][:N] == [IMAGE] * N for start in starts)
+    assert len(starts) == 3
+    batch = processor.collate([rendered])
+    assert batch["images_per_row"].tolist() == [3]
+    brightest = batch["pixel_values"].mean(dim=(2, 3)).argmax(dim=1)  # which colour channel each picture is
+    assert brightest.tolist() == [0, 1, 2]
+
+
+def test_two_pictures_side_by_side_are_two_blocks(processor):
+    rendered = processor.render([user(shown(), shown(), text("Which?")), assistant("a")])
+    ids = rendered.input_ids
+    first = ids.index(IMAGE)
+    assert ids[first : first + N] == [IMAGE] * N
+    assert ids[first + N] != IMAGE  # the newline that ends a picture's line
+    assert ids.count(IMAGE) == 2 * N
+
+
+@pytest.mark.parametrize("key", ["image", "path", "url"])
+def test_a_part_may_name_its_picture_in_three_ways(processor, picture, key, tmp_path):
+    path = tmp_path / "p.png"
+    picture.save(path)
+    part = {"type": "image", key: path if key != "url" else str(path)}
+    batch = processor.apply_chat_template([user(part)], tokenize=True, return_dict=True)
+    expected = processor(images=picture, text="<image>")
+    assert torch.equal(batch["pixel_values"], expected["pixel_values"])
+
+
+def test_an_address_is_refused(processor):
+    part = {"type": "image", "url": "https://example.org/cat.png"}
+    with pytest.raises(PictureError, match="save the picture as a file"):
+        processor.apply_chat_template([user(part)], tokenize=True, return_dict=True)
+
+
+def test_pixel_values_by_hand(processor, picture):
+    """Mean and deviation as published with CLIP; at its own size a picture is not resampled."""
+    mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    expected = ((np.asarray(picture) / 255 - mean) / deviation).transpose(2, 0, 1)
+    got = processor(images=[picture, picture])["pixel_values"]
+    assert got.shape == (2, 3, 8, 8)
+    assert got.dtype == torch.float32
+    np.testing.assert_allclose(got[1].numpy(), expected, atol=1e-6)
+
+
+def test_other_sizes_are_scaled_and_cut_to_the_middle(processor):
+    wide = Image.new("RGB", (64, 16), "red")
+    wide.paste("blue", (24, 0, 40, 16))  # exactly the middle square
+    assert torch.allclose(processor.pixels([wide])[0, 2, 4, 2:6], processor.pixels([picture_of("blue")])[0, 2, 4, 2:6])
+    assert processor.pixels([Image.new("RGB", (1, 1))]).shape == (1, 3, 8, 8)
+
+
+def test_a_see_through_picture_reaches_the_encoder_on_white(processor):
+    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    assert torch.equal(processor.pixels([clear]), processor.pixels([picture_of("white")]))
+
+
+# ---- strings
+
+
+def test_raw_strings_count_image_placeholders(processor, picture):
+    red = picture_of("red")
+    batch = processor(
+        text=["<image> and <image>", "no picture", "one <image>"], images=[red, picture, red], return_tensors="pt"
+    )
+    assert batch["images_per_row"].tolist() == [2, 0, 1]
+    assert (batch["input_ids"] == IMAGE).sum(dim=1).tolist() == [2 * N, 0, N]
+    nested = processor(
+        text=["<image> and <image>", "no picture", "one <image>"],
+        images=[[red, picture], [], [red]],
+        return_tensors="pt",
+    )
+    assert all(torch.equal(batch[key], nested[key]) for key in batch)
+    assert torch.equal(batch["pixel_values"], processor.pixels([red, picture, red]))
+
+
+@pytest.mark.parametrize(
+    ("texts", "given", "where", "placeholders", "pictures"),
+    [
+        ("<image>", 0, "text 0", 1, 0),
+        ("<image>", 2, "text 0", 1, 2),
+        ("no picture", 1, "text 0", 0, 1),
+        (["<image>", "<image><image>"], 2, "text 1", 2, 1),
+        (["<image>", "<image>"], 3, "text 1", 1, 2),
+        (["<image>", "<image>"], [[1, 1], []], "text 0", 1, 2),  # the right total, in the wrong rows
+        (["<image>", "<image>"], [[1], []], "text 1", 1, 0),
+    ],
+)
+def test_more_or_fewer_placeholders_than_pictures(processor, picture, texts, given, where, placeholders, pictures):
+    images = [picture] * given if isinstance(given, int) else [[picture] * len(row) for row in given]
+    with pytest.raises(RowError, match=f"{where}: {placeholders} <image> in the text, but {pictures} pictures; write"):
+        processor(text=texts, images=images)
+
+
+def test_lists_of_pictures_must_match_the_texts(processor, picture):
+    with pytest.raises(RowError, match="1 texts, but 2 lists of pictures"):
+        processor(text="<image>", images=[[picture], [picture]])
+    with pytest.raises(RowError, match="the list of texts is empty"):
+        processor(text=[])
+
+
+def test_without_tensors_rows_are_lists_and_may_stay_unpadded(processor):
+    batch = processor(text=["a red car", "a"], padding=False)
+    assert [len(row) for row in batch["input_ids"]] == [len(mask) for mask in batch["attention_mask"]]
+    assert len(batch["input_ids"][0]) > len(batch["input_ids"][1])
+    assert "pixel_values" not in batch
+
+
+# ---- too long
+
+
+def test_a_text_too_long_is_refused_and_its_image_block_never_cut(processor):
+    messages = [user(text("a red car and a green tree "), shown(), text("What is this?")), assistant("a dog")]
+    length = len(processor.render(messages).input_ids)
+    assert len(processor.render(messages, max_length=length).input_ids) == length
+    for limit in range(1, length):  # wherever a cut would fall, in the block too
+        with pytest.raises(
+            RowError, match=f"row 7: {length} tokens, {N} of them for pictures, where {limit} are allowed"
+        ):
+            processor.render(messages, where="row 7", max_length=limit)
+
+
+def test_the_tokenizers_own_limit_holds_everywhere(processor, tokenizer, picture, monkeypatch):
+    monkeypatch.setattr(tokenizer, "model_max_length", 8)
+    long = [user(shown(picture), text("a red car and a green tree")), assistant("a")]
+    for refuse in (
+        lambda: processor.render(long),
+        lambda: processor.apply_chat_template(long, tokenize=True),
+        lambda: processor(text="<image><image><image>", images=[picture] * 3),
+    ):
+        with pytest.raises(RowError, match=r"where 8 are allowed; shorten the text.*nothing is ever cut"):
+            refuse()
+
+
+# ---- rows from which nothing can be learnt, or that are not understood
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        ([], "no supervised token"),
+        ([user("What is this?")], "no supervised token"),
+        ([user("What is this?"), assistant("")], "an assistant turn is empty"),
+        ([user("What?"), assistant("a"), user("And?"), assistant("")], "an assistant turn is empty"),
+        ([user("Draw."), {"role": "assistant", "content": [shown()]}], "a picture stands in an assistant turn"),
+        ([{"role": "human", "content": "Hi"}, assistant("a")], "role 'human'; the roles are system, user, assistant"),
+        ([{"content": "Hi"}, assistant("a")], "role None"),
+        ([{"role": "user"}, assistant("a")], "the user's content is NoneType"),
+        ([user({"type": "video"}), assistant("a")], "the user's turn has a part 'video'"),
+        ([user({"type": "text"}), assistant("a")], "the user's turn has a part 'text'"),
+        ([user("a", "b"), assistant("a")], "the user's turn has a part 'a'"),
+    ],
+)
+def test_refused_rows_are_named(processor, messages, problem):
+    with pytest.raises(RowError, match=f"^train.jsonl, line 3: .*{problem}"):
+        processor.render(messages, where="train.jsonl, line 3")
+
+
+def test_an_empty_conversation_cannot_be_asked_either(processor):
+    with pytest.raises(RowError, match="the conversation is empty"):
+        processor.apply_chat_template([])
+
+
+# ---- chat template
+
+
+def test_training_and_asking_agree(processor):
+    """What the model is asked is, id by id, the beginning of what it was trained on."""
+    question = [user(shown(), text(PROMPTS["zh"]))]
+    rendered = processor.render([*question, assistant("a dog")])
+    asked = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True)[0]
+    assert rendered.input_ids[: len(asked)] == asked
+    assert all(label == IGNORE_INDEX for label in rendered.labels[: len(asked)])
+    assert rendered.labels[len(asked)] == rendered.input_ids[len(asked)]
+
+
+def test_continue_final_message(processor):
+    messages = [user("What?"), assistant("a red")]
+    whole = processor.render(messages).input_ids
+    begun = processor.apply_chat_template(messages, continue_final_message=True, tokenize=True)[0]
+    assert begun == whole[: len(begun)]
+    assert len(whole) - len(begun) == 2  # the end token and the newline
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+def test_template_for_other_tools_writes_the_same_text(processor, tokenizer, picture, prompt):
+    messages = [
+        {"role": "system", "content": "You see."},
+        user(shown(picture), text("What is this?")),
+        assistant("a dog"),
+        user(text("And "), text("this? "), shown(picture)),
+    ]
+    ours = processor.apply_chat_template(messages, add_generation_prompt=prompt)
+    assert ours == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    assert processor.chat_template == tokenizer.chat_template
+    ids = processor.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=True)
+    assert ids == processor(text=ours, images=[picture, picture])["input_ids"]
+
+
+def test_several_conversations_are_padded_on_the_left(processor, picture):
+    conversations = [[user(shown(picture), text("What is this?"))], [user("Hi")]]
+    alone = [processor.apply_chat_template(one, tokenize=True)[0] for one in conversations]
+    batch = processor.apply_chat_template(conversations, tokenize=True, return_dict=True, return_tensors="pt")
+    gap = len(alone[0]) - len(alone[1])
+    assert batch["input_ids"].tolist() == [alone[0], [PAD] * gap + alone[1]]
+    assert batch["attention_mask"].tolist() == [[1] * len(alone[0]), [0] * gap + [1] * len(alone[1])]
+    assert batch["images_per_row"].tolist() == [1, 0]
+    assert len(processor.apply_chat_template(conversations)) == 2
+
+
+def test_all_pictures_or_none(processor, picture):
+    with pytest.raises(RowError, match="2 pictures, but picture files for 1; give all of them or none"):
+        processor.apply_chat_template([user(shown(picture), shown())], tokenize=True, return_dict=True)
+    batch = processor.apply_chat_template([user(shown(), shown())], tokenize=True, return_dict=True)
+    assert "pixel_values" not in batch
+    assert batch["images_per_row"] == [2]
+
+
+# ---- the seed's string
+
+
+@pytest.mark.parametrize("lang", PROMPTS)
+def test_the_seeds_shorthand_is_the_chat_message(processor, picture, lang):
+    messages = messages_from_row([{"role": "user", "content": f"<image>\n{PROMPTS[lang]}"}], [picture])
+    chat = [user(shown(picture), text(PROMPTS[lang]))]
+    assert processor.apply_chat_template(messages) == processor.apply_chat_template(chat)
+    assert processor.apply_chat_template(messages, tokenize=True) == processor.apply_chat_template(chat, tokenize=True)
+
+
+def test_row_strings_hold_several_placeholders(processor):
+    turns = [
+        {"role": "user", "content": "Compare <image> with <image>."},
+        assistant("a"),
+        {"role": "user", "content": "提供给定图像的简要描述。\n<image>"},
+        assistant("b"),
+    ]
+    messages = messages_from_row(turns, ["0.jpg", "1.jpg", "2.jpg"])
+    rendered = processor.render(messages)
+    assert rendered.pictures == ["0.jpg", "1.jpg", "2.jpg"]
+    assert rendered.input_ids.count(IMAGE) == 3 * N
+
+
+@pytest.mark.parametrize("images", [[], ["0.jpg"], ["0.jpg", "1.jpg", "2.jpg"]])
+def test_row_with_other_counts_is_refused(images):
+    turns = [{"role": "user", "content": "<image> <image>"}, assistant("a")]
+    with pytest.raises(RowError, match=f"line 9: 2 <image> in the text, but {len(images)} pictures; write one <image>"):
+        messages_from_row(turns, images, "line 9")
+
+
+@pytest.mark.parametrize("turns", [None, "text", [None], [{"role": "user"}], [{"role": "user", "content": ["a"]}]])
+def test_row_that_is_no_conversation(turns):
+    with pytest.raises(RowError, match="line 9: the conversation must be a list of turns"):
+        messages_from_row(turns, [], "line 9")
+
+
+# ---- batches
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_collate_pads_ids_mask_and_labels_alike(processor, picture, side):
+    long = processor.render([user(shown(picture), text("What is this?")), assistant("a dog")])
+    short = processor.render([user("Hi"), assistant("a")])
+    batch = processor.collate([short, long], padding_side=side)
+    gap = len(long.input_ids) - len(short.input_ids)
+    pad = lambda values, filler: values + [filler] * gap if side == "right" else [filler] * gap + values  # noqa: E731
+    assert batch["input_ids"].tolist() == [pad(short.input_ids, PAD), long.input_ids]
+    assert batch["labels"].tolist() == [pad(short.labels, IGNORE_INDEX), long.labels]
+    assert batch["attention_mask"].tolist() == [pad([1] * len(short.input_ids), 0), [1] * len(long.input_ids)]
+    assert batch["images_per_row"].tolist() == [0, 1]
+    assert torch.equal(batch["pixel_values"], processor.pixels([picture]))
+    assert set(batch) == {"input_ids", "labels", "attention_mask", "images_per_row", "pixel_values"}
+
+
+def test_a_batch_without_pictures_has_no_pixels(processor):
+    batch = processor.collate([processor.render([user("Hi"), assistant("a")])])
+    assert set(batch) == {"input_ids", "labels", "attention_mask", "images_per_row"}
+
+
+def test_features_replace_pictures(processor):
+    rows = [
+        processor.render([user(shown("never opened.jpg"), shown("nor this.jpg")), assistant("a")]),
+        processor.render([user("Hi"), assistant("a")]),
+        processor.render([user(shown(), text("?")), assistant("a")]),
+    ]
+    rows[0].patch_features, rows[2].patch_features = torch.ones(2, N, 16), torch.full((1, N, 16), 2.0)
+    batch = processor.collate(rows)
+    assert "pixel_values" not in batch
+    assert batch["patch_features"][:, 0, 0].tolist() == [1, 1, 2]
+    rows[2].patch_features = torch.ones(2, N, 16)
+    with pytest.raises(RowError, match="1 pictures, but features for 2"):
+        processor.collate(rows)
+    rows[2].patch_features = None
+    with pytest.raises(RowError, match="1 pictures, but features for 0"):
+        processor.collate(rows)
+
+
+def test_the_model_takes_what_the_processor_gives(processor, model, picture):
+    rows = [
+        processor.render([user(shown(picture), shown(picture), text("What?")), assistant("a dog")]),
+        processor.render([user("Hi"), assistant("a")]),
+    ]
+    losses = [model(**processor.collate(rows, padding_side=side)).loss for side in ("left", "right")]
+    assert torch.isfinite(losses[0])
+    assert torch.allclose(*losses)
+    accepted = inspect.signature(MiniVLMForConditionalGeneration.forward).parameters
+    assert set(processor.model_input_names) <= set(accepted)
+
+
+def test_pipeline(processor, model, picture):
+    """The library's own pipeline asks model and processor together."""
+    ask = pipeline("image-text-to-text", model=model, processor=processor)
+    greedy = {"max_new_tokens": 3, "do_sample": False}
+    messages = [user(shown(picture), text("What is in this picture?"))]
+    answer = ask(text=messages, generate_kwargs=greedy, return_full_text=False)[0]["generated_text"]
+    batch = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    ids = model.generate(**batch, **greedy)[0, batch["input_ids"].shape[1] :]
+    assert answer == processor.decode(ids, skip_special_tokens=True)
+
+
+# ---- saved and loaded
+
+
+def test_saved_and_loaded_processor_does_the_same(processor, picture, tmp_path):
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is MiniVLMProcessor
+    assert loaded.num_image_tokens == N
+    assert loaded.chat_template == processor.chat_template
+    messages = [user(shown(picture), text("What <image> is this? 这个图像")), assistant("a dog")]
+    assert loaded.render(messages) == processor.render(messages)
+    assert torch.equal(loaded.pixels([picture]), processor.pixels([picture]))
+
+
+def test_a_tokenizer_without_image_token_is_refused(processor):
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(BPE()), bos_token="<s>", eos_token="</s>", pad_token="<unk>"
+    )
+    with pytest.raises(ValueError, match="no special token '<image>': add it"):
+        MiniVLMProcessor(processor.image_processor, bare, N)
