@@ -1,0 +1,1 @@
+"""How the two small base models and their tokenizer are made."""

@@ -1,0 +1,93 @@
+"""One command makes the base of the scenes preset: tokenizer, encoder, language model, saved as one checkpoint.
+
+`minivlm base` can be stopped at any time; run again, it goes on where it was. What it makes on the way (drawn
+pictures, resume states, full logs) stays in the work folder; the checkpoint holds the weights in 16 bits, the metrics,
+a thinned log of each training, the recipes and the hashes.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from minivlm.base import encoder, language_model, loop
+from minivlm.base.corpus import tokenizer_corpus
+from minivlm.base.tokenizer import CORPUS_DOCUMENTS, train_tokenizer
+from minivlm.checkpoint import save_checkpoint
+from minivlm.config import MiniVLMConfig, preset_config
+from minivlm.model import assemble
+from minivlm.processor import MiniVLMProcessor
+from minivlm.train import text_probe
+
+PARTS = ("tokenizer", "encoder", "language_model")
+THREADS = 1  # one core each: the two trainings can run side by side, and the same machine gives the same numbers
+LOG_EVERY = 20
+
+
+def build_base(
+    out: Path,
+    work: Path,
+    only: str | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    encoder_recipe: loop.Recipe = encoder.RECIPE,
+    language_recipe: loop.Recipe = language_model.RECIPE,
+    pictures: int = encoder.PICTURES,
+) -> Path | None:
+    """Make the base models, or `only` one part of them; write the checkpoint `out` when all parts are there.
+
+    Returns `out`, or None where `only` one part was made. Raises ValueError for an unknown part.
+    """
+    if only is not None and only not in PARTS:
+        raise ValueError(f"no part {only!r}; choose one of {', '.join(PARTS)}")
+    torch.set_num_threads(THREADS)
+    tokenizer = _tokenizer(work / "tokenizer")
+    config = preset_config("scenes", tokenizer.vocab_size)
+    processor = MiniVLMProcessor.for_config(config, tokenizer)
+    seen = spoken = None
+    if only in (None, "encoder"):
+        seen = encoder.train(
+            config.vision_config, tokenizer, work / "encoder", recipe=encoder_recipe, pictures=pictures, workers=workers
+        )
+    if only in (None, "language_model"):
+        spoken = language_model.train(processor, config, work / "language_model", recipe=language_recipe)
+    if seen is None or spoken is None:
+        return None
+    metrics = {"encoder": seen[1], "language_model": spoken[1]}
+    recipes = {"encoder": asdict(encoder_recipe) | {"pictures": pictures}, "language_model": asdict(language_recipe)}
+    return _save(
+        out, work, config, processor, seen[0], spoken[0], {"seed": seed, "metrics": metrics, "recipes": recipes}
+    )
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Learn the tokenizer, or read it where it was learnt before."""
+    if not (folder / "tokenizer.json").exists():
+        train_tokenizer(tokenizer_corpus(CORPUS_DOCUMENTS)).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _save(
+    out: Path,
+    work: Path,
+    config: MiniVLMConfig,
+    processor: MiniVLMProcessor,
+    seen: CLIPVisionModel,
+    spoken: LlamaForCausalLM,
+    meta: dict,
+) -> Path:
+    model = assemble(seen, spoken, config.image_token_id, meta["seed"])
+    # the values as they are stored, in 16 bits: what a user loads is what the probe is measured on
+    model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
+    meta = {"stage": "base", "command": "minivlm base", **meta, "text_probe": text_probe(model, processor)}
+    logs = {f"{part}.log.jsonl": _thinned(work / part / "log.jsonl") for part in ("encoder", "language_model")}
+    return save_checkpoint(out, model, processor, meta, dtype=torch.float16, extra=logs)
+
+
+def _thinned(log: Path) -> bytes:
+    """Every `LOG_EVERY`-th line of a log, and the last."""
+    lines = log.read_text().splitlines()
+    kept = [line for i, line in enumerate(lines) if i % LOG_EVERY == 0 or i + 1 == len(lines)]
+    return "".join(json.dumps(json.loads(line)) + "\n" for line in kept).encode()

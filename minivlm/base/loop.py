@@ -1,0 +1,107 @@
+"""The training loop of the two base models: seeded, logged, stopped and resumed at any step.
+
+Hidden matrices learn with Muon (Jordan et al., 2024; `torch.optim.Muon`), everything else with AdamW: on these
+small models Muon needed less than half of AdamW's steps.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+StepLoss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a base model is trained. `batch_size` counts rows; learning rates are peaks of a cosine schedule."""
+
+    steps: int
+    batch_size: int
+    muon_lr: float
+    adam_lr: float
+    warmup: int = 50
+    final_share: float = 0.02
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    save_every: int = 100
+    seed: int = 0
+
+
+def cosine(step: int, recipe: Recipe) -> float:
+    """The share of the peak learning rate at a step: linear warm-up, then a cosine down to `final_share`."""
+    if step < recipe.warmup:
+        return (step + 1) / recipe.warmup
+    progress = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.final_share + (1 - recipe.final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def optimizers(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside transformer layers, AdamW for embeddings, heads, norms and biases."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    hidden = [p for name, p in named if p.ndim == 2 and "layers." in name]
+    chosen = {id(p) for p in hidden}
+    rest = [p for _, p in named if id(p) not in chosen]
+    muon = torch.optim.Muon(hidden, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, momentum=0.95)
+    adam = torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
+    return [muon, adam]
+
+
+def run(module: nn.Module, step_loss: StepLoss, recipe: Recipe, folder: Path, title: str) -> list[dict]:
+    """Train `module` for `recipe.steps` steps and return the log.
+
+    `step_loss(step)` must depend on nothing but the step and the module, so that a run that was stopped resumes
+    from `folder/state.pt` as if nothing had happened. The log is `folder/log.jsonl`, one line a step.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    opts = optimizers(module, recipe)
+    state_file, log_file = folder / "state.pt", folder / "log.jsonl"
+    start, log = 0, []
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        if state["recipe"] != asdict(recipe):
+            raise ValueError(f"{state_file} was made by another recipe; delete {folder} to start anew")
+        module.load_state_dict(state["module"])
+        for opt, saved in zip(opts, state["optimizers"], strict=True):
+            opt.load_state_dict(saved)
+        start, log = state["step"], state["log"]
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    bar = tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=title, mininterval=5)
+    for step in bar:
+        began = time.perf_counter()
+        for opt in opts:
+            for group in opt.param_groups:
+                group["lr"] = group.setdefault("peak", group["lr"]) * cosine(step, recipe)
+        loss, extra = step_loss(step)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm, error_if_nonfinite=True)
+        for opt in opts:
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - began
+        log.append({"step": step, "loss": loss.item(), "norm": norm.item(), "seconds": seconds} | extra)
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+        if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
+            _save(state_file, module, opts, recipe, step + 1, log)
+            log_file.write_text("".join(json.dumps(_rounded(row)) + "\n" for row in log))
+    return log
+
+
+def _save(file: Path, module: nn.Module, opts: list, recipe: Recipe, step: int, log: list[dict]) -> None:
+    aside = file.with_suffix(".partial")
+    states = [opt.state_dict() for opt in opts]
+    torch.save(
+        {"module": module.state_dict(), "optimizers": states, "recipe": asdict(recipe), "step": step, "log": log}, aside
+    )
+    os.replace(aside, file)
+
+
+def _rounded(row: dict) -> dict:
+    return {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}

@@ -1,0 +1,1 @@
+"""The drawn world: facts, drawing, language in English and Chinese, reading facts back, rows."""

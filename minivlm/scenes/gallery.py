@@ -1,0 +1,59 @@
+"""Many pictures at once: drawn by several processes, kept in one array."""
+
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from minivlm.scenes.draw import SIZE, draw
+from minivlm.scenes.facts import Scene, sample_scene
+
+CHUNK = 100  # scenes a process draws before it reports back
+
+
+def draw_many(scenes: list[Scene], side: int = SIZE, workers: int | None = None, title: str = "drawing") -> np.ndarray:
+    """Draw scenes as uint8 pictures (I, side, side, 3), in the order given.
+
+    Each is drawn at 224 px and, for a smaller `side`, shrunk by the same bicubic filter as the image processor's.
+    The pictures do not depend on `workers` (by default one per core; 1 draws in this process).
+    """
+    workers = workers or os.cpu_count() or 1
+    chunks = [(scenes[i : i + CHUNK], side) for i in range(0, len(scenes), CHUNK)]
+    bar = tqdm(total=len(scenes), desc=title, unit="picture", mininterval=2)
+    parts = []
+    if workers == 1 or len(chunks) == 1:
+        for chunk in chunks:
+            parts.append(_draw_chunk(chunk))
+            bar.update(len(chunk[0]))
+    else:  # spawned, not forked: a forked process inherits torch's threads in an unknown state
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for part in pool.map(_draw_chunk, chunks):
+                parts.append(part)
+                bar.update(len(part))
+    bar.close()
+    return np.concatenate(parts)
+
+
+def cached_pictures(file: Path, split: str, count: int, side: int, workers: int | None = None) -> np.ndarray:
+    """The first `count` pictures of a split, drawn once and then read from `file` (memory-mapped)."""
+    if not file.exists():
+        pictures = draw_many([sample_scene(split, i) for i in range(count)], side, workers, f"drawing {split}")
+        aside = file.with_suffix(".partial.npy")
+        np.save(aside, pictures)
+        os.replace(aside, file)
+    pictures = np.load(file, mmap_mode="r")
+    if pictures.shape != (count, side, side, 3):
+        raise ValueError(f"{file} holds pictures of shape {pictures.shape}, not {count} of {side} px; delete it")
+    return pictures
+
+
+def _draw_chunk(chunk: tuple[list[Scene], int]) -> np.ndarray:
+    scenes, side = chunk
+    pictures = [draw(scene) for scene in scenes]
+    if side != SIZE:
+        pictures = [picture.resize((side, side), Image.Resampling.BICUBIC) for picture in pictures]
+    return np.stack([np.asarray(picture) for picture in pictures])
