@@ -203,7 +203,7 @@ def patch_tokens(encoder: CLIPVisionModel, pictures: np.ndarray, batch_size: int
 
 def normalised(pictures: np.ndarray) -> torch.Tensor:
     """uint8 pictures (I, H, W, 3) as `pixel_values` (I, 3, H, W), as CLIP's image processor makes them."""
-    pixels = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 255
+    pixels = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255
     mean, std = (torch.tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return (pixels - mean) / std
 

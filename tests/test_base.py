@@ -1,0 +1,202 @@
+"""The base models: tokenizer, corpus, word mosaics, the encoder's losses, and a loop that can be killed."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import CLIPImageProcessorPil
+
+from minivlm.base import encoder, language_model, loop
+from minivlm.base.corpus import answered_prompts, listed_scene, plain_text, small_talk, tokenizer_corpus, translation
+from minivlm.base.tokenizer import train_tokenizer
+from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN
+from minivlm.processor import MiniVLMProcessor
+from minivlm.scenes import words as w
+from minivlm.scenes.draw import draw, layout
+from minivlm.scenes.facts import HELD_OUT_COLOURS, Scene, Thing, random_stream, sample_scene
+from minivlm.scenes.language import read_facts
+
+RED_CAR = Thing("car", "red", "left", "near", "medium")
+PARK = Scene("park", (RED_CAR,), 7)
+
+
+@pytest.fixture(scope="module")
+def world_tokenizer():
+    return train_tokenizer(tokenizer_corpus(1500), 900)
+
+
+@pytest.fixture
+def reader(make_model, config, world_tokenizer):
+    config.text_config.vocab_size, config.image_token_id = 900, 900
+    model = language_model.build(config, seed=0)
+    processor = MiniVLMProcessor.for_config(config, world_tokenizer)
+    recipe = replace(language_model.RECIPE, steps=4, batch_size=6)
+    return language_model.MosaicReader(model, processor, recipe, bf16=False)
+
+
+def test_tokenizer_ids_and_words(world_tokenizer):
+    tok = world_tokenizer
+    assert [tok.pad_token_id, tok.bos_token_id, tok.eos_token_id] == [0, 1, 2]
+    assert tok.convert_tokens_to_ids(IMAGE_TOKEN) == 900 == tok.vocab_size  # one past the model's vocabulary
+    for lang, space in (("en", " "), ("zh", "")):
+        for word in w.COLOUR_WORDS[lang].values():
+            assert len(tok.encode(space + word, add_special_tokens=False)) == 1, word
+    text = "夜晚的城市街道上有一辆红色的大汽车, naïve 🐼"
+    assert tok.decode(tok.encode(text, add_special_tokens=False)) == text
+
+
+def test_tokenizer_refuses_too_little_text():
+    with pytest.raises(ValueError, match="pass more texts"):
+        train_tokenizer(["a"], 5000)
+
+
+def test_corpus_is_true_and_reproducible():
+    for index in range(60):
+        assert plain_text(index) == plain_text(index)
+        assert read_facts(plain_text(index)).setting == sample_scene("text", index).setting
+        conversation = listed_scene(index)
+        assert conversation == listed_scene(index)
+        listing = read_facts(conversation[0]["content"].split("\n")[0])
+        assert set(listing.things) == {(t.kind, t.colour) for t in sample_scene("text", index).things}
+        one, two = translation(index)
+        assert read_facts(one["content"]).things == read_facts(two["content"]).things
+        assert [m["role"] for m in small_talk(index)] == ["user", "assistant"]
+
+
+def test_answered_prompts_are_distinct_and_answered():
+    turns = answered_prompts(sample_scene("text", 3), "zh", random_stream("t"), turns=4)
+    asked = [m["content"] for m in turns[::2]]
+    assert len(turns) == 8 and len(set(asked)) == 4
+    assert all(m["role"] == "assistant" and m["content"] for m in turns[1::2])
+
+
+def test_mosaic_says_what_stands_where(world_tokenizer):
+    lexicon = language_model.Lexicon.of(world_tokenizer)
+    side, left, right = 8, 0, 0
+    for seed in range(20):
+        scene = replace(PARK, seed=seed)
+        ids, weights = language_model.mosaic(scene, side, lexicon, random_stream("mosaic", seed))
+        assert ids.shape == weights.shape == (side * side, 5)
+        assert ((ids == 0) == (weights == 0)).all()
+        red = {lexicon.colours[lang]["red"] for lang in w.LANGUAGES}
+        says_red = np.isin(ids[:, 0], list(red)).reshape(side, side)
+        left, right = left + says_red[:, :4].sum(), right + says_red[:, 5:].sum()
+    assert left > 40 and right == 0
+
+
+def test_mosaic_fills_the_block_a_picture_will_fill(reader):
+    row, scene = reader._mosaic_row(0)
+    batch = reader.processor.collate([row])
+    plain = reader.embed(batch, [], random_stream("m"))
+    filled = reader.embed(batch, [scene], random_stream("m"))
+    differs = (plain != filled).any(-1)
+    assert torch.equal(differs, batch["input_ids"] == reader.processor.image_token_id)
+
+
+def test_mosaic_batches_depend_on_the_step_alone(reader):
+    first, again, other = (reader.step_loss(step)[0].item() for step in (0, 0, 1))
+    assert first == again != other
+    assert reader.step_loss(language_model.TEXT_EVERY - 1)[1]["tokens"] > 0
+
+
+def test_text_rows_supervise_everything_after_the_first_token(reader):
+    row = reader._text_row(0)
+    assert row.labels == [IGNORE_INDEX, *row.input_ids[1:]]
+    assert row.input_ids[-1] == reader.processor.tokenizer.eos_token_id
+
+
+def test_random_model_captions_score_zero(reader):
+    scores = reader.captions("en", 4, "mosaic", batch_size=4)
+    assert scores["recall"] < 0.2 and scores["pairs"] == 10
+
+
+def test_naming_score_is_the_soft_maximum_over_patches():
+    head = encoder.NamingHead(6)
+    patches = torch.randn(2, 5, 6)
+    got = head(patches)
+    kinds, hues, places, distances = head.words(patches).split((16, 9, 3, 2), dim=-1)
+    pair, slot = encoder.PAIRS.index(("dog", "pink")), encoder.SLOTS.index(("right", "far"))
+    by_hand = (kinds[..., 1] + hues[..., 6] + places[..., 2] + distances[..., 1]).logsumexp(1)
+    torch.testing.assert_close(got[:, pair, slot], by_hand)
+
+
+def test_held_out_pairs_are_in_no_class_list():
+    assert not set(encoder.PAIRS) & HELD_OUT_COLOURS
+    assert len(encoder.PAIRS) == 15 * 8 + 1 - len(HELD_OUT_COLOURS)
+
+
+def test_training_pixels_are_the_image_processors():
+    pictures = np.stack([np.asarray(draw(sample_scene("dev", i)).resize((112, 112), 3)) for i in range(2)])
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112})
+    wanted = processor([draw(sample_scene("dev", i)) for i in range(2)], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(encoder.normalised(pictures), wanted)
+
+
+def test_mirrored_facts_belong_to_the_mirrored_picture():
+    mirrored = encoder._mirrored(PARK)
+    assert mirrored.things[0] == replace(RED_CAR, place="right")
+    assert encoder._mirrored(mirrored) == PARK
+
+
+def test_covered_patches_lie_in_the_box():
+    scene = sample_scene("exam", 3)
+    for box in layout(scene):
+        for patch in encoder.covered(box, 8):
+            x, y = (patch % 8 + 0.5) / 8, (patch // 8 + 0.5) / 8
+            assert box[0] - 0.07 < x < box[2] + 0.07 and box[1] - 0.07 < y < box[3] + 0.07
+
+
+def test_encoder_trains_probes_and_resumes(config, world_tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder, "PROBE_FIT", 30)
+    monkeypatch.setattr(encoder, "PROBE_TEST", 20)
+    config.vision_config.image_size, config.vision_config.patch_size = 28, 7
+    recipe = loop.Recipe(steps=4, batch_size=4, muon_lr=0.02, adam_lr=1e-3, warmup=2, save_every=2)
+
+    def weights(folder, steps):
+        made, metrics = encoder.train(
+            config.vision_config, world_tokenizer, folder, False, replace(recipe, steps=steps), pictures=16, workers=1
+        )
+        return made.state_dict(), metrics
+
+    whole, metrics = weights(tmp_path / "whole", 4)
+    assert 0 <= metrics["setting"] <= 1 and "near, 1 in the picture" in metrics["kind"]
+    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [0, 1, 2, 3]
+    real = encoder.EncoderTrainer.step_loss
+
+    def killed(self, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return real(self, step)
+
+    monkeypatch.setattr(encoder.EncoderTrainer, "step_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        weights(tmp_path / "again", 4)
+    monkeypatch.setattr(encoder.EncoderTrainer, "step_loss", real)
+    resumed, _ = weights(tmp_path / "again", 4)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    with pytest.raises(ValueError, match="another recipe"):
+        weights(tmp_path / "again", 5)
+
+
+def test_cosine_by_hand():
+    recipe = loop.Recipe(steps=110, batch_size=1, muon_lr=1, adam_lr=1, warmup=10, final_share=0.1)
+    assert loop.cosine(0, recipe) == pytest.approx(0.1)
+    assert loop.cosine(9, recipe) == pytest.approx(1.0)
+    assert loop.cosine(60, recipe) == pytest.approx(0.55)
+
+
+def test_muon_takes_hidden_matrices_alone():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(3, 3)])
+            self.head = nn.Linear(3, 3)
+
+    net = Net()
+    muon, adam = loop.optimizers(net, loop.Recipe(steps=1, batch_size=1, muon_lr=0.1, adam_lr=0.1))
+    assert [id(p) for g in muon.param_groups for p in g["params"]] == [id(net.layers[0].weight)]
+    assert len([p for g in adam.param_groups for p in g["params"]]) == 3
