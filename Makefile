@@ -16,6 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 p
 
 # The environment is complete for exactly these two files: its stamp carries their checksum.
 STAMP := $(VENV)/.minivlm-$(shell cat pyproject.toml $(CONSTRAINTS) | cksum | cut -d ' ' -f 1)
+# pip itself is pinned and comes first: older ones lose their way among so many packages.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
 PROJECT := .[course,test]
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
@@ -63,8 +64,10 @@ $(STAMP):
 	  echo "$(PYTHON) has no venv module, so it cannot make a virtual environment."; \
 	  echo "On Debian and Ubuntu: sudo apt install python3-venv. Or use conda: see README.md."; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
-	$(call timed,install,echo "Installing into $(VENV): torch first and then the rest; this takes some minutes." && \
-	  $(PIP) $(addprefix --extra-index-url ,$(TORCH_INDEX)) torch setuptools && \
+	@echo "Installing into $(VENV): pip, then torch, then the rest. This takes some minutes."
+	$(call timed,install,\
+	  $(PIP) --quiet pip setuptools && \
+	  $(PIP) $(addprefix --extra-index-url ,$(TORCH_INDEX)) torch && \
 	  $(PIP) --quiet --no-build-isolation -e '$(PROJECT)' || { \
 	  echo "The installation stopped; the lines above say why. Run the same command again to go on."; exit 1; })
 	@rm -f $(VENV)/.minivlm-* && touch $@
