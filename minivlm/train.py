@@ -1,0 +1,481 @@
+"""One loop for both stages: what differs between them is data (`config.STAGES`). Letters as in `config.py`.
+
+Everything that decides the weights is a pure function of the parent checkpoint, the rows, the stage and the seed: the
+order of the rows, the schedule, even dropout. So a run that was killed goes on from its last checkpoint and ends with
+the bytes of one that never was, and two processes learn what one learns.
+"""
+
+import hashlib
+import io
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from minivlm.checkpoint import (
+    _present as present,
+)
+from minivlm.checkpoint import (
+    load_checkpoint,
+    part_hashes,
+    read_meta,
+    require_parent,
+    save_checkpoint,
+)
+from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
+from minivlm.data import Row
+from minivlm.features import FeatureCache
+from minivlm.model import PARTS, MiniVLMForConditionalGeneration, ledger, set_trainable
+from minivlm.processor import MiniVLMProcessor, Rendered
+
+WINDOW = 4  # steps whose rows are sorted by length together
+LOG, RESUME = "log.jsonl", "resume.pt"
+PROBE_TEXTS = (
+    "A red car and a white dog are in a park.",
+    "公园里有一辆红色的汽车和一只白色的狗。",
+    *PROMPTS.values(),
+)
+PROBE_TOLERANCE = 0.02
+BF16_GAIN = 0.9  # bf16 costs digits: it must take less than this share of the time of fp32
+
+
+class TrainingError(ValueError):
+    """A run cannot start or go on. The message says what was wrong and what to do."""
+
+
+def train(
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    rows: Sequence[Row],
+    stage: Stage,
+    out: str | Path,
+    *,
+    parent: str | Path,
+    seed: int = 0,
+    features: FeatureCache | None = None,
+    precision: str | None = None,
+    resume: bool = True,
+    save_every: int = 200,
+    on_step: Callable[[int, float, MiniVLMForConditionalGeneration], None] | None = None,
+    command: str = "",
+) -> list[dict[str, Any]]:
+    """Train one stage and write its checkpoint; stopped at any moment, the same call goes on where it was.
+
+    Args:
+        model: the parent's weights, as `load_checkpoint(parent)` gives them (stage 1 may start from any W). It is
+            trained in place and comes back in evaluation mode, with the weights of `out`.
+        rows: what to learn from; taken in an order that only `seed` decides, again and again if there are too few.
+        stage: what trains, how fast and for how long. Its rows per step, `batch_size * accumulation`, are those of
+            all processes together, so a run does not depend on how many there are.
+        out: the checkpoint to write. It holds the parts that trained; the others are taken from `parent`.
+        parent: the checkpoint to start from.
+        features: what the encoder made of the rows' pictures; None opens and encodes pictures in every step.
+        precision: "fp32", or "bf16" to multiply in 16 bits (weights stay in 32). None: what `choose_precision`
+            measures, or what the run began with.
+        resume: go on from `out` if it holds this very run. False starts anew and replaces it.
+        save_every: steps from one checkpoint to the next.
+        on_step: called after every step, in the main process, with the number of steps done, the loss and the model.
+        command: what the user typed, for the record.
+
+    Returns:
+        The log, one entry a step: step, loss, learning_rates, grad_norm, tokens, seconds, tokens_per_second.
+
+    Raises:
+        CheckpointError: `parent` is of the wrong stage; or it or `out` is damaged.
+        TrainingError: the model is not the parent's; `out` holds another run; the loss is not finite; a frozen weight
+            moved; there are fewer rows a step than processes.
+        RowError, PictureError, FeatureError: a row cannot be used.
+        OSError: the checkpoint cannot be written.
+        KeyboardInterrupt: Ctrl-C was pressed. The step at hand was finished and a checkpoint written.
+    """
+    accelerator, out, parent = Accelerator(), Path(out), Path(parent)
+    origin = check_parent(model, processor, stage, parent)
+    earlier = read_meta(out) if resume and present(out).is_dir() else None
+    model.to(accelerator.device)
+    if precision is None:
+        precision = earlier["precision"] if earlier else choose_precision(model)
+    order = RowOrder(rows, processor, stage.batch_size * stage.accumulation, seed)
+    about = {
+        "stage": stage.name,
+        "command": command,
+        "seed": seed,
+        "recipe": asdict(stage),
+        "rows": {"count": len(rows), "first": order.fingerprint()},
+        "precision": broadcast_object_list([precision])[0],
+        "parent": origin,
+    }
+    run = Run(model, processor, stage, order, features, out, parent, accelerator, json.loads(json.dumps(about)))
+    if earlier:
+        run.resume(earlier)
+    accelerator.print(ledger(model, stage))
+    with _training_mode(model, accelerator.device), _first_interrupt() as interrupted:
+        run.to_the_end(save_every, on_step, interrupted)
+    return run.log
+
+
+@dataclass
+class Run:
+    """A stage at work: the model, where its rows come from, the optimizer's state and the log so far."""
+
+    model: MiniVLMForConditionalGeneration
+    processor: MiniVLMProcessor
+    stage: Stage
+    order: "RowOrder"
+    features: FeatureCache | None
+    out: Path
+    parent: Path
+    accelerator: Accelerator
+    about: dict[str, Any]
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self):
+        """Free what trains, note the hashes of the rest."""
+        if self.stage.batch_size < self.accelerator.num_processes:
+            raise TrainingError(
+                f"{self.stage.batch_size} rows cannot be dealt to {self.accelerator.num_processes} processes; "
+                "raise the stage's batch_size"
+            )
+        set_trainable(self.model, self.stage)
+        self.optimizer = adamw(self.model, self.stage)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.frozen = self._frozen_hashes()
+
+    def to_the_end(self, save_every: int, on_step: Callable | None, interrupted: threading.Event) -> None:
+        """All steps that are left, with a checkpoint every so often and at the end."""
+        main, steps = self.accelerator.is_main_process, self.stage.steps
+        bar = tqdm(total=steps, initial=len(self.log), desc=f"stage {self.stage.name}", unit="step", disable=not main)
+        with bar:
+            while len(self.log) < steps:
+                stop = self.step(len(self.log), interrupted.is_set())
+                done, loss = len(self.log), self.log[-1]["loss"]
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}")
+                if stop or done % save_every == 0 or done == steps:
+                    self.save()
+                if on_step is not None and main:
+                    on_step(done, loss, self.model)
+                if stop and done < steps:
+                    self.accelerator.print(
+                        f"Stopped after step {done} of {steps}. {self.out} is a checkpoint that can be used as it is; "
+                        "run the same command again to go on from there."
+                    )
+                if stop:
+                    raise KeyboardInterrupt
+
+    def step(self, step: int, interrupted: bool = False) -> bool:
+        """One optimizer step. Returns whether any process was interrupted.
+
+        The loss is the mean over the supervised tokens of the whole step, whatever passes and processes its rows are
+        dealt to. Every process knows all rows of the step, so it can divide by their tokens before it adds anything.
+        """
+        began, rows = time.perf_counter(), self.order[step]
+        supervised = sum(label != IGNORE_INDEX for row in rows for label in row.labels[1:])
+        rates = learning_rates(step, self.stage)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rates[group["part"]]
+        torch.manual_seed(_seed(self.about["seed"], step, self.accelerator.process_index))  # for dropout
+        loss = torch.zeros((), device=self.accelerator.device)
+        for part in deal(rows, self.accelerator.process_index, self.accelerator.num_processes, self.stage.accumulation):
+            share = supervised_loss(self.model, self._batch(part), self.about["precision"]) / supervised
+            self.accelerator.backward(share)
+            loss += share.detach()
+        loss, stop = self._sum_over_processes(loss, interrupted)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of step {step + 1} is {loss}; its rows are {', '.join(row.where for row in rows[:4])} …; "
+                "lower the learning rate, or look at these rows. The last checkpoint is as it was"
+            )
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.stage.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        tokens, seconds = sum(len(row.input_ids) for row in rows), time.perf_counter() - began
+        entry = {"step": step + 1, "loss": loss, "learning_rates": rates, "grad_norm": norm.item()}
+        entry |= {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
+        self.log.append(entry)
+        return stop
+
+    def save(self) -> None:
+        """Check that what is frozen is as it was, then write the checkpoint (the main process does)."""
+        if moved := [part for part, value in self._frozen_hashes().items() if value != self.frozen[part]]:
+            raise TrainingError(
+                f"{', '.join(moved)} moved in stage {self.stage.name}, which trains {', '.join(self.stage.trains)} "
+                "only; nothing was saved. Look for code that writes to these weights, such as in on_step"
+            )
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        finished = len(self.log) == self.stage.steps
+        files = {LOG: "".join(json.dumps(entry) + "\n" for entry in self.log).encode()}
+        if not finished:
+            state = io.BytesIO()
+            torch.save(self.optimizer.state_dict(), state)
+            files[RESUME] = state.getvalue()
+        meta = self.about | {
+            "steps": len(self.log),
+            "finished": finished,
+            "metrics": {"loss": self.log[-1]["loss"], "seconds": sum(entry["seconds"] for entry in self.log)},
+            "text_probe": text_probe(self.model, self.processor),
+        }
+        save_checkpoint(self.out, self.model, self.processor, meta, self.stage.trains, base=self.parent, extra=files)
+
+    def resume(self, earlier: Mapping[str, Any]) -> None:
+        """Take weights, optimizer and log from `out`, if it holds this very run."""
+        for key in ("stage", "parent", "seed", "precision", "rows", "recipe"):
+            if earlier.get(key) != self.about[key]:
+                raise TrainingError(
+                    f"{self.out} holds another run: its {key} is {earlier.get(key)}, not {self.about[key]}; "
+                    "choose another folder, or start anew with resume=False"
+                )
+        saved, _, _ = load_checkpoint(self.out, base=self.parent)
+        self.model.load_state_dict(saved.state_dict())
+        folder = present(self.out)
+        self.log = [json.loads(line) for line in (folder / LOG).read_text("utf-8").splitlines()]
+        if not earlier["finished"]:
+            self.optimizer.load_state_dict(torch.load(folder / RESUME, weights_only=True))
+
+    def _batch(self, rows: list[Rendered]) -> dict[str, torch.Tensor]:
+        if self.features is not None:
+            rows = [replace(row, patch_features=self.features[row.pictures]) if row.pictures else row for row in rows]
+        return {name: tensor.to(self.accelerator.device) for name, tensor in self.processor.collate(rows).items()}
+
+    def _sum_over_processes(self, loss: torch.Tensor, interrupted: bool) -> tuple[float, bool]:
+        """Add up all gradients and losses in one message; tell everyone of a Ctrl-C."""
+        if self.accelerator.num_processes == 1:
+            return loss.item(), interrupted
+        message = [*(p.grad.flatten() for p in self.parameters), loss[None], loss.new_tensor([float(interrupted)])]
+        *gradients, loss, stop = self.accelerator.reduce(torch.cat(message)).split([len(m) for m in message])
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad.copy_(gradient.view_as(parameter))
+        return loss.item(), stop.item() > 0
+
+    def _frozen_hashes(self) -> dict[str, str]:
+        hashes = part_hashes(self.model, self.processor)
+        return {part: value for part, value in hashes.items() if part not in self.stage.trains}
+
+
+class RowOrder:
+    """Which rows make up a step: a pure function of the seed and the step.
+
+    Rows come in a random order without repetition until all have been seen, then in another. Those of `WINDOW` steps
+    are sorted by length, cut into steps and these shuffled, so that little is padded.
+
+    Args:
+        rows: a sequence of rows.
+        processor: renders them.
+        rows_per_step: of all processes and passes together.
+        seed: decides the order.
+
+    Raises:
+        TrainingError: there are no rows.
+    """
+
+    def __init__(self, rows: Sequence[Row], processor: MiniVLMProcessor, rows_per_step: int, seed: int):
+        if not len(rows):
+            raise TrainingError("there are no rows to learn from; check the file or the recipe they come from")
+        self.rows, self.processor, self.rows_per_step, self.seed = rows, processor, rows_per_step, seed
+        self._window, self._steps = -1, []
+
+    def __getitem__(self, step: int) -> list[Rendered]:
+        """The rows of a step, counted from 0, the shortest first."""
+        window, place = divmod(step, WINDOW)
+        if window != self._window:
+            self._window, self._steps = window, self._rendered(window)
+        return self._steps[place]
+
+    def fingerprint(self) -> str:
+        """A hash of the first step's ids and labels, to tell one set of rows from another."""
+        return hashlib.sha256(repr([(row.input_ids, row.labels) for row in self[0]]).encode()).hexdigest()
+
+    def _rendered(self, window: int) -> list[list[Rendered]]:
+        size = WINDOW * self.rows_per_step
+        numbers = [self._number(place) for place in range(window * size, (window + 1) * size)]
+        rows = [self.processor.render(row.messages(), row.where) for row in (self.rows[number] for number in numbers)]
+        rows.sort(key=lambda row: len(row.input_ids))
+        steps = [rows[i : i + self.rows_per_step] for i in range(0, size, self.rows_per_step)]
+        return [steps[i] for i in np.random.default_rng(_seed(self.seed, window)).permutation(WINDOW)]
+
+    def _number(self, place: int) -> int:
+        epoch, index = divmod(place, len(self.rows))
+        return int(_permutation(len(self.rows), self.seed, epoch)[index])
+
+
+@lru_cache(maxsize=2)  # a window can reach into the next epoch
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+def deal(rows: list[Rendered], process: int, processes: int, accumulation: int) -> list[list[Rendered]]:
+    """A process's rows of a step, in as many parts as there are passes; no row goes to two processes."""
+    mine = rows[process::processes]
+    size = math.ceil(len(mine) / accumulation)
+    return [mine[i : i + size] for i in range(0, len(mine), size)]
+
+
+def supervised_loss(
+    model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor], precision: str
+) -> torch.Tensor:
+    """The sum of the next-token loss over the batch's supervised tokens, in float32.
+
+    Logits are computed only where some row of the batch has something to learn: not over the pictures, for one.
+    """
+    labels = batch["labels"]  # (B, T)
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T) what comes next
+    kept = (targets != IGNORE_INDEX).any(dim=0).nonzero().flatten()  # (K,) places
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    with torch.autocast(labels.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits  # (B, K, V)
+    logits, targets = logits.float().flatten(0, 1), targets[:, kept].flatten()  # (B * K, V), (B * K,)
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+def learning_rates(step: int, stage: Stage) -> dict[str, float]:
+    """Each part's learning rate at a step counted from 0: up in a line, down in a cosine to `final_lr_share`."""
+    if step < stage.warmup_steps:
+        share = (step + 1) / stage.warmup_steps
+    else:
+        progress = (step + 1 - stage.warmup_steps) / max(1, stage.steps - stage.warmup_steps)
+        share = stage.final_lr_share + (1 - stage.final_lr_share) * (1 + math.cos(math.pi * progress)) / 2
+    return {part: share * peak for part, peak in stage.learning_rates.items()}
+
+
+def adamw(model: MiniVLMForConditionalGeneration, stage: Stage) -> torch.optim.AdamW:
+    """AdamW over the parts that train, weight decay on matrices only; gradients start as zeros, not as None.
+
+    A step without a picture then moves W by its momentum, in one process as in two.
+    """
+    groups = []
+    for part in stage.trains:
+        parameters = list(getattr(model, part).parameters())
+        for decay, chosen in (
+            (stage.weight_decay, [p for p in parameters if p.ndim >= 2]),
+            (0.0, [p for p in parameters if p.ndim < 2]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "part": part, "weight_decay": decay})
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    return torch.optim.AdamW(groups, fused=True)
+
+
+def check_parent(
+    model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, stage: Stage, parent: Path
+) -> dict[str, Any]:
+    """Refuse a model that is not its parent's, before the first step; return the parent's stage and hashes.
+
+    The language model's loss on a few fixed texts must be the one that the parent recorded. A language model that
+    was never loaded knows nothing: it gives each of V tokens the same chance and scores ln V.
+
+    Raises:
+        CheckpointError: the parent is missing, damaged, or of another stage.
+        TrainingError: the weights are others than the parent's.
+    """
+    meta = read_meta(parent)
+    require_parent(meta, stage, parent)
+    found, recorded = text_probe(model, processor), meta.get("text_probe")
+    if not isinstance(recorded, float):
+        raise TrainingError(f"{parent}: no 'text_probe' is recorded; save it with text_probe=text_probe(model, …)")
+    if not abs(found - recorded) <= PROBE_TOLERANCE:  # written so that NaN is refused too
+        vocabulary = model.config.text_config.vocab_size
+        raise TrainingError(
+            f"the language model is not the one of {parent}: its loss on the text probe is {found:.3f}, there it is "
+            f"{recorded:.3f}. (A model that knows nothing scores ln V = ln {vocabulary} = {math.log(vocabulary):.2f}: "
+            "near that, the weights were never loaded.) Load the model by load_checkpoint"
+        )
+    hashes = part_hashes(model, processor)
+    drawn = {"projector"} if stage.parent == "base" else set()  # W of a base is only a draw: any other will do
+    for part in {*PARTS, "tokenizer"} - drawn:
+        if hashes[part] != meta["hashes"][part]:
+            raise TrainingError(f"the model's {part} is not the one of {parent}; load both by load_checkpoint")
+    return {"stage": meta["stage"], "hashes": {part: meta["hashes"][part] for part in sorted(meta["hashes"])}}
+
+
+@torch.no_grad()
+def text_probe(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> float:
+    """The language model's mean next-token loss on `PROBE_TEXTS`, without any picture."""
+    training = model.training
+    model.eval()
+    batch = processor(text=list(PROBE_TEXTS), return_tensors="pt", padding_side="right").to(model.device)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits  # (B, T, V)
+    model.train(training)
+    return F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
+    ).item()
+
+
+def choose_precision(model: MiniVLMForConditionalGeneration, seconds: float = 1.0) -> str:
+    """ "bf16" where this processor multiplies matrices of the model's shape clearly faster in 16 bits, else "fp32".
+
+    Some processors are 4.5 times as fast in bf16, others slower, and none of them says so: it is measured, forward
+    and backward through one layer's two large matrices, each way in turn, the best time of each.
+    """
+    config, device = model.config.text_config, model.device
+    width, inner = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
+    up, down = (torch.ones(shape, device=device, requires_grad=True) for shape in ((inner, width), (width, inner)))
+    rows = torch.ones(2048, width, device=device)  # about what a batch holds
+    best = {"fp32": math.inf, "bf16": math.inf}
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until or math.inf in best.values():
+        for precision in best:
+            began = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                total = F.linear(F.linear(rows, up), down).sum()
+            total.backward()
+            up.grad[0, 0].item()  # waits for a GPU
+            best[precision] = min(best[precision], time.perf_counter() - began)
+    return "bf16" if best["bf16"] < BF16_GAIN * best["fp32"] else "fp32"
+
+
+def _seed(*key: int) -> int:
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+@contextmanager
+def _training_mode(model: MiniVLMForConditionalGeneration, device: torch.device) -> Iterator[None]:
+    """Train, then evaluate again; the program's random numbers stay as they were."""
+    language_model = model.language_model
+    attention = language_model.config._attn_implementation
+    if device.type == "cpu":  # at a few hundred tokens up to twice as fast there as the fused kernel, measured
+        language_model.set_attn_implementation("eager")
+    model.train()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            model.eval()
+            language_model.set_attn_implementation(attention)
+
+
+@contextmanager
+def _first_interrupt() -> Iterator[threading.Event]:
+    """Let the first Ctrl-C only raise a flag, so that it never falls into the middle of a step; a second one stops."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(*_):
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
