@@ -11,8 +11,9 @@ ARGS ?=
 
 # The first Python on the path that is new enough; only looked for when there is something to install.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
-            $$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && echo $$p && break; done)
+FIND_PYTHON = $(shell for p in python3 python3.11 python3.12 python3.13 python3.14 python; do \
+                $$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && echo $$p && break; done)
+PYTHON ?= $(eval PYTHON := $(FIND_PYTHON))$(PYTHON)
 
 # The environment is complete for exactly these two files: its stamp carries their checksum.
 STAMP := $(VENV)/.minivlm-$(shell cat pyproject.toml $(CONSTRAINTS) | cksum | cut -d ' ' -f 1)
