@@ -64,6 +64,23 @@ def answer(
     return [texts[one] for one in asked]
 
 
+@torch.no_grad()
+def describe(
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    pictures: Sequence,
+    prompt: str,
+    max_new_tokens: int = 96,
+) -> list[str]:
+    """The answer to one prompt about each picture; a picture is whatever `open_picture` takes.
+
+    Raises:
+        PictureError: a picture cannot be read.
+    """
+    features = model.vision(processor.pixels(list(pictures)).to(model.device))  # (I, N, Dv)
+    return answer(model, processor, [Asked(prompt, i) for i in range(len(features))], features, max_new_tokens)
+
+
 def prompt_ids(processor: MiniVLMProcessor, one: Asked) -> tuple[list[int], list[int]]:
     """A prompt's ids in two parts: what all prompts about this picture begin with, and the rest."""
     image = [] if one.picture is None else [{"type": "image"}]
