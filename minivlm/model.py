@@ -121,7 +121,7 @@ class MiniVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             loss (a mean over supervised tokens, in float32), logits (B, T, V), past_key_values.
 
         Raises:
-            ValueError: as in `embed`; or not exactly one of `input_ids` and `inputs_embeds` is given.
+            ValueError: as in `embed`, or `input_ids` and `inputs_embeds` are both given or both missing.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give input_ids or inputs_embeds, one of them")
@@ -201,8 +201,7 @@ def assemble(
 ) -> MiniVLMForConditionalGeneration:
     """Put two trained base models together; W between them is drawn anew from the seed.
 
-    The base models become parts of the result, they are not copied. W starts as the language model's own matrices
-    did, normal with its `initializer_range`, and the program's other random numbers stay as they were.
+    The base models become parts of the result, they are not copied.
     """
     config = MiniVLMConfig(
         vision_config=vision.config, text_config=language_model.config, image_token_id=image_token_id
@@ -210,11 +209,19 @@ def assemble(
     with torch.device("meta"):  # the shape of the whole, without numbers
         model = MiniVLMForConditionalGeneration(config)
     model.vision, model.language_model = VisionEncoder(vision), language_model
-    std = getattr(language_model.config, "initializer_range", 0.02)
-    model.projector.to_empty(device="cpu")
-    nn.init.normal_(model.projector.weight, std=std, generator=torch.Generator().manual_seed(seed))
-    model.projector.to(language_model.device)
+    model.projector.to_empty(device=language_model.device)
+    draw_projector(model, seed)
     return model.eval()
+
+
+@torch.no_grad()
+def draw_projector(model: MiniVLMForConditionalGeneration, seed: int) -> None:
+    """Draw W anew from the seed, as the language model's own matrices began: normal, with its `initializer_range`.
+
+    The numbers are the same on every device, and the program's other random numbers stay as they were.
+    """
+    weight, std = model.projector.weight, getattr(model.config.text_config, "initializer_range", 0.02)
+    weight.copy_(torch.empty(weight.shape).normal_(std=std, generator=torch.Generator().manual_seed(seed)))
 
 
 def set_trainable(model: MiniVLMForConditionalGeneration, stage: Stage) -> None:

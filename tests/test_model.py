@@ -19,6 +19,7 @@ from minivlm.model import (
     LedgerRow,
     MiniVLMForConditionalGeneration,
     assemble,
+    draw_projector,
     ledger,
     positions,
     set_trainable,
@@ -296,6 +297,9 @@ def test_assemble_takes_the_parts_and_draws_w_from_the_seed(config):
     first, same, other = (model.projector.weight for model in models)
     assert torch.equal(first, same) and not torch.equal(first, other)
     assert first.std().item() == pytest.approx(config.text_config.initializer_range, rel=0.1)
+    draw_projector(models[2], 0)
+    assert torch.equal(models[2].projector.weight, first)
+    assert torch.equal(torch.get_rng_state(), before)
     assert models[0].vision.clip is vision and models[0].language_model is language_model
     assert not models[0].training
     assert models[0].config.image_token_id == 320
