@@ -202,7 +202,7 @@ def _read_torch(file: Path) -> dict[str, torch.Tensor]:
             f"{file}: no state dict, but a pickle of other Python objects, which could run code and is not opened; "
             "in the program that wrote it, save model.state_dict() with safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:  # what a broken zip or a cut pickle raises
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:  # a broken zip, or a pickle cut off
         raise CheckpointError(f"{file}: cut off, or no torch file ({error}); copy it again") from error
     if not isinstance(found, Mapping) or not found:
         raise CheckpointError(f"{file}: holds a {type(found).__name__}, no state dict of named tensors")
@@ -399,13 +399,14 @@ def _swap(aside: Path, folder: Path) -> None:
         folder.rename(replaced)
     try:
         aside.rename(folder)
+        _sync(folder.parent)
     except OSError:
+        if folder.exists():
+            folder.rename(aside)
         if replaced.exists():
             replaced.rename(folder)
         raise
-    _sync(folder.parent)
-    if replaced.exists():
-        shutil.rmtree(replaced)
+    shutil.rmtree(replaced, ignore_errors=True)  # the new one is in place; what is left is cleared up next time
 
 
 def _replaced(folder: Path) -> Path:

@@ -1,0 +1,657 @@
+"""Checkpoints: what is loaded is what was saved, or the file and the key that is wrong are named."""
+
+import copy
+import errno
+import hashlib
+import json
+import os
+import pickle
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from minivlm import checkpoint
+from minivlm.base.tokenizer import train_tokenizer
+from minivlm.checkpoint import (
+    CheckpointError,
+    hash_tensors,
+    load_checkpoint,
+    part_hashes,
+    read_meta,
+    read_tensors,
+    require_parent,
+    save_checkpoint,
+)
+from minivlm.config import STAGES, MiniVLMConfig
+from minivlm.model import PARTS, MiniVLMForConditionalGeneration
+from minivlm.processor import MiniVLMProcessor
+
+META = {"stage": "sft", "seed": 3, "command": "minivlm train", "metrics": {"loss": 1.5}, "text_probe": 2.25}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def edit(file: Path, change) -> None:
+    """Rewrite a safetensors file with `change` applied to its tensors."""
+    tensors = {name: tensor.clone() for name, tensor in safetensors.torch.load_file(file).items()}
+    change(tensors)
+    safetensors.torch.save_file(tensors, file, {"format": "pt"})
+
+
+def edit_json(file: Path, **changes) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes), "utf-8")
+
+
+@pytest.fixture
+def saved(model, processor, tmp_path) -> Path:
+    return save_checkpoint(tmp_path / "sft", model, processor, META)
+
+
+# ---- saved and loaded
+
+
+def test_loaded_is_what_was_saved(saved, model, processor, make_batch):
+    loaded, loaded_processor, meta = load_checkpoint(saved)
+    assert type(loaded) is MiniVLMForConditionalGeneration
+    assert not loaded.training
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    head, embeddings = loaded.get_output_embeddings().weight, loaded.get_input_embeddings().weight
+    assert head.data_ptr() == embeddings.data_ptr()  # still tied
+    batch = make_batch([2, 0, 1])
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    messages = [{"role": "user", "content": "Hi <image>"}, {"role": "assistant", "content": "a"}]
+    assert loaded_processor.render(messages) == processor.render(messages)
+    assert loaded.generation_config.to_dict() == model.generation_config.to_dict()
+    assert META.items() <= meta.items()
+    assert meta["holds"] == list(PARTS)
+    assert meta["hashes"] == part_hashes(model, processor) == part_hashes(loaded, loaded_processor)
+    assert {"python", "torch", "transformers"} <= meta["versions"].keys()
+
+
+def test_a_fresh_process_gets_the_same_logits(saved, model, make_batch, tmp_path):
+    batch = make_batch([1, 2])
+    safetensors.torch.save_file(batch, tmp_path / "batch.safetensors")
+    code = (
+        "import sys, safetensors.torch\n"
+        "from minivlm.checkpoint import load_checkpoint\n"
+        "batch = safetensors.torch.load_file(sys.argv[2])\n"
+        "logits = load_checkpoint(sys.argv[1])[0](**batch).logits\n"
+        "safetensors.torch.save_file({'logits': logits.detach()}, sys.argv[3])\n"
+    )
+    out = tmp_path / "logits.safetensors"
+    subprocess.run([sys.executable, "-c", code, saved, tmp_path / "batch.safetensors", out], check=True)
+    theirs = safetensors.torch.load_file(out)["logits"]
+    assert torch.allclose(theirs, model(**batch).logits, rtol=0, atol=1e-6)  # threads may sum in another order
+
+
+def test_the_library_loads_the_same_folder(saved, model, processor, make_batch):
+    loaded, report = AutoModelForImageTextToText.from_pretrained(saved, output_loading_info=True)
+    assert not any(report.values()), report
+    batch = make_batch([1, 0])
+    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+    assert type(AutoProcessor.from_pretrained(saved)) is MiniVLMProcessor
+
+
+def test_saving_what_was_loaded_gives_the_same_bytes(saved, model, processor, tmp_path, picture):
+    loaded, loaded_processor, _ = load_checkpoint(saved)
+    loaded_processor(text=["a", "<image> and more"], images=[picture])  # using it must leave no trace
+    first = save_checkpoint(tmp_path / "one", loaded, loaded_processor, META)
+    second = save_checkpoint(tmp_path / "two", *load_checkpoint(first)[:2], META)
+    assert contents(first) == contents(second)
+    different = {name for name, data in contents(saved).items() if contents(first)[name] != data}
+    assert different <= {"tokenizer_config.json"}  # the library notes there that the tokenizer came from a folder
+
+
+def test_loading_does_not_touch_the_callers_randomness(saved):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_checkpoint(saved)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_only_safetensors_and_no_machine_path(saved):
+    assert {path.suffix for path in saved.iterdir()} == {".safetensors", ".json", ".jinja"}
+    assert str(saved.parent) not in (saved / "minivlm.json").read_text("utf-8")
+
+
+def test_half_precision_on_disk(model, processor, tmp_path):
+    folder = save_checkpoint(tmp_path / "half", model, processor, META, dtype=torch.bfloat16)
+    stored = safetensors.torch.load_file(folder / "projector.safetensors")["projector.weight"]
+    assert stored.dtype == torch.bfloat16
+    loaded, loaded_processor, meta = load_checkpoint(folder)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.projector.weight, model.projector.weight.bfloat16().float())
+    assert meta["hashes"] == part_hashes(loaded, loaded_processor)
+
+
+def test_extra_files_come_along(model, processor, tmp_path):
+    folder = save_checkpoint(tmp_path / "run", model, processor, META, extra={"trainer.pt": b"state"})
+    assert (folder / "trainer.pt").read_bytes() == b"state"
+    save_checkpoint(folder, model, processor, META)
+    assert not (folder / "trainer.pt").exists()
+
+
+# ---- hashes
+
+
+def test_hash_by_hand():
+    expected = hashlib.sha256(b"a (2,)\n" + struct.pack("<2f", 1, -2) + b"b ()\n" + struct.pack("<f", 0.5)).hexdigest()
+    assert hash_tensors({"b": torch.tensor(0.5), "a": torch.tensor([1.0, -2.0], dtype=torch.bfloat16)}) == expected
+
+
+def test_hash_sees_names_shapes_and_every_value():
+    ones = torch.ones(4)
+    changed = ones.clone()
+    changed[3] = torch.nextafter(changed[3], torch.tensor(2.0))
+    others = [{"w": changed}, {"v": ones}, {"w": ones.view(2, 2)}, {"w": ones, "v": ones}]
+    hashes = {hash_tensors(tensors) for tensors in [{"w": ones}, *others]}
+    assert len(hashes) == 5
+    table = torch.arange(6.0).view(2, 3)
+    assert hash_tensors({"w": table.t()}) == hash_tensors({"w": table.t().contiguous()})
+
+
+def test_part_hashes_change_with_their_part_alone(model, processor):
+    before = part_hashes(model, processor)
+    with torch.no_grad():
+        model.projector.weight[0, 0] += 1
+    after = part_hashes(model, processor)
+    assert {part for part in before if before[part] != after[part]} == {"projector"}
+
+
+# ---- only what a stage trained
+
+
+@pytest.fixture
+def chain(make_model, processor, tmp_path) -> Path:
+    """base (all parts) <- pretrain (W alone) <- sft (W and the language model)."""
+    base, trained, final = make_model(0), make_model(0), make_model(0)
+    trained.projector.load_state_dict(make_model(1).projector.state_dict())
+    final.projector.load_state_dict(make_model(2).projector.state_dict())
+    final.language_model.load_state_dict(make_model(2).language_model.state_dict())
+    save_checkpoint(tmp_path / "base", base, processor, {"stage": "base"})
+    save_checkpoint(
+        tmp_path / "pretrain", trained, processor, {"stage": "pretrain"}, ["projector"], base=tmp_path / "base"
+    )
+    save_checkpoint(
+        tmp_path / "sft", final, processor, META, ["projector", "language_model"], base=tmp_path / "pretrain"
+    )
+    return tmp_path
+
+
+def test_a_part_that_is_not_held_comes_from_the_base(chain, make_model):
+    loaded, _, meta = load_checkpoint(chain / "sft")
+    assert meta["holds"] == ["projector", "language_model"]
+    assert meta["base"] == "../pretrain"
+    assert not (chain / "sft" / "vision.safetensors").exists()
+    for part, seed in {"vision": 0, "projector": 2, "language_model": 2}.items():
+        expected = getattr(make_model(seed), part).state_dict()
+        got = getattr(loaded, part).state_dict()
+        assert all(torch.equal(got[name], expected[name]) for name in expected), part
+    shutil.move(chain, chain.with_name("moved"))  # together they may be moved
+    load_checkpoint(chain.with_name("moved") / "sft")
+
+
+def test_base_may_be_given(chain):
+    shutil.move(chain / "base", chain / "elsewhere")
+    with pytest.raises(CheckpointError, match=r"pretrain holds only projector; its vision should lie in .*base"):
+        load_checkpoint(chain / "sft")
+    load_checkpoint(chain / "sft", base=chain / "elsewhere")
+
+
+def test_another_base_is_refused(chain, make_model, processor):
+    save_checkpoint(chain / "base", make_model(9), processor, {"stage": "base"})
+    with pytest.raises(CheckpointError, match=r"vision\.safetensors: not the vision that .*sft.*minivlm\.json"):
+        load_checkpoint(chain / "sft")
+
+
+def test_bases_in_a_circle(chain):
+    edit_json(chain / "pretrain" / "minivlm.json", base="../sft")
+    with pytest.raises(CheckpointError, match="its vision should lie in"):
+        load_checkpoint(chain / "sft")
+
+
+def test_parts_without_a_base(model, processor, tmp_path, chain):
+    with pytest.raises(CheckpointError, match="only projector would be saved; say by base= where the rest lies"):
+        save_checkpoint(tmp_path / "w", model, processor, META, ["projector"])
+    meta = json.loads((chain / "pretrain" / "minivlm.json").read_text("utf-8"))
+    del meta["base"]
+    (chain / "pretrain" / "minivlm.json").write_text(json.dumps(meta), "utf-8")
+    with pytest.raises(CheckpointError, match="holds no vision and names no base; give base="):
+        load_checkpoint(chain / "pretrain")
+
+
+def test_a_stage_refuses_the_wrong_parent(chain):
+    stages = STAGES["scenes"]
+    require_parent(read_meta(chain / "base"), stages["pretrain"], chain / "base")
+    require_parent(read_meta(chain / "pretrain"), stages["sft"], chain / "pretrain")
+    for stage, folder in (("pretrain", "pretrain"), ("pretrain", "sft"), ("sft", "base"), ("sft", "sft")):
+        meta = read_meta(chain / folder)
+        with pytest.raises(CheckpointError, match=rf"{folder}: stage '{stage}' starts from a .* of stage '{folder}'"):
+            require_parent(meta, stages[stage], chain / folder)
+
+
+# ---- refused when loading: keys, shapes, values
+
+LM, W = "language_model.safetensors", "projector.safetensors"
+NORM = "language_model.model.norm.weight"
+EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "problem"),
+    [
+        (LM, lambda t: t.pop(NORM), rf"{NORM} is missing; the weights belong to another model"),
+        (W, lambda t: t.update({"projector.bias": torch.zeros(24)}), r"projector\.bias is too much"),
+        (
+            W,
+            lambda t: t.update({"projector.weight": t["projector.weight"].t().contiguous()}),
+            r"projector\.weight has the shape \(16, 24\), but its config wants \(24, 16\)",
+        ),
+        (W, lambda t: t.update({"projector.weight": t["projector.weight"] + 1}), "not the projector that .*hashes"),
+        (
+            W,
+            lambda t: t["projector.weight"][0].fill_(float("nan")),
+            r"projector\.weight has values that are not finite",
+        ),
+        (LM, lambda t: t[NORM][0].fill_(float("inf")), f"{NORM} has values that are not finite"),
+        (
+            LM,
+            lambda t: t.update({HEAD: t[EMBEDDINGS] + 1}),
+            rf"{HEAD} differs from {EMBEDDINGS}, to which the config ties it.*tie_word_embeddings",
+        ),
+        (LM, lambda t: t.update({EMBEDDINGS: t[EMBEDDINGS][:-1].clone()}), rf"{EMBEDDINGS} has the shape \(319, 24\)"),
+        (
+            W,
+            lambda t: [t.clear(), t.update({"vision_proj.weight": torch.zeros(24, 16)})],
+            "projector.weight is missing",
+        ),
+    ],
+)
+def test_wrong_keys_shapes_and_values_are_named(saved, file, change, problem):
+    edit(saved / file, change)
+    with pytest.raises(CheckpointError, match=rf"{file}: {problem}"):
+        load_checkpoint(saved)
+
+
+def test_no_key_of_any_part_may_be_missing(saved):
+    """A load that is not strict would leave random weights: drop each tensor in turn."""
+    for part in PARTS:
+        file = saved / f"{part}.safetensors"
+        whole = file.read_bytes()
+        for name in safetensors.torch.load_file(file):
+            edit(file, lambda tensors, name=name: tensors.pop(name))
+            with pytest.raises(CheckpointError, match=f"{name} is missing"):
+                load_checkpoint(saved)
+            file.write_bytes(whole)
+
+
+def test_a_head_that_repeats_its_embeddings_is_fine(saved, model):
+    edit(saved / LM, lambda tensors: tensors.update({HEAD: tensors[EMBEDDINGS].clone()}))
+    loaded = load_checkpoint(saved)[0]
+    assert torch.equal(loaded.get_output_embeddings().weight, model.get_output_embeddings().weight)
+
+
+def test_a_head_of_its_own_is_kept(config, processor, tmp_path):
+    text = config.text_config.to_dict() | {"tie_word_embeddings": False}
+    model = MiniVLMForConditionalGeneration(MiniVLMConfig(vision_config=config.vision_config, text_config=text))
+    loaded = load_checkpoint(save_checkpoint(tmp_path / "untied", model, processor, META))[0]
+    assert torch.equal(loaded.get_output_embeddings().weight, model.get_output_embeddings().weight)
+    assert not torch.equal(loaded.get_output_embeddings().weight, model.get_input_embeddings().weight)
+
+
+def test_a_whole_other_naming_lists_a_few_keys(saved):
+    edit(saved / LM, lambda t: [t.update({f"x.{name}": t.pop(name)}) for name in list(t)])
+    with pytest.raises(CheckpointError, match=r"\(and \d+ more\) is missing"):
+        load_checkpoint(saved)
+
+
+# ---- refused when loading: files
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
+@pytest.mark.parametrize("name", [LM, W, "vision.safetensors"])
+def test_weights_cut_off(saved, name, share):
+    data = (saved / name).read_bytes()
+    (saved / name).write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointError, match=rf"{name}: cut off, or no safetensors file .*copy it again"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    "name", ["minivlm.json", "config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json"]
+)
+def test_small_files_cut_off_or_missing(saved, name):
+    data = (saved / name).read_bytes()
+    (saved / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match=rf"{name}: cut off or damaged"):
+        load_checkpoint(saved)
+    (saved / name).unlink()
+    with pytest.raises(CheckpointError, match=rf"{name}: the file is missing"):
+        load_checkpoint(saved)
+
+
+def test_weights_missing(saved):
+    (saved / W).unlink()
+    with pytest.raises(CheckpointError, match=rf"{W}: the file is missing; copy the whole checkpoint"):
+        load_checkpoint(saved)
+
+
+def test_no_folder_and_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="nowhere: there is no such checkpoint folder"):
+        load_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"minivlm\.json: the file is missing; give a folder that minivlm wrote"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"format": 99}, "not of format 1"),
+        ({"stage": None}, "'stage' is missing"),
+        ({"holds": ["projector", "ears"]}, "'holds' is .*ears"),
+        ({"holds": []}, "'holds' is"),
+        ({"hashes": {"vision": ""}}, "'hashes' must name vision, projector, language_model and tokenizer"),
+    ],
+)
+def test_damaged_meta(saved, changes, problem):
+    edit_json(saved / "minivlm.json", **changes)
+    with pytest.raises(CheckpointError, match=rf"minivlm\.json: {problem}"):
+        load_checkpoint(saved)
+
+
+def test_another_kind_of_model(saved):
+    edit_json(saved / "config.json", model_type="llava")
+    with pytest.raises(CheckpointError, match=r"config\.json: model_type is 'llava', not 'minivlm'"):
+        load_checkpoint(saved)
+
+
+# ---- refused when loading: another vocabulary
+
+
+def test_another_tokenizer(saved):
+    words = ["完全不同的文字 and quite other words, many more of them, from which another vocabulary is learnt"] * 2
+    train_tokenizer(words, 320).save_pretrained(saved)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: another vocabulary.*put the checkpoint's own"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "image_id", "problem"),
+    [
+        (320, 320, None),
+        (300, 320, r"tokenizer\.json: its ids go up to 319, but the language model knows 300: another vocabulary"),
+        (400, 400, r"tokenizer\.json: <image> is id 320, but 400 in config\.json: another vocabulary"),
+    ],
+)
+def test_tokenizer_and_model_of_different_vocabularies(config, processor, tmp_path, vocab_size, image_id, problem):
+    text = config.text_config.to_dict() | {"vocab_size": vocab_size}
+    other = MiniVLMConfig(vision_config=config.vision_config, text_config=text, image_token_id=image_id)
+    folder = save_checkpoint(tmp_path / "other", MiniVLMForConditionalGeneration(other), processor, META)
+    if problem is None:
+        load_checkpoint(folder)
+    else:
+        with pytest.raises(CheckpointError, match=problem):
+            load_checkpoint(folder)
+
+
+def test_another_number_of_image_tokens(saved):
+    edit_json(saved / "processor_config.json", num_image_tokens=5)
+    with pytest.raises(
+        CheckpointError, match=r"processor_config\.json: 5 tokens per picture, but the encoder .* makes 4"
+    ):
+        load_checkpoint(saved)
+
+
+# ---- torch files
+
+
+def test_a_state_dict_is_read(model, tmp_path):
+    torch.save(model.projector.state_dict(), tmp_path / "w.pth")
+    assert torch.equal(read_tensors(tmp_path / "w.pth")["weight"], model.projector.weight)
+
+
+class Trap:
+    """Runs code when it is unpickled carelessly."""
+
+    def __reduce__(self):
+        return os.mkdir, ("sprung",)
+
+
+def test_a_pickle_that_is_no_state_dict(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trap.pth").write_bytes(pickle.dumps(Trap(), protocol=2))
+    torch.save(Trap(), tmp_path / "trap.pt")
+    for name in ("trap.pth", "trap.pt"):
+        with pytest.raises(CheckpointError, match=rf"{name}: no state dict, but a pickle .*safetensors"):
+            read_tensors(tmp_path / name)
+    assert not (tmp_path / "sprung").exists()
+    for content, problem in (
+        ([1, 2], "holds a list, no state dict"),
+        (torch.ones(2), "holds a Tensor, no state dict"),
+        ({}, "holds a dict, no state dict"),
+        ({"model": {"w": torch.ones(2)}, "epoch": 3}, "no state dict, since model, epoch is no tensor.*by itself"),
+    ):
+        torch.save(content, tmp_path / "other.pt")
+        with pytest.raises(CheckpointError, match=rf"other\.pt: {problem}"):
+            read_tensors(tmp_path / "other.pt")
+
+
+@pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.95])
+def test_a_torch_file_cut_off(model, tmp_path, share):
+    file = tmp_path / "w.pth"
+    torch.save(model.state_dict(), file)
+    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+    with pytest.raises(CheckpointError, match=r"w\.pth: "):
+        read_tensors(file)
+
+
+def test_a_torch_file_with_nan(tmp_path):
+    torch.save({"w": torch.tensor([1.0, float("nan")])}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"w\.pth: w has values that are not finite"):
+        read_tensors(tmp_path / "w.pth")
+
+
+# ---- refused when saving: nothing half-written, the old one unharmed
+
+
+def assert_unharmed(folder: Path, before: dict[str, bytes]) -> None:
+    assert contents(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    load_checkpoint(folder)
+
+
+DISK_ERRORS = [
+    (errno.ENOSPC, "No space left on device"),
+    (errno.EROFS, "Read-only file system"),
+    (errno.EACCES, "Permission denied"),
+    (errno.EDQUOT, "quota exceeded"),
+]
+
+
+@pytest.mark.parametrize(("number", "said"), DISK_ERRORS)
+@pytest.mark.parametrize("where", ["mkdir", "write_bytes", "_sync", "rename"])
+def test_disk_trouble_at_every_step(saved, make_model, processor, monkeypatch, number, said, where):
+    """Each step that touches the disk fails in turn, on its first, second, … call, until the save gets through."""
+    before = contents(saved)
+    changed = make_model(1)
+    owner = checkpoint if where == "_sync" else Path
+    genuine = getattr(owner, where)
+    failed_at = 0
+    while True:
+        calls = 0
+
+        def fails(*args, failed_at=failed_at, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == failed_at + 1:
+                raise OSError(number, os.strerror(number))
+            return genuine(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, where, fails)
+            try:
+                save_checkpoint(saved, changed, processor, META)
+            except OSError as error:
+                assert error.errno == number
+                assert f"the checkpoint {saved} was not saved" in str(error)
+                assert said.lower() in str(error).lower()
+                assert "unharmed" in str(error)
+            else:
+                break
+        assert_unharmed(saved, before)
+        failed_at += 1
+    assert failed_at > 0
+    assert torch.equal(load_checkpoint(saved)[0].projector.weight, changed.projector.weight)
+
+
+def test_a_folder_that_cannot_be_written(model, processor, tmp_path, monkeypatch):
+    """As any user meets it; root, who may write anywhere, is told so by the system call instead."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    if os.geteuid() == 0:
+
+        def refused(self, *_, **__):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+        monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(PermissionError, match=r"closed/sft was not saved \(Permission denied\).*choose another folder"):
+        save_checkpoint(closed / "sft", model, processor, META)
+    assert list(closed.iterdir()) == []
+
+
+def test_a_place_where_no_folder_can_be(model, processor, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OSError, match="was not saved"):
+        save_checkpoint(tmp_path / "file" / "sft", model, processor, META)
+
+
+@contextmanager
+def no_file_larger_than(size: int):
+    """The system truly refuses to write on beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_the_system_really_refuses_to_write_more(saved, make_model, processor):
+    """A true write stops in the middle of the first, or only of the largest file."""
+    before, changed = contents(saved), make_model(1)
+    for limit in (100, max(map(len, before.values())) - 1):
+        with no_file_larger_than(limit), pytest.raises(OSError, match=r"not saved \(File too large\)") as caught:
+            save_checkpoint(saved, changed, processor, META)
+        assert caught.value.errno == errno.EFBIG
+        assert_unharmed(saved, before)
+
+
+def test_a_full_disk_while_the_tokenizer_is_written(saved, model, processor):
+    """The tokenizers library tells of it by a bare Exception; here its file alone is too large."""
+    before = contents(saved)
+    largest = max(len(data) for name, data in before.items() if name != "tokenizer.json")
+    processor.tokenizer = copy.deepcopy(processor.tokenizer)
+    processor.tokenizer.add_tokens([f"word{i}" * 20 for i in range(2000)])
+    with no_file_larger_than(largest + 5000), pytest.raises(OSError, match="was not saved") as caught:
+        save_checkpoint(saved, model, processor, META)
+    assert caught.value.errno == errno.EFBIG
+    assert_unharmed(saved, before)
+
+
+def test_other_troubles_of_the_tokenizer_are_not_renamed(saved, model, processor, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("something else")
+
+    before = contents(saved)
+    monkeypatch.setattr(MiniVLMProcessor, "save_pretrained", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        save_checkpoint(saved, model, processor, META)
+    assert_unharmed(saved, before)
+
+
+def test_interrupted_while_writing(saved, model, processor, monkeypatch):
+    """Ctrl-C leaves the old checkpoint and no rubbish."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    before = contents(saved)
+    monkeypatch.setattr(checkpoint, "_sync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(saved, model, processor, META)
+    monkeypatch.undo()
+    assert_unharmed(saved, before)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from minivlm.checkpoint import load_checkpoint, save_checkpoint
+model, processor, meta = load_checkpoint(sys.argv[1])
+calls, genuine = 0, Path.rename
+def rename(self, target):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[2]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return genuine(self, target)
+Path.rename = rename
+save_checkpoint(sys.argv[1], model, processor, {"stage": "pretrain"})
+"""
+
+
+@pytest.mark.parametrize("rename", [1, 2])
+def test_killed_at_a_rename(saved, model, processor, rename):
+    """Killed before either rename, the old checkpoint loads; the next save clears up and succeeds."""
+    done = subprocess.run([sys.executable, "-c", KILLED, saved, str(rename)], check=False)
+    assert done.returncode < 0
+    assert load_checkpoint(saved)[2]["stage"] == "sft"
+    assert read_meta(saved)["stage"] == "sft"
+    save_checkpoint(saved, model, processor, {"stage": "pretrain"})
+    assert [path.name for path in saved.parent.iterdir()] == ["sft"]
+    assert load_checkpoint(saved)[2]["stage"] == "pretrain"
+
+
+def test_not_finite_weights_are_not_saved(saved, model, processor):
+    before = contents(saved)
+    with torch.no_grad():
+        model.projector.weight[1, 2] = float("nan")
+    with pytest.raises(CheckpointError, match=r"was not saved: projector: projector\.weight has values .* not finite"):
+        save_checkpoint(saved, model, processor, META)
+    assert_unharmed(saved, before)
+
+
+def test_meta_must_name_its_stage_and_be_json(saved, model, processor):
+    before = contents(saved)
+    with pytest.raises(CheckpointError, match="'stage' is missing"):
+        save_checkpoint(saved, model, processor, {})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_checkpoint(saved, model, processor, META | {"loss": float("nan")})
+    assert_unharmed(saved, before)
+
+
+def test_a_folder_of_other_things_is_never_overwritten(model, processor, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match="thesis exists and is no checkpoint; it is not overwritten"):
+        save_checkpoint(tmp_path / "thesis", model, processor, META)
+    with pytest.raises(CheckpointError, match="exists and is no checkpoint"):
+        save_checkpoint(tmp_path / "thesis" / "chapter.txt", model, processor, META)
+    assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    save_checkpoint(tmp_path / "empty", model, processor, META)
