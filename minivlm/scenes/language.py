@@ -88,15 +88,32 @@ def exists_question(kind: str, present: bool, lang: str, rng: np.random.Generato
 
 def read_facts(text: str) -> Mentioned:
     """Read the named things and the setting back from a text in either language."""
-    lang = "zh" if re.search(r"[\u4e00-\u9fff]", text) else "en"
-    pattern, kinds, colours = _READERS[lang]
-    things = tuple(
-        (kinds[m["kind"].lower()], colours.get((m["worn"] or m["colour"] or "").lower()))
+    things = tuple(thing for _, thing in find_things(text))
+    setting = find_setting(text)
+    return Mentioned(things, setting and setting[1])
+
+
+def find_things(text: str) -> list[tuple[tuple[int, int], tuple[str, str | None]]]:
+    """Where a text names things: ((start, end), (kind, colour or None)), in order of mention."""
+    pattern, kinds, colours = _READERS[_language_of(text)]
+    return [
+        (m.span(), (kinds[m["kind"].lower()], colours.get((m["worn"] or m["colour"] or "").lower())))
         for m in pattern.finditer(text)
-    )
-    places = {text.lower().find(row[2]): setting for setting, row in w.SETTING_WORDS[lang].items()}
-    setting = next((places[at] for at in sorted(places) if at >= 0), None)
-    return Mentioned(things, setting)
+    ]
+
+
+def find_setting(text: str) -> tuple[tuple[int, int], str] | None:
+    """Where a text first names a setting: ((start, end), setting), or None."""
+    words = {setting: row[2] for setting, row in w.SETTING_WORDS[_language_of(text)].items()}
+    found = [(text.lower().find(word), setting) for setting, word in words.items() if word in text.lower()]
+    if not found:
+        return None
+    start, setting = min(found)
+    return (start, start + len(words[setting])), setting
+
+
+def _language_of(text: str) -> str:
+    return "zh" if re.search(r"[\u4e00-\u9fff]", text) else "en"
 
 
 def _reader(lang: str):
