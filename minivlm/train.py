@@ -26,16 +26,7 @@ from accelerate.utils import broadcast_object_list
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from minivlm.checkpoint import (
-    _present as present,
-)
-from minivlm.checkpoint import (
-    load_checkpoint,
-    part_hashes,
-    read_meta,
-    require_parent,
-    save_checkpoint,
-)
+from minivlm.checkpoint import _present, load_checkpoint, part_hashes, read_meta, require_parent, save_checkpoint
 from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
 from minivlm.data import Row
 from minivlm.features import FeatureCache
@@ -76,53 +67,32 @@ def train(
     """Train one stage and write its checkpoint; stopped at any moment, the same call goes on where it was.
 
     Args:
-        model: the parent's weights, as `load_checkpoint(parent)` gives them (stage 1 may start from any W). It is
-            trained in place and comes back in evaluation mode, with the weights of `out`.
-        rows: what to learn from; taken in an order that only `seed` decides, again and again if there are too few.
-        stage: what trains, how fast and for how long. Its rows per step, `batch_size * accumulation`, are those of
-            all processes together, so a run does not depend on how many there are.
+        model: the parent's weights, from `load_checkpoint(parent)` (stage 1 draws W anew from `seed`). It is trained
+            in place and comes back in evaluation mode with the weights of `out`.
+        rows: taken in an order that only `seed` decides, again and again if there are too few.
+        stage: what trains, how fast, how long. Its `batch_size * accumulation` rows a step are those of all processes.
         out: the checkpoint to write. It holds the parts that trained; the others are taken from `parent`.
-        parent: the checkpoint to start from.
-        features: what the encoder made of the rows' pictures; None opens and encodes pictures in every step.
-        precision: "fp32", or "bf16" to multiply in 16 bits (weights stay in 32). None: what `choose_precision`
-            measures, or what the run began with.
-        resume: go on from `out` if it holds this very run. False starts anew and replaces it.
+        features: what the encoder made of the rows' pictures; None encodes them in every step.
+        precision: "fp32", or "bf16" to multiply in 16 bits (weights stay in 32); None measures, `choose_precision`.
+        resume: go on if `out` holds this very run. False starts anew and replaces it.
         save_every: steps from one checkpoint to the next.
-        on_step: called after every step, in the main process, with the number of steps done, the loss and the model.
+        on_step: called after every step, in the main process, with the steps done, the loss and the model.
         command: what the user typed, for the record.
 
     Returns:
-        The log, one entry a step: step, loss, learning_rates, grad_norm, tokens, seconds, tokens_per_second.
+        The log: per step its step, loss, learning_rates, grad_norm, tokens, seconds, tokens_per_second.
 
     Raises:
-        CheckpointError: `parent` is of the wrong stage; or it or `out` is damaged.
         TrainingError: the model is not the parent's; `out` holds another run; the loss is not finite; a frozen weight
-            moved; there are fewer rows a step than processes.
-        RowError, PictureError, FeatureError: a row cannot be used.
+            moved; there are no rows, or fewer in a step than processes.
+        CheckpointError, RowError, PictureError, FeatureError: what was given cannot be used.
         OSError: the checkpoint cannot be written.
-        KeyboardInterrupt: Ctrl-C was pressed. The step at hand was finished and a checkpoint written.
+        KeyboardInterrupt: Ctrl-C. The step at hand was finished and a checkpoint written.
     """
-    accelerator, out, parent = Accelerator(), Path(out), Path(parent)
-    origin = check_parent(model, processor, stage, parent)
-    earlier = read_meta(out) if resume and present(out).is_dir() else None
-    model.to(accelerator.device)
-    if precision is None:
-        precision = earlier["precision"] if earlier else choose_precision(model)
     order = RowOrder(rows, processor, stage.batch_size * stage.accumulation, seed)
-    about = {
-        "stage": stage.name,
-        "command": command,
-        "seed": seed,
-        "recipe": asdict(stage),
-        "rows": {"count": len(rows), "first": order.fingerprint()},
-        "precision": broadcast_object_list([precision])[0],
-        "parent": origin,
-    }
-    run = Run(model, processor, stage, order, features, out, parent, accelerator, json.loads(json.dumps(about)))
-    if earlier:
-        run.resume(earlier)
-    accelerator.print(ledger(model, stage))
-    with _training_mode(model, accelerator.device), _first_interrupt() as interrupted:
+    run = Run(model, processor, stage, order, features, Path(out), Path(parent))
+    run.begin(precision, command, resume)
+    with _training_mode(model), _first_interrupt() as interrupted:
         run.to_the_end(save_every, on_step, interrupted)
     return run.log
 
@@ -138,21 +108,41 @@ class Run:
     features: FeatureCache | None
     out: Path
     parent: Path
-    accelerator: Accelerator
-    about: dict[str, Any]
+    accelerator: Accelerator = field(default_factory=Accelerator)
     log: list[dict[str, Any]] = field(default_factory=list)
 
-    def __post_init__(self):
-        """Free what trains, note the hashes of the rest."""
-        if self.stage.batch_size < self.accelerator.num_processes:
+    def begin(self, precision: str | None, command: str, resume: bool) -> None:
+        """Check what was given, free what trains, and go on from `out` if it holds this run; print the ledger."""
+        processes = self.accelerator.num_processes
+        if self.stage.batch_size < processes:
             raise TrainingError(
-                f"{self.stage.batch_size} rows cannot be dealt to {self.accelerator.num_processes} processes; "
-                "raise the stage's batch_size"
+                f"a batch of {self.stage.batch_size} cannot be dealt to {processes} processes; raise batch_size"
             )
+        if precision not in (None, "fp32", "bf16"):
+            raise TrainingError(f"there is no precision {precision!r}; choose 'fp32' or 'bf16', or None to measure")
+        self.model.to(self.accelerator.device)
+        origin = check_parent(self.model, self.processor, self.stage, self.parent)
+        if self.stage.parent == "base":
+            draw_projector(self.model, self.order.seed)
+        earlier = read_meta(self.out) if resume and _holds_something(self.out) else {}
+        precision = precision or earlier.get("precision") or choose_precision(self.model)
+        about = {
+            "stage": self.stage.name,
+            "command": command,
+            "seed": self.order.seed,
+            "recipe": asdict(self.stage),
+            "rows": {"count": len(self.order.rows), "first": self.order.fingerprint()},
+            "precision": broadcast_object_list([precision])[0],
+            "parent": origin,
+        }
+        self.about = json.loads(json.dumps(about))  # as it will be read back
         set_trainable(self.model, self.stage)
         self.optimizer = adamw(self.model, self.stage)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.frozen = self._frozen_hashes()
+        if earlier:
+            self.resume(earlier)
+        self.accelerator.print(ledger(self.model, self.stage))
 
     def to_the_end(self, save_every: int, on_step: Callable | None, interrupted: threading.Event) -> None:
         """All steps that are left, with a checkpoint every so often and at the end."""
@@ -164,10 +154,10 @@ class Run:
                 done, loss = len(self.log), self.log[-1]["loss"]
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}")
-                if stop or done % save_every == 0 or done == steps:
-                    self.save()
                 if on_step is not None and main:
                     on_step(done, loss, self.model)
+                if stop or done % save_every == 0 or done == steps:
+                    self.save()
                 if stop and done < steps:
                     self.accelerator.print(
                         f"Stopped after step {done} of {steps}. {self.out} is a checkpoint that can be used as it is; "
@@ -191,19 +181,21 @@ class Run:
         loss = torch.zeros((), device=self.accelerator.device)
         for part in deal(rows, self.accelerator.process_index, self.accelerator.num_processes, self.stage.accumulation):
             share = supervised_loss(self.model, self._batch(part), self.about["precision"]) / supervised
-            self.accelerator.backward(share)
+            if share.requires_grad:  # a part without any picture teaches W nothing
+                self.accelerator.backward(share)
             loss += share.detach()
         loss, stop = self._sum_over_processes(loss, interrupted)
-        if not math.isfinite(loss):
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.stage.clip_norm).item()
+        if not math.isfinite(loss + norm):
             raise TrainingError(
-                f"the loss of step {step + 1} is {loss}; its rows are {', '.join(row.where for row in rows[:4])} …; "
-                "lower the learning rate, or look at these rows. The last checkpoint is as it was"
+                f"step {step + 1} has the loss {loss} and a gradient of norm {norm}; its first rows are "
+                f"{', '.join(row.where for row in rows[:4])}. Look at these, or lower the learning rate; the last "
+                "checkpoint is as it was"
             )
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.stage.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
         tokens, seconds = sum(len(row.input_ids) for row in rows), time.perf_counter() - began
-        entry = {"step": step + 1, "loss": loss, "learning_rates": rates, "grad_norm": norm.item()}
+        entry = {"step": step + 1, "loss": loss, "learning_rates": rates, "grad_norm": norm}
         entry |= {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
         self.log.append(entry)
         return stop
@@ -242,7 +234,7 @@ class Run:
                 )
         saved, _, _ = load_checkpoint(self.out, base=self.parent)
         self.model.load_state_dict(saved.state_dict())
-        folder = present(self.out)
+        folder = _present(self.out)
         self.log = [json.loads(line) for line in (folder / LOG).read_text("utf-8").splitlines()]
         if not earlier["finished"]:
             self.optimizer.load_state_dict(torch.load(folder / RESUME, weights_only=True))
@@ -287,11 +279,12 @@ class RowOrder:
         if not len(rows):
             raise TrainingError("there are no rows to learn from; check the file or the recipe they come from")
         self.rows, self.processor, self.rows_per_step, self.seed = rows, processor, rows_per_step, seed
+        self._span = max(1, min(WINDOW, len(rows) // rows_per_step))  # so that a row does not meet itself
         self._window, self._steps = -1, []
 
     def __getitem__(self, step: int) -> list[Rendered]:
         """The rows of a step, counted from 0, the shortest first."""
-        window, place = divmod(step, WINDOW)
+        window, place = divmod(step, self._span)
         if window != self._window:
             self._window, self._steps = window, self._rendered(window)
         return self._steps[place]
@@ -301,12 +294,12 @@ class RowOrder:
         return hashlib.sha256(repr([(row.input_ids, row.labels) for row in self[0]]).encode()).hexdigest()
 
     def _rendered(self, window: int) -> list[list[Rendered]]:
-        size = WINDOW * self.rows_per_step
+        size = self._span * self.rows_per_step
         numbers = [self._number(place) for place in range(window * size, (window + 1) * size)]
         rows = [self.processor.render(row.messages(), row.where) for row in (self.rows[number] for number in numbers)]
         rows.sort(key=lambda row: len(row.input_ids))
         steps = [rows[i : i + self.rows_per_step] for i in range(0, size, self.rows_per_step)]
-        return [steps[i] for i in np.random.default_rng(_seed(self.seed, window)).permutation(WINDOW)]
+        return [steps[i] for i in np.random.default_rng(_seed(self.seed, window)).permutation(self._span)]
 
     def _number(self, place: int) -> int:
         epoch, index = divmod(place, len(self.rows))
@@ -340,6 +333,13 @@ def supervised_loss(
         logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits  # (B, K, V)
     logits, targets = logits.float().flatten(0, 1), targets[:, kept].flatten()  # (B * K, V), (B * K,)
     return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+@torch.no_grad()
+def draw_projector(model: MiniVLMForConditionalGeneration, seed: int) -> None:
+    """Draw W anew from the seed, as `assemble` does."""
+    weight, std = model.projector.weight, getattr(model.config.text_config, "initializer_range", 0.02)
+    weight.copy_(torch.empty(weight.shape).normal_(std=std, generator=torch.Generator().manual_seed(seed)))
 
 
 def learning_rates(step: int, stage: Stage) -> dict[str, float]:
@@ -397,7 +397,7 @@ def check_parent(
             "near that, the weights were never loaded.) Load the model by load_checkpoint"
         )
     hashes = part_hashes(model, processor)
-    drawn = {"projector"} if stage.parent == "base" else set()  # W of a base is only a draw: any other will do
+    drawn = {"projector"} if stage.parent == "base" else set()  # the W of a base is only a draw, made anew
     for part in {*PARTS, "tokenizer"} - drawn:
         if hashes[part] != meta["hashes"][part]:
             raise TrainingError(f"the model's {part} is not the one of {parent}; load both by load_checkpoint")
@@ -441,14 +441,19 @@ def choose_precision(model: MiniVLMForConditionalGeneration, seconds: float = 1.
     return "bf16" if best["bf16"] < BF16_GAIN * best["fp32"] else "fp32"
 
 
+def _holds_something(folder: Path) -> bool:
+    """Whether a checkpoint, or anything else, lies there."""
+    return _present(folder).is_dir() and any(_present(folder).iterdir())
+
+
 def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 @contextmanager
-def _training_mode(model: MiniVLMForConditionalGeneration, device: torch.device) -> Iterator[None]:
+def _training_mode(model: MiniVLMForConditionalGeneration) -> Iterator[None]:
     """Train, then evaluate again; the program's random numbers stay as they were."""
-    language_model = model.language_model
+    language_model, device = model.language_model, model.device
     attention = language_model.config._attn_implementation
     if device.type == "cpu":  # at a few hundred tokens up to twice as fast there as the fused kernel, measured
         language_model.set_attn_implementation("eager")
@@ -458,6 +463,7 @@ def _training_mode(model: MiniVLMForConditionalGeneration, device: torch.device)
             yield
         finally:
             model.eval()
+            model.zero_grad()
             language_model.set_attn_implementation(attention)
 
 
