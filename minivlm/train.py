@@ -30,7 +30,7 @@ from minivlm.checkpoint import _present, load_checkpoint, part_hashes, read_meta
 from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
 from minivlm.data import Row
 from minivlm.features import FeatureCache
-from minivlm.model import PARTS, MiniVLMForConditionalGeneration, ledger, set_trainable
+from minivlm.model import PARTS, MiniVLMForConditionalGeneration, draw_projector, ledger, set_trainable
 from minivlm.processor import MiniVLMProcessor, Rendered
 
 WINDOW = 4  # steps whose rows are sorted by length together
@@ -148,9 +148,10 @@ class Run:
         """All steps that are left, with a checkpoint every so often and at the end."""
         main, steps = self.accelerator.is_main_process, self.stage.steps
         bar = tqdm(total=steps, initial=len(self.log), desc=f"stage {self.stage.name}", unit="step", disable=not main)
+        stop = False
         with bar:
             while len(self.log) < steps:
-                stop = self.step(len(self.log), interrupted.is_set())
+                stop = self.step(len(self.log), interrupted)
                 done, loss = len(self.log), self.log[-1]["loss"]
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}")
@@ -158,16 +159,17 @@ class Run:
                     on_step(done, loss, self.model)
                 if stop or done % save_every == 0 or done == steps:
                     self.save()
-                if stop and done < steps:
-                    self.accelerator.print(
-                        f"Stopped after step {done} of {steps}. {self.out} is a checkpoint that can be used as it is; "
-                        "run the same command again to go on from there."
-                    )
                 if stop:
-                    raise KeyboardInterrupt
+                    break
+        if stop or interrupted.is_set():
+            self.accelerator.print(
+                f"Stopped after step {len(self.log)} of {steps}. {self.out} is a checkpoint that can be used as it "
+                "is; run the same command again to go on from there."
+            )
+            raise KeyboardInterrupt
 
-    def step(self, step: int, interrupted: bool = False) -> bool:
-        """One optimizer step. Returns whether any process was interrupted.
+    def step(self, step: int, interrupted: threading.Event) -> bool:
+        """One optimizer step, counted from 0. Returns whether any process was interrupted until now.
 
         The loss is the mean over the supervised tokens of the whole step, whatever passes and processes its rows are
         dealt to. Every process knows all rows of the step, so it can divide by their tokens before it adds anything.
@@ -184,7 +186,7 @@ class Run:
             if share.requires_grad:  # a part without any picture teaches W nothing
                 self.accelerator.backward(share)
             loss += share.detach()
-        loss, stop = self._sum_over_processes(loss, interrupted)
+        loss, stop = self._sum_over_processes(loss, interrupted.is_set())
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.stage.clip_norm).item()
         if not math.isfinite(loss + norm):
             raise TrainingError(
@@ -333,13 +335,6 @@ def supervised_loss(
         logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits  # (B, K, V)
     logits, targets = logits.float().flatten(0, 1), targets[:, kept].flatten()  # (B * K, V), (B * K,)
     return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
-
-
-@torch.no_grad()
-def draw_projector(model: MiniVLMForConditionalGeneration, seed: int) -> None:
-    """Draw W anew from the seed, as `assemble` does."""
-    weight, std = model.projector.weight, getattr(model.config.text_config, "initializer_range", 0.02)
-    weight.copy_(torch.empty(weight.shape).normal_(std=std, generator=torch.Generator().manual_seed(seed)))
 
 
 def learning_rates(step: int, stage: Stage) -> dict[str, float]:
