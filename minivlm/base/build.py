@@ -5,7 +5,7 @@ pictures, resume states, full logs) stays in the work folder; the checkpoint hol
 a thinned log of each training, the recipes and the hashes.
 """
 
-import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from minivlm.processor import MiniVLMProcessor
 from minivlm.train import text_probe
 
 PARTS = ("tokenizer", "encoder", "language_model")
-THREADS = 1  # one core each: the two trainings can run side by side, and the same machine gives the same numbers
 LOG_EVERY = 20
 
 
@@ -30,19 +29,19 @@ def build_base(
     out: Path,
     work: Path,
     only: str | None = None,
-    seed: int = 0,
     workers: int | None = None,
     encoder_recipe: loop.Recipe = encoder.RECIPE,
-    language_recipe: loop.Recipe = language_model.RECIPE,
+    language_rounds: Sequence[tuple[loop.Recipe, language_model.Style]] = language_model.ROUNDS,
     pictures: int = encoder.PICTURES,
+    exam: int = 500,
 ) -> Path | None:
     """Make the base models, or `only` one part of them; write the checkpoint `out` when all parts are there.
 
+    The encoder and the language model do not need one another: two processes may make one each, side by side.
     Returns `out`, or None where `only` one part was made. Raises ValueError for an unknown part.
     """
     if only is not None and only not in PARTS:
         raise ValueError(f"no part {only!r}; choose one of {', '.join(PARTS)}")
-    torch.set_num_threads(THREADS)
     tokenizer = _tokenizer(work / "tokenizer")
     config = preset_config("scenes", tokenizer.vocab_size)
     processor = MiniVLMProcessor.for_config(config, tokenizer)
@@ -52,14 +51,19 @@ def build_base(
             config.vision_config, tokenizer, work / "encoder", recipe=encoder_recipe, pictures=pictures, workers=workers
         )
     if only in (None, "language_model"):
-        spoken = language_model.train(processor, config, work / "language_model", recipe=language_recipe)
+        spoken = language_model.train(processor, config, work / "language_model", rounds=language_rounds, exam=exam)
     if seen is None or spoken is None:
         return None
-    metrics = {"encoder": seen[1], "language_model": spoken[1]}
-    recipes = {"encoder": asdict(encoder_recipe) | {"pictures": pictures}, "language_model": asdict(language_recipe)}
-    return _save(
-        out, work, config, processor, seen[0], spoken[0], {"seed": seed, "metrics": metrics, "recipes": recipes}
-    )
+    meta = {
+        "seed": encoder_recipe.seed,
+        "threads": torch.get_num_threads(),
+        "metrics": {"encoder": seen[1], "language_model": spoken[1]},
+        "recipes": {
+            "encoder": asdict(encoder_recipe) | {"pictures": pictures},
+            "language_model": [asdict(recipe) | asdict(style) for recipe, style in language_rounds],
+        },
+    }
+    return _save(out, work, config, processor, seen[0], spoken[0], meta)
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -82,12 +86,14 @@ def _save(
     # the values as they are stored, in 16 bits: what a user loads is what the probe is measured on
     model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
     meta = {"stage": "base", "command": "minivlm base", **meta, "text_probe": text_probe(model, processor)}
-    logs = {f"{part}.log.jsonl": _thinned(work / part / "log.jsonl") for part in ("encoder", "language_model")}
+    logs = {f"{part}.log.jsonl": _thinned(work / part) for part in ("encoder", "language_model")}
     return save_checkpoint(out, model, processor, meta, dtype=torch.float16, extra=logs)
 
 
-def _thinned(log: Path) -> bytes:
-    """Every `LOG_EVERY`-th line of a log, and the last."""
-    lines = log.read_text().splitlines()
-    kept = [line for i, line in enumerate(lines) if i % LOG_EVERY == 0 or i + 1 == len(lines)]
-    return "".join(json.dumps(json.loads(line)) + "\n" for line in kept).encode()
+def _thinned(folder: Path) -> bytes:
+    """Every `LOG_EVERY`-th line of the logs in a folder (one, or one of each round), and the last of each."""
+    kept = []
+    for log in sorted(folder.glob("**/log.jsonl")):
+        lines = log.read_text("utf-8").splitlines()
+        kept += [line for i, line in enumerate(lines) if i % LOG_EVERY == 0 or i + 1 == len(lines)]
+    return "".join(line + "\n" for line in kept).encode()

@@ -33,27 +33,36 @@ def plain_text(index: int) -> str:
     return (caption if rng.random() < 0.5 else description)(scene, lang, rng)
 
 
-def answered_prompts(scene: Scene, lang: str, rng: np.random.Generator, turns: int) -> Conversation:
-    """`turns` questions, caption or description prompts about one scene, each with its answer, in random order."""
+def answered_prompts(
+    scene: Scene, lang: str, rng: np.random.Generator, turns: int, captions: float = 6.0
+) -> Conversation:
+    """`turns` questions, caption or description prompts about one scene, each with its answer, in random order.
+
+    A caption is asked for `captions` times, a description 3 times as often as any one type of question.
+    """
     pairs = [(q.text, q.answer) for q in questions(scene, lang, rng)]
     pairs.append((_pick(CAPTION_PROMPTS[lang], rng), caption(scene, lang, rng)))
     pairs.append((_pick(DESCRIPTION_PROMPTS[lang], rng), description(scene, lang, rng)))
-    weights = np.array([1.0] * (len(pairs) - 2) + [6.0, 3.0])
+    weights = np.array([1.0] * (len(pairs) - 2) + [captions, 3.0])
     chosen = rng.choice(len(pairs), size=min(turns, len(pairs)), replace=False, p=weights / weights.sum())
     return [message for i in chosen for message in _turn(*pairs[i])]
 
 
-def listed_scene(index: int) -> Conversation:
-    """A scene listed in shuffled keywords, then questions and prompts about it."""
+def listed_scene(index: int, turns: int = 2, in_order: float = 0.0) -> Conversation:
+    """A scene listed in keywords, then `turns` questions and prompts about it.
+
+    The keywords are shuffled; in the share `in_order` of the lists they stand in reading order.
+    """
     rng = random_stream("listed", index)
     lang = w.LANGUAGES[index % 2]
     scene = sample_scene("text", index)
-    conversation = answered_prompts(scene, lang, rng, turns=2)
-    conversation[0]["content"] = f"{listing_of(scene, lang, rng)}\n{conversation[0]['content']}"
+    conversation = answered_prompts(scene, lang, rng, turns)
+    listing = listing_of(scene, lang, rng, shuffled=rng.random() >= in_order)
+    conversation[0]["content"] = f"{listing}\n{conversation[0]['content']}"
     return conversation
 
 
-def listing_of(scene: Scene, lang: str, rng: np.random.Generator) -> str:
+def listing_of(scene: Scene, lang: str, rng: np.random.Generator, shuffled: bool = True) -> str:
     """The facts in shuffled keywords: `on the left, near us, red car; in the middle, far away, panda; a park`."""
     comma, semicolon = (", ", "; ") if lang == "en" else ("，", "；")
     items = [
@@ -64,9 +73,11 @@ def listing_of(scene: Scene, lang: str, rng: np.random.Generator) -> str:
                 noun_phrase(t.kind, t.colour, lang, t.size, article=False),
             )
         )
-        for t in scene.things
+        for t in (scene.things if shuffled else in_reading_order(scene))
     ]
-    items = [items[i] for i in rng.permutation(len(items))] + [w.SETTING_WORDS[lang][scene.setting][0]]
+    if shuffled:
+        items = [items[i] for i in rng.permutation(len(items))]
+    items += [w.SETTING_WORDS[lang][scene.setting][0]]
     return semicolon.join(items)
 
 
