@@ -1,0 +1,167 @@
+"""Figures for everybody: with alternative text, a one-line summary, and colours that colour-blind readers tell apart.
+
+A notebook shows every figure through `show`. Nothing is said by colour alone. Letters as in `config.py`.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+
+import matplotlib.style
+import numpy as np
+from IPython.display import display
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+from PIL import Image
+
+BLUE, ORANGE, GREY, INK = "#006BA4", "#FF800E", "#ABABAB", "#3B3B3B"  # of matplotlib's tableau-colorblind10
+MAP = "cividis"  # even in lightness, and the same to colour-blind eyes
+CHINESE_FONTS = (
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Source Han Sans SC",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "WenQuanYi Zen Hei",
+    "SimHei",
+    "Arial Unicode MS",
+)
+PIXELS_PER_INCH = 144
+
+
+@lru_cache(maxsize=1)
+def chinese_font() -> str | None:
+    """A font of this machine that has Chinese characters, or None: then figures are labelled in English."""
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return next((name for name in CHINESE_FONTS if name in installed), None)
+
+
+def readable(text: str) -> bool:
+    """Whether the figures' fonts have every character of the text; others would be empty boxes."""
+    return chinese_font() is not None or text.isascii()
+
+
+@contextmanager
+def style():
+    """The look that all figures share."""
+    fonts = ["DejaVu Sans", *filter(None, [chinese_font()])]
+    own = {
+        "font.family": fonts,
+        "font.size": 10,
+        "text.color": INK,
+        "axes.edgecolor": GREY,
+        "axes.labelcolor": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": 11,
+        "axes.titlelocation": "left",
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "figure.dpi": PIXELS_PER_INCH,
+        "figure.facecolor": "white",
+        "image.cmap": MAP,
+    }
+    with matplotlib.style.context("tableau-colorblind10"), matplotlib.rc_context(own):
+        yield
+
+
+def show(figure: Figure, alt: str, summary: str) -> None:
+    """Show a figure with alternative text, and a one-line summary below it.
+
+    Jupyter ignores alternative text in an output's metadata, so the picture goes out as HTML with its bytes inside.
+
+    Args:
+        figure: it is not needed afterwards.
+        alt: what there is to see, for those who do not see it.
+        summary: what it says, in one line, for everybody.
+
+    Raises:
+        ValueError: `alt` or `summary` is empty, or `summary` has several lines.
+    """
+    display(_bundle(figure, alt, summary), raw=True)
+
+
+def _bundle(figure: Figure, alt: str, summary: str) -> dict[str, str]:
+    """A figure as Jupyter's MIME bundle."""
+    if not alt.strip() or not summary.strip() or "\n" in summary:
+        raise ValueError("a figure needs alternative text, and a summary in one line")
+    width = round(figure.get_figwidth() * 90)
+    source = f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}"
+    page = (
+        f'<figure style="margin:0"><img src="{source}" alt="{html.escape(alt)}" '
+        f'style="width:{width}px;max-width:100%;background:white">'
+        f"<figcaption>{html.escape(summary)}</figcaption></figure>"
+    )
+    return {"text/html": page, "text/plain": summary}
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG of 256 colours, a third of the full one's size."""
+    raw, small = io.BytesIO(), io.BytesIO()
+    with style():
+        figure.savefig(raw, format="png", dpi=PIXELS_PER_INCH, bbox_inches="tight", facecolor="white")
+    picture = Image.open(raw).convert("RGB")
+    picture.quantize(256, dither=Image.Dither.NONE).save(small, format="png", optimize=True)
+    return small.getvalue()
+
+
+class LiveCurve:
+    """A loss curve that grows while `train` runs: pass it as `on_step`.
+
+    Args:
+        steps: how many steps there will be.
+        title: of the curve.
+        every: draw after so many steps, and after the last.
+    """
+
+    def __init__(self, steps: int, title: str, every: int = 25):
+        self.steps, self.title, self.every = steps, title, every
+        self.losses: list[float] = []
+        self._handle = None
+
+    def __call__(self, step: int, loss: float, model) -> None:
+        """Note the loss of a step (counted from 1)."""
+        self.losses.append(loss)
+        if step % self.every == 0 or step == self.steps:
+            self._draw()
+
+    def _draw(self) -> None:
+        first, last = self.losses[0], smoothed(self.losses)[-1]
+        alt = (
+            f"Line plot of the training loss. It starts at {first:.2f} and after {len(self.losses)} of {self.steps} "
+            f"steps it is at {last:.2f}."
+        )
+        summary = f"{self.title}: loss {first:.2f} → {last:.2f} in {len(self.losses)} steps"
+        bundle = _bundle(loss_curve(self.losses, self.steps, self.title), alt, summary)
+        if self._handle is None:
+            self._handle = display(bundle, raw=True, display_id=True)
+        else:
+            self._handle.update(bundle, raw=True)
+
+
+def smoothed(losses: Sequence[float], window: int = 20) -> np.ndarray:
+    """The mean of the last `window` losses at every step."""
+    total = np.concatenate([[0.0], np.cumsum(losses)])
+    steps = np.arange(1, len(losses) + 1)
+    start = np.maximum(0, steps - window)
+    return (total[steps] - total[start]) / (steps - start)
+
+
+def loss_curve(losses: Sequence[float], steps: int, title: str) -> Figure:
+    """Each step's loss, pale, and the mean of the last twenty."""
+    with style():
+        figure = Figure(figsize=(7, 2.9))
+        axes = figure.add_subplot()
+        done, mean = np.arange(1, len(losses) + 1), smoothed(losses)
+        axes.plot(done, losses, color=GREY, linewidth=0.7)
+        axes.plot(done, mean, color=BLUE, linewidth=2)
+        axes.plot(done[-1], mean[-1], "o", color=BLUE, markersize=5)
+        axes.annotate(f"{mean[-1]:.2f}", (done[-1], mean[-1]), (6, 6), textcoords="offset points", color=BLUE)
+        axes.set(xlim=(0, steps * 1.06), ylim=(0, None), xlabel="step", ylabel="loss")
+        axes.set_title(title)
+        axes.grid(axis="y", color="#E8E8E8")
+        axes.set_axisbelow(True)
+    return figure

@@ -1,0 +1,81 @@
+"""Answers beside pictures, and which tokens a row teaches: tables in HTML, readable in every language and theme."""
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+
+from IPython.display import display
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+
+from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN
+from minivlm.processor import Rendered
+
+CELL = "text-align:left;vertical-align:top;padding:6px 14px;max-width:24em;white-space:normal"
+
+
+def show_answers(
+    pictures: Sequence[Image.Image], alts: Sequence[str], columns: Mapping[str, Sequence[str]], side: int = 120
+) -> None:
+    """A table of pictures and what was said about each.
+
+    Args:
+        pictures: one per row.
+        alts: what there is to see in each picture, for those who do not see it.
+        columns: a heading and one text per picture for each column; text is shown as it is, never as HTML.
+        side: of a picture in the table, in pixels.
+
+    Raises:
+        ValueError: a picture has no alternative text, or a column has more or fewer texts than there are pictures.
+    """
+    if not all(alt.strip() for alt in alts):
+        raise ValueError("every picture needs alternative text")
+    heads = "".join(f'<th scope="col" style="{CELL}">{html.escape(name)}</th>' for name in ("picture", *columns))
+    rows = []
+    for picture, alt, *texts in zip(pictures, alts, *columns.values(), strict=True):
+        cells = "".join(f'<td style="{CELL}">{html.escape(text)}</td>' for text in texts)
+        rows.append(f'<tr><td style="{CELL}">{_image(picture, alt, side)}</td>{cells}</tr>')
+    plain = "\n".join(f"{name}: {text}" for name, texts in columns.items() for text in texts)
+    page = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    display({"text/html": page, "text/plain": plain}, raw=True)
+
+
+def show_picture(picture: Image.Image, alt: str, side: int = 224) -> None:
+    """A picture with alternative text.
+
+    Raises:
+        ValueError: `alt` is empty.
+    """
+    if not alt.strip():
+        raise ValueError("a picture needs alternative text")
+    display({"text/html": _image(picture, alt, side), "text/plain": alt}, raw=True)
+
+
+def show_supervision(row: Rendered, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A row's text; what the model learns to write is underlined and bold. A picture's placeholders are one word."""
+    runs: list[tuple[bool, list[int]]] = []
+    for token_id, label in zip(row.input_ids, row.labels, strict=True):
+        learnt = label != IGNORE_INDEX
+        if not runs or runs[-1][0] != learnt:
+            runs.append((learnt, []))
+        runs[-1][1].append(token_id)
+    image = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    parts = []
+    for learnt, ids in runs:
+        text = tokenizer.decode([i for k, i in enumerate(ids) if i != image or ids[k - 1] != image])
+        text = html.escape(text.replace(IMAGE_TOKEN, f"{IMAGE_TOKEN} × {ids.count(image)}")).replace("\n", "↵<br>")
+        mark = 'style="background:#FFF0E2;color:#3B3B3B;text-decoration:underline;font-weight:bold"'
+        parts.append(f"<span {mark}>{text}</span>" if learnt else f"<span>{text}</span>")
+    learnt = sum(label != IGNORE_INDEX for label in row.labels)
+    summary = f"{learnt} of {len(row.labels)} tokens are learnt (underlined)."
+    page = f'<p style="line-height:1.7">{"".join(parts)}</p><p>{summary}</p>'
+    display({"text/html": page, "text/plain": summary}, raw=True)
+
+
+def _image(picture: Image.Image, alt: str, side: int) -> str:
+    """An `<img>` with its bytes inside, at twice the pixels it is shown with."""
+    stream = io.BytesIO()
+    picture.resize((2 * side, 2 * side), Image.Resampling.LANCZOS).save(stream, format="WEBP", quality=82)
+    source = f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return f'<img src="{source}" width="{side}" height="{side}" alt="{html.escape(alt)}">'
