@@ -26,7 +26,7 @@ INSTALLERS = ("environment.yml", "Makefile", ".ci/run", ".github/workflows/test.
 LENIENT = {"strict", "weights_only"}
 TORCH_CPU = "https://download.pytorch.org/whl/cpu"
 # Import names that differ from the names of what is installed.
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "IPython": "ipython"}
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "IPython": "ipython", "yaml": "pyyaml"}
 
 
 def read(name: str) -> str:
@@ -270,13 +270,16 @@ class TestReadme:
 
     def test_slots_are_filled_from_files(self, tmp_path):
         filled = runpy.run_path(str(ROOT / "scripts/readme.py"))["filled"]
-        (tmp_path / "m.json").write_text('{"a": {"b": 8.66}}', encoding="utf-8")
-        (tmp_path / "t.md").write_text("| x |\n", encoding="utf-8")
-        page = (
-            "<!-- n: m.json#a.b:.1f -->{}<!-- /n --> s\n<!-- n: t.md -->{}<!-- /n -->\n<!-- n: no.md -->{}<!-- /n -->"
+        (tmp_path / "data").mkdir()
+        (tmp_path / "m.json").write_text('{"a": {"b": 8.66}, "s": [60, 90]}', encoding="utf-8")
+        (tmp_path / "data/t.md").write_text('![x](../x.png) <img src="y.png"> [z](https://z.org)\n', encoding="utf-8")
+        page = "\n".join(
+            f"<!-- n: {source} -->{{}}<!-- /n -->"
+            for source in ("m.json#a.b:.1f", "m.json#s.1/60:.1f", "m.json#a.b", "data/t.md", "no.json#a", "no.md")
         )
-        wanted = page.format("8.7", "\n| x |\n", "\n…\n")
-        assert filled(page.format("0", "old\nrows", ""), tmp_path) == wanted == filled(wanted, tmp_path)
+        table = '\n![x](x.png) <img src="data/y.png"> [z](https://z.org)\n'
+        wanted = page.format("8.7", "1.5", "8.66", table, "…", "\n…\n")
+        assert filled(page.format("0", "", "8", "old\nrows", "3", ""), tmp_path) == wanted == filled(wanted, tmp_path)
 
 
 def room_of(dotted: str) -> str | None:
