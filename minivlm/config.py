@@ -175,8 +175,8 @@ W_ALONE, W_AND_LM = ("projector",), ("projector", "language_model")
 # (595,376 captions four times, then 158,720 conversations six times).
 STAGES: dict[str, dict[str, Stage]] = {
     "scenes": {
-        "pretrain": Stage("pretrain", W_ALONE, {"projector": 2e-3}, 1200, 32, 50, "base"),
-        "sft": Stage("sft", W_AND_LM, {"projector": 1e-3, "language_model": 5e-4}, 900, 32, 50, "pretrain"),
+        "pretrain": Stage("pretrain", W_ALONE, {"projector": 2e-2}, 800, 32, 40, "base"),
+        "sft": Stage("sft", W_AND_LM, {"projector": 2e-3, "language_model": 1e-3}, 420, 32, 40, "pretrain"),
     },
     "clip-26m": {
         "pretrain": Stage("pretrain", W_ALONE, {"projector": 4e-4}, 148_844, 16, 1000, "base"),
