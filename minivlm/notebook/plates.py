@@ -5,6 +5,7 @@ Letters as in `config.py`; show a plate with `figures.show`.
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -143,7 +144,7 @@ def _runs(page: Axes, box: Box, is_image: np.ndarray) -> list[float]:
     left, bottom, width, height = box
     edges = [0, *(np.flatnonzero(np.diff(is_image.astype(int))) + 1), len(is_image)]
     middles, top = [], bottom + height + 0.7
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in pairwise(edges):
         a, b = (left + width * edge / len(is_image) for edge in (start, end))
         page.plot([a + 0.2, b - 0.2], [top, top], color=ORANGE if is_image[start] else BLUE, linewidth=3)
         page.text((a + b) / 2, top + 0.8, "picture" if is_image[start] else "text", ha="center", fontsize=8.5)
@@ -174,8 +175,8 @@ def swap(
         for place in np.flatnonzero(~is_image):
             page.text(place + 0.5, 12.3, tokens[place], rotation=90, ha="center", va="bottom", fontsize=8)
         page.text(places.mean() + 0.5, 12.2, f"{len(places)} placeholders, one for each patch", ha="center", fontsize=9)
-        for start, end in ((places[0], 1), (places[-1] + 1, -1)):
-            page.plot([start, start], [-0.4, 12], color=ORANGE, linewidth=1.5)
+        for edge in (places[0], places[-1] + 1):
+            page.plot([edge, edge], [-0.4, 12], color=ORANGE, linewidth=1.5)
         page.text(-1, 9.5, "after\nthe look-up", ha="right", va="center")
         page.text(-1, 2.5, "after\nthe swap", ha="right", va="center")
         page.text(places.mean() + 0.5, -1.6, "only these have changed", ha="center", fontsize=9)
