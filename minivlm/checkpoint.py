@@ -6,6 +6,7 @@ stage, the seed, the command, the metrics, and the hash of every part. It may ho
 `minivlm.json` says in which folder the other parts lie, and their hashes must be the ones it was trained with.
 """
 
+import errno
 import glob
 import hashlib
 import json
@@ -33,6 +34,7 @@ FORMAT = 1
 META = "minivlm.json"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
+SMALL_FILES = ("config.json", "generation_config.json", "processor_config.json", "tokenizer_config.json", TOKENIZER)
 
 
 class CheckpointError(ValueError):
@@ -93,7 +95,8 @@ def save_checkpoint(
     for part, named in tensors.items():
         _check_finite(named, f"{folder} was not saved: {part}")
     hashes = part_hashes(model, processor) | {part: hash_tensors(named) for part, named in tensors.items()}
-    about = {"format": FORMAT, "versions": _versions(), **meta, "holds": list(parts), "hashes": hashes}
+    about = {key: value for key, value in meta.items() if key != "base"}  # meta may come from another checkpoint
+    about |= {"format": FORMAT, "versions": _versions(), "holds": list(parts), "hashes": hashes}
     if base is not None:
         about["base"] = Path(os.path.relpath(Path(base).resolve(), folder.resolve())).as_posix()
     _check_meta(about, folder)
@@ -140,8 +143,7 @@ def load_checkpoint(
         state |= tensors
     state |= {head: state[embeddings] for head, embeddings in model.all_tied_weights_keys.items()}
     model.load_state_dict(state, strict=True)
-    if (folder / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(folder)
+    model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval(), processor, meta
 
 
@@ -300,7 +302,7 @@ def _present(folder: Path) -> Path:
 
 
 def _load_processor(folder: Path, meta: dict[str, Any]) -> tuple[MiniVLMProcessor, MiniVLMConfig]:
-    for name in ("config.json", "processor_config.json", "tokenizer_config.json", TOKENIZER):
+    for name in SMALL_FILES:
         _read_json(folder / name)
     if _hash_tokenizer((folder / TOKENIZER).read_text("utf-8")) != meta["hashes"]["tokenizer"]:
         raise CheckpointError(
@@ -420,6 +422,9 @@ def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network drives cannot
+            raise
     finally:
         os.close(handle)
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import resource
 import shutil
+import stat
 import struct
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def test_loading_does_not_touch_the_callers_randomness(saved):
 
 def test_only_safetensors_and_no_machine_path(saved):
     assert {path.suffix for path in saved.iterdir()} == {".safetensors", ".json", ".jinja"}
-    assert str(saved.parent) not in (saved / "minivlm.json").read_text("utf-8")
+    assert not [name for name, data in contents(saved).items() if str(saved.parent).encode() in data]
 
 
 def test_half_precision_on_disk(model, processor, tmp_path):
@@ -204,6 +205,14 @@ def test_a_part_that_is_not_held_comes_from_the_base(chain, make_model):
         assert all(torch.equal(got[name], expected[name]) for name in expected), part
     shutil.move(chain, chain.with_name("moved"))  # together they may be moved
     load_checkpoint(chain.with_name("moved") / "sft")
+
+
+def test_a_whole_checkpoint_made_from_a_part_forgets_its_base(chain):
+    whole = save_checkpoint(chain / "whole", *load_checkpoint(chain / "sft"))
+    assert "base" not in read_meta(whole)
+    for part in ("base", "pretrain", "sft"):
+        shutil.rmtree(chain / part)
+    load_checkpoint(whole)
 
 
 def test_base_may_be_given(chain):
@@ -332,9 +341,7 @@ def test_weights_cut_off(saved, name, share):
         load_checkpoint(saved)
 
 
-@pytest.mark.parametrize(
-    "name", ["minivlm.json", "config.json", "processor_config.json", "tokenizer_config.json", "tokenizer.json"]
-)
+@pytest.mark.parametrize("name", ["minivlm.json", *checkpoint.SMALL_FILES])
 def test_small_files_cut_off_or_missing(saved, name):
     data = (saved / name).read_bytes()
     (saved / name).write_bytes(data[: len(data) // 2])
@@ -475,17 +482,16 @@ def assert_unharmed(folder: Path, before: dict[str, bytes]) -> None:
     load_checkpoint(folder)
 
 
-DISK_ERRORS = [
-    (errno.ENOSPC, "No space left on device"),
-    (errno.EROFS, "Read-only file system"),
-    (errno.EACCES, "Permission denied"),
-    (errno.EDQUOT, "quota exceeded"),
-]
-
-
-@pytest.mark.parametrize(("number", "said"), DISK_ERRORS)
-@pytest.mark.parametrize("where", ["mkdir", "write_bytes", "_sync", "rename"])
-def test_disk_trouble_at_every_step(saved, make_model, processor, monkeypatch, number, said, where):
+@pytest.mark.parametrize(
+    ("where", "number", "said"),
+    [
+        ("write_bytes", errno.ENOSPC, "No space left on device"),
+        ("mkdir", errno.EROFS, "Read-only file system"),
+        ("rename", errno.EACCES, "Permission denied"),
+        ("_sync", errno.EDQUOT, "quota exceeded"),
+    ],
+)
+def test_disk_trouble_at_every_step(saved, make_model, processor, monkeypatch, where, number, said):
     """Each step that touches the disk fails in turn, on its first, second, … call, until the save gets through."""
     before = contents(saved)
     changed = make_model(1)
@@ -517,6 +523,22 @@ def test_disk_trouble_at_every_step(saved, make_model, processor, monkeypatch, n
         failed_at += 1
     assert failed_at > 0
     assert torch.equal(load_checkpoint(saved)[0].projector.weight, changed.projector.weight)
+
+
+def test_a_drive_that_cannot_sync_folders_is_good_enough(saved, make_model, processor, monkeypatch):
+    genuine = os.fsync
+
+    def only_files(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        genuine(handle)
+
+    monkeypatch.setattr(os, "fsync", only_files)
+    save_checkpoint(saved, make_model(1), processor, META)
+    load_checkpoint(saved)
+    monkeypatch.setattr(os, "fsync", lambda handle: os.write(-1, b""))
+    with pytest.raises(OSError, match="was not saved"):
+        save_checkpoint(saved, make_model(2), processor, META)
 
 
 def test_a_folder_that_cannot_be_written(model, processor, tmp_path, monkeypatch):
@@ -625,6 +647,19 @@ def test_killed_at_a_rename(saved, model, processor, rename):
     save_checkpoint(saved, model, processor, {"stage": "pretrain"})
     assert [path.name for path in saved.parent.iterdir()] == ["sft"]
     assert load_checkpoint(saved)[2]["stage"] == "pretrain"
+
+
+def test_what_killed_runs_left_is_cleared_up(saved, make_model, processor):
+    """Killed while writing aside, or after the second rename but before the old folder was deleted."""
+    shutil.copytree(saved, saved.with_name("sft.partial-1"))
+    shutil.copytree(saved, saved.with_name("sft.replaced"))
+    before = contents(saved)
+    assert load_checkpoint(saved)[2]["stage"] == "sft"
+    changed = make_model(1)
+    save_checkpoint(saved, changed, processor, META)
+    assert [path.name for path in saved.parent.iterdir()] == ["sft"]
+    assert contents(saved) != before
+    assert torch.equal(load_checkpoint(saved)[0].projector.weight, changed.projector.weight)
 
 
 def test_not_finite_weights_are_not_saved(saved, model, processor):
