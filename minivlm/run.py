@@ -1,0 +1,220 @@
+"""The main job: base weights, pictures, stage 1, stage 2, the exam, the page.
+
+Every stage leaves a checkpoint in the run's folder, so a run that was stopped goes on where it was.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minivlm.answers import describe
+from minivlm.checkpoint import load_checkpoint, read_meta
+from minivlm.config import PROMPTS, STAGES, Stage
+from minivlm.evaluate import EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED, Exam, evaluate, prepare_exam
+from minivlm.features import FeatureCache
+from minivlm.model import MiniVLMForConditionalGeneration, ledger
+from minivlm.paths import BASE, PRETRAIN, SFT
+from minivlm.processor import MiniVLMProcessor
+from minivlm.recipes import SceneRows
+from minivlm.report import read_seeds, write_report
+from minivlm.scenes.draw import draw
+from minivlm.scenes.facts import sample_scene
+from minivlm.scenes.table import TABLE
+from minivlm.train import choose_precision, train
+
+PICTURES = 5000  # of training, the same for both stages
+RESULTS, SEEDS = "results.json", "results/seeds.json"
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run shall do.
+
+    Attributes:
+        out: the run's folder.
+        data: the folder of the base weights.
+        seed: decides W at the start, the rows and their order. The exam is the same for every seed.
+        precision: of training, "bf16", "fp32", or "auto" for what a one-second probe finds faster.
+        pictures: how many pictures both stages train with.
+        steps_scale: shortens or stretches both stages.
+        exam: pictures of the exam; the hold-out and the questions shrink with it.
+        resume: go on with what lies in `out`.
+        command: what was typed, for the record.
+    """
+
+    out: Path
+    data: Path
+    seed: int = 0
+    precision: str = "auto"
+    pictures: int = PICTURES
+    steps_scale: float = 1.0
+    exam: int = EXAM_PICTURES
+    workers: int | None = None
+    resume: bool = True
+    command: str = "minivlm run"
+
+    def stage(self, name: str) -> Stage:
+        """A stage of the scenes preset at this run's length."""
+        stage = STAGES["scenes"][name]
+        steps = max(1, round(stage.steps * self.steps_scale))
+        return dataclasses.replace(stage, steps=steps, warmup_steps=min(stage.warmup_steps, steps // 2))
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """Do all of it; write `results.json` and the page into `plan.out`, and return what the page was made from.
+
+    Raises:
+        CheckpointError, TrainingError, OSError: as `load_checkpoint` and `train` do.
+    """
+    began, clock = time.perf_counter(), Clock()
+    with clock("pictures"):
+        model, processor, _ = load_checkpoint(plan.data / BASE)
+        precision = _precision(plan, model)
+        cache = training_features(plan, model, processor, precision)
+    exam, record = None, {"ledgers": {}, "losses": {}, "exam": {}, "answers": {}}
+    for name, parent in ((PRETRAIN, plan.data / BASE), (SFT, plan.out / PRETRAIN)):
+        stage = plan.stage(name)
+        with clock(name):
+            log = train_stage(plan, name, model, processor, parent, plan.out / name, cache, precision)
+        with clock("exam"):
+            exam = exam or _exam(plan, model, processor)
+            record["exam"][name] = evaluate(model, processor, exam)
+            record["answers"][name] = table_answers(model, processor)
+        record["ledgers"][name] = [list(row) for row in ledger(model, stage).rows]
+        record["losses"][name] = [round(entry["loss"], 4) for entry in log]
+    results = _results(plan, record, exam, model, precision, clock.seconds | {"total": time.perf_counter() - began})
+    (plan.out / RESULTS).write_text(json.dumps(results, ensure_ascii=False, allow_nan=False), "utf-8")
+    write_report(plan.out, results, read_seeds(plan.data / SEEDS))
+    return results
+
+
+def training_features(
+    plan: Plan, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, precision: str
+) -> FeatureCache:
+    """Draw the training pictures and encode them, once for both stages."""
+    scenes = [sample_scene("train", i) for i in range(plan.pictures)]
+    return FeatureCache.of_scenes(
+        model, processor, scenes, precision=precision, workers=plan.workers, title="training pictures"
+    )
+
+
+def train_stage(
+    plan: Plan,
+    name: str,
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    parent: Path,
+    out: Path,
+    cache: FeatureCache | None = None,
+    precision: str | None = None,
+) -> list[dict[str, Any]]:
+    """Train one stage as planned, from `parent` into `out`; returns its log.
+
+    Raises:
+        CheckpointError, TrainingError, OSError: as `train` does.
+    """
+    precision = precision or _precision(plan, model)
+    cache = cache or training_features(plan, model, processor, precision)
+    stage = plan.stage(name)
+    rows = SceneRows(name, plan.pictures, stage.steps * stage.batch_size * stage.accumulation, plan.seed)
+    return train(
+        model, processor, rows, stage, out, parent=parent, seed=plan.seed,
+        features=cache, precision=precision, resume=plan.resume, command=plan.command,
+    )  # fmt: skip
+
+
+class Clock:
+    """Seconds spent in named phases; a phase that comes again is added up."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Count the time of a block."""
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
+
+
+def table_answers(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> dict[str, list[str]]:
+    """What a model says about the table's seven pictures, by language."""
+    pictures = [draw(scene) for scene in TABLE.values()]
+    return {lang: describe(model, processor, pictures, prompt) for lang, prompt in PROMPTS.items()}
+
+
+def peak_memory_gb() -> float | None:
+    """The most memory that this process and one of its helpers held, in GB; None where the system does not tell."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return (
+        sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit / 1e9
+    )
+
+
+def _precision(plan: Plan, model: MiniVLMForConditionalGeneration) -> str:
+    """The precision that was asked for; with "auto" that of a run to go on with, or what the probe finds."""
+    if plan.precision != "auto":
+        return plan.precision
+    if plan.resume and (plan.out / PRETRAIN).is_dir():
+        return read_meta(plan.out / PRETRAIN)["precision"]
+    return choose_precision(model)
+
+
+def _exam(plan: Plan, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> Exam:
+    share = min(1.0, plan.exam / EXAM_PICTURES)
+    holdout, questioned = (max(2, round(share * count)) for count in (HOLDOUT_PICTURES, QUESTIONED))
+    return prepare_exam(model, processor, plan.exam, holdout, questioned, workers=plan.workers)
+
+
+def _results(
+    plan: Plan,
+    record: dict[str, Any],
+    exam: Exam,
+    model: MiniVLMForConditionalGeneration,
+    precision: str,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """All that the page shows, as plain JSON."""
+    meta = read_meta(plan.out / SFT)
+    answers = record.pop("answers")
+    table = [
+        {
+            "name": name,
+            "scene": scene.to_dict(),
+            "answers": {stage: {lang: answers[stage][lang][i] for lang in PROMPTS} for stage in answers},
+        }
+        for i, (name, scene) in enumerate(TABLE.items())
+    ]
+    base = read_meta(plan.data / BASE)["hashes"]
+    return record | {
+        "table": table,
+        "seed": plan.seed,
+        "command": plan.command,
+        "precision": precision,
+        "sizes": {
+            "pictures": plan.pictures,
+            "exam": len(exam.scenes),
+            "holdout": len(exam.holdout),
+            "questioned": exam.questioned,
+        },
+        "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
+        "peak_memory_gb": peak_memory_gb(),
+        "machine": {"cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
+        "versions": meta["versions"],
+        "base": ", ".join(f"{part} {value[:12]}" for part, value in base.items() if part != "projector"),
+        "ln_vocabulary": round(math.log(model.config.text_config.vocab_size), 3),
+    }
