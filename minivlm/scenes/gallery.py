@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from minivlm.scenes.draw import SIZE, draw
 from minivlm.scenes.facts import Scene, sample_scene
 
+PAPER = (250, 247, 240)
 CHUNK = 100  # scenes a process draws before it reports back
 
 
@@ -49,6 +50,16 @@ def cached_pictures(file: Path, split: str, count: int, side: int, workers: int 
     if pictures.shape != (count, side, side, 3):
         raise ValueError(f"{file} holds pictures of shape {pictures.shape}, not {count} of {side} px; delete it")
     return pictures
+
+
+def contact_sheet(split: str = "base", first: int = 0, across: int = 8, gap: int = 6) -> Image.Image:
+    """`across` x `across` pictures of a split on paper, with a gap of `gap` pixels around each."""
+    step = SIZE + gap
+    sheet = Image.new("RGB", (across * step + gap,) * 2, PAPER)
+    for place in range(across * across):
+        corner = (gap + place % across * step, gap + place // across * step)
+        sheet.paste(draw(sample_scene(split, first + place)), corner)
+    return sheet
 
 
 def _draw_chunk(chunk: tuple[list[Scene], int]) -> np.ndarray:

@@ -1,0 +1,176 @@
+"""The command line: thin. Every command calls one function of the package and prints what it returns."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from minivlm.config import IMAGE_TOKEN, PROMPTS
+from minivlm.paths import BASE, PRETRAIN, SFT, data_folder
+
+REFUSED = 2  # the exit code of a message for people: a bad file, a wrong checkpoint
+SHORTHAND = f'the string "{IMAGE_TOKEN}\\n…" is accepted as shorthand for a picture and a question'
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code. What a user can mend is one line on standard error, no traceback."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options) or 0
+    except (ValueError, OSError) as problem:
+        print(f"minivlm: {problem}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="minivlm", description="A vision-language model, trained end to end on two CPU cores."
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, function, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=function)
+        return added
+
+    run = command("run", _run, "train both stages from the base weights, examine both, write the page")
+    _training_options(run, "runs/seed-SEED")
+    train = command("train", _train, "train one stage")
+    train.add_argument("stage", choices=(PRETRAIN, SFT))
+    train.add_argument("--parent", type=Path, help="the checkpoint to start from (default: the shipped one)")
+    _training_options(train, "runs/STAGE")
+    evaluate = command("evaluate", _evaluate, "examine a checkpoint; prints JSON")
+    evaluate.add_argument("checkpoint", type=Path, nargs="?", help="default: the shipped model after stage 2")
+    evaluate.add_argument("--exam", type=int, default=500, help="pictures of the exam (default 500)")
+    caption = command("caption", _caption, f"say what is in each picture; {SHORTHAND}")
+    caption.add_argument("file", nargs="+", help="a picture of any common format")
+    caption.add_argument("--prompt", default=PROMPTS["en"], help=f"default: {PROMPTS['en']}")
+    chat = command("chat", _chat, f"talk about a picture, line by line; {SHORTHAND}")
+    chat.add_argument("file", help="a picture of any common format")
+    for added in (caption, chat):
+        added.add_argument("--model", type=Path, help="a checkpoint (default: the shipped one after stage 2)")
+    data = command("data", _data, "draw pictures of the drawn world, or check a file of rows")
+    data.add_argument("what", choices=("sheet", "table", "check"))
+    data.add_argument("path", type=Path, help="sheet: the PNG to write; table: the folder; check: the JSON-lines file")
+    base = command("base", _base, "make the base models: tokenizer, encoder, language model (an hour; resumable)")
+    base.add_argument("--only", choices=("tokenizer", "encoder", "language_model"), help="one part alone")
+    base.add_argument("--out", type=Path, default=Path("runs/base"), help="the checkpoint to write")
+    base.add_argument("--work", type=Path, default=Path("runs/base-work"), help="drawn pictures, states, full logs")
+    return parser
+
+
+def _training_options(parser: argparse.ArgumentParser, out: str) -> None:
+    parser.add_argument("--out", type=Path, help=f"the folder to write (default {out})")
+    parser.add_argument("--seed", type=int, default=0, help="W at the start, rows and their order (default 0)")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="default: measured")
+    parser.add_argument("--pictures", type=int, default=5000, help="training pictures to draw (default 5000)")
+    parser.add_argument("--exam", type=int, default=500, help="pictures of the exam (default 500)")
+    parser.add_argument("--scale", type=float, default=1.0, help="shorten or stretch both stages (default 1)")
+    parser.add_argument("--anew", action="store_true", help="do not go on with what lies in --out")
+
+
+def _plan(options: argparse.Namespace, out: str):
+    from minivlm.run import Plan
+
+    given = ["minivlm", *sys.argv[1:]]
+    return Plan(
+        out=options.out or Path(out),
+        data=data_folder(),
+        seed=options.seed,
+        precision=options.precision,
+        pictures=options.pictures,
+        steps_scale=options.scale,
+        exam=options.exam,
+        resume=not options.anew,
+        command=" ".join(given),
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
+    from minivlm.report import table_as_text
+    from minivlm.run import run
+
+    plan = _plan(options, f"runs/seed-{options.seed}")
+    results = run(plan)
+    print(table_as_text(results))
+    print("\nseconds:", ", ".join(f"{phase} {value:.0f}" for phase, value in results["seconds"].items()))
+    print(f"The page: {plan.out / 'index.html'}")
+
+
+def _train(options: argparse.Namespace) -> None:
+    from minivlm.checkpoint import load_checkpoint
+    from minivlm.run import train_stage
+
+    plan = _plan(options, f"runs/{options.stage}")
+    parent = options.parent or data_folder() / (BASE if options.stage == PRETRAIN else PRETRAIN)
+    model, processor, _ = load_checkpoint(parent)
+    train_stage(plan, options.stage, model, processor, parent, plan.out)
+    print(f"The checkpoint: {plan.out}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from minivlm.checkpoint import load_checkpoint
+    from minivlm.evaluate import evaluate, prepare_exam
+
+    model, processor, _ = load_checkpoint(options.checkpoint or data_folder() / SFT)
+    print(json.dumps(evaluate(model, processor, prepare_exam(model, processor, options.exam)), ensure_ascii=False))
+
+
+def _caption(options: argparse.Namespace) -> None:
+    from minivlm.answers import describe
+
+    model, processor = _model(options)
+    prompt = options.prompt.removeprefix(IMAGE_TOKEN).lstrip("\n")
+    for file in options.file:
+        print(f"{file}: {describe(model, processor, [file], prompt)[0]}")
+
+
+def _chat(options: argparse.Namespace) -> None:
+    from minivlm.pictures import open_picture
+
+    model, processor = _model(options)
+    messages = []
+    print("Ask about the picture; an empty line ends.")
+    for line in sys.stdin:
+        if not (text := line.strip().removeprefix(IMAGE_TOKEN).replace("\\n", "\n").strip()):
+            break
+        picture = [] if messages else [{"type": "image", "image": open_picture(options.file)}]
+        messages.append({"role": "user", "content": [*picture, {"type": "text", "text": text}]})
+        batch = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        written = model.generate(**batch, max_new_tokens=96, do_sample=False)[0, batch["input_ids"].shape[1] :]
+        answer = processor.tokenizer.decode(written, skip_special_tokens=True)
+        messages.append({"role": "assistant", "content": answer})
+        print(answer, flush=True)
+
+
+def _model(options: argparse.Namespace):
+    from minivlm.checkpoint import load_checkpoint
+
+    model, processor, _ = load_checkpoint(options.model or data_folder() / SFT)
+    return model, processor
+
+
+def _data(options: argparse.Namespace) -> None:
+    from minivlm.data import read_rows
+    from minivlm.scenes.gallery import contact_sheet
+    from minivlm.scenes.table import write_table
+
+    if options.what == "sheet":
+        contact_sheet().save(options.path, optimize=True)
+        print(options.path)
+    elif options.what == "table":
+        print(*write_table(options.path), sep="\n")
+    else:
+        print(f"{options.path}: {sum(1 for _ in read_rows(options.path))} rows, all of them usable")
+
+
+def _base(options: argparse.Namespace) -> None:
+    from minivlm.base.build import build_base
+
+    if made := build_base(options.out, options.work, options.only):
+        print(f"The checkpoint: {made}")
