@@ -326,16 +326,23 @@ def is_right(question: Question, text: str) -> bool:
 def best_guesses(items: Sequence[Item], lang: str) -> tuple[dict[str, str], list[Reply]]:
     """The best that can be said without looking: to each type of question, its most frequent answer in this exam.
 
-    Of two things to compare, the one named first is guessed, which is right half of the time.
+    A count is guessed with the measure word that the question asks for. Of two things to compare the one named first is
+    guessed, which is right half of the time.
     """
     guesses = {}
     for group in dict.fromkeys(item.group for item in items):
-        answers = Counter(item.question.answer for item in items if item.group == group)
-        guesses[group] = answers.most_common(1)[0][0]
-    replies = [Reply(item, guesses[item.group]) for item in items if item.group != "compare"]
+        answers = [item.question.answer for item in items if item.group == group]
+        if group == "count" and lang == "zh":
+            answers = [answer[:1] for answer in answers]  # the number, without its measure word
+        guesses[group] = Counter(answers).most_common(1)[0][0]
+    replies = []
     for item in items:
+        text = guesses[item.group]
         if item.group == "compare":
-            replies.append(Reply(item, noun_phrase(*read_facts(item.question.text).things[0], lang, article=False)))
+            text = noun_phrase(*read_facts(item.question.text).things[0], lang, article=False)
+        elif item.group == "count" and lang == "zh":
+            text += w.MEASURES[read_facts(item.question.text).things[0][0]]
+        replies.append(Reply(item, text))
     return guesses | {"compare": "the thing named first"}, replies
 
 

@@ -19,7 +19,7 @@ html { font-size: 16px; }
 body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.55;
   font-family: "Iowan Old Style", "Palatino Linotype", Palatino, "Source Serif 4", Georgia, "Noto Serif CJK SC",
     "Songti SC", SimSun, serif; }
-main { max-width: 70rem; margin: 0 auto; padding: 3.5rem 1.5rem 5rem; }
+main { max-width: 77rem; margin: 0 auto; padding: 3.5rem 1.5rem 5rem; }
 h1 { font-size: 2.3rem; font-weight: 500; line-height: 1.2; letter-spacing: -0.01em; margin: 0 0 1rem; }
 h2 { font-size: 1.55rem; font-weight: 500; margin: 3.6rem 0 0.6rem; padding-top: 1.2rem;
   border-top: 1px solid var(--line); }
@@ -42,8 +42,9 @@ thead th { color: var(--soft); font-size: 0.85rem; vertical-align: bottom; borde
 tbody tr:last-child > * { border-bottom: none; }
 .numbers td, .numbers thead th { font-variant-numeric: tabular-nums lining-nums; }
 .numbers tbody th { white-space: nowrap; padding-right: 1.2rem; }
+.numbers tbody tr > * { padding-top: 0.32rem; padding-bottom: 0.32rem; }
 .numbers td .small { white-space: nowrap; }
-.number { white-space: nowrap; }
+.number, .sign { white-space: nowrap; }
 .headline td, .headline th { padding-right: 0.55rem; font-size: 0.88rem; }
 .headline .small { font-size: 0.72rem; }
 .facts table { width: auto; }
@@ -56,7 +57,7 @@ tbody tr:last-child > * { border-bottom: none; }
 .pictures td > div > div > div + div { margin-top: 0.15rem; }
 mark { background: var(--wash); color: inherit; border-radius: 3px; padding: 0 0.15em;
   text-decoration: underline wavy var(--wrong) 1.5px; text-underline-offset: 3px; }
-mark .sign { color: var(--wrong); text-decoration: none; display: inline-block; padding-left: 0.2em; }
+mark .sign { color: var(--wrong); text-decoration: none; padding-left: 0.25em; }
 figure { margin: 1.4rem 0; }
 figure img { display: block; width: 100%; border-radius: 12px; border: 1px solid var(--line); background: #fff; }
 figcaption { margin-top: 0.6rem; }
@@ -102,7 +103,7 @@ class Span:
         """Escaped. What is wrong is marked by a sign and an underline, not by colour alone."""
         text = _escaped(self.text)
         if self.style == "wrong":
-            return f'<mark title="{_escaped(self.title)}">{text}<span class="sign"> ✗</span></mark>'
+            return f'<mark title="{_escaped(self.title)}">{text}<span class="sign">\u2060✗</span></mark>'
         if self.style == "strong":
             return f"<strong>{text}</strong>"
         title = f' title="{_escaped(self.title)}"' if self.title else ""

@@ -13,6 +13,7 @@ from typing import Any
 
 import matplotlib.style
 from matplotlib.figure import Figure as Plot
+from matplotlib.ticker import LogLocator, NullLocator
 
 from minivlm.config import IMAGE_TOKEN, PROMPTS
 from minivlm.evaluate import CONTROLS, EVERYONE, POPE_WAYS, Figure
@@ -104,8 +105,13 @@ def page_blocks(run: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]], curv
         Tiles(_tiles(run)),
         Heading("The same question to both"),
         Paragraph(
-            f"Both columns answer the same prompt: {IMAGE_TOKEN} and “{PROMPTS['en']}”, or “{PROMPTS['zh']}”. What an "
-            "answer says that is not so is underlined and carries a ✗; what it leaves out is named below it."
+            [
+                "Both columns answer the same prompt, ",
+                Span(f"{IMAGE_TOKEN} {PROMPTS['en']}", "strong"),
+                " or ",
+                Span(f"{IMAGE_TOKEN} {PROMPTS['zh']}", "strong"),
+                " What an answer says that is not so is underlined and carries a ✗; what it leaves out is named below.",
+            ]
         ),
         seven_rows(run),
         Heading("How they learnt"),
@@ -128,8 +134,8 @@ DEFINITIONS = (
     "Things. An answer names a set of (kind, colour) pairs. Precision is the share of named pairs that are true of "
     "some thing in the picture, recall the share of the picture's things that are named. Over near things only "
     "pictures with a near thing count, near things are asked for, and what is named of the far ones is left out. A "
-    "pair that is not true always counts against precision, though it may have been meant for a far thing; “at best” "
-    "is the precision if every missed far thing excuses one such pair.",
+    "pair that is not true always counts against precision, though it may have been meant for a far thing; "
+    "precision at best is what it were if every missed far thing excused one such pair.",
     "CHAIR counts kinds that are not in the picture: CHAIR_i of all kinds mentioned, CHAIR_s of all answers. POPE asks "
     "yes or no about one kind that is there and one that is not, chosen at random, among the most frequent in "
     "training, or among the usual inhabitants of the setting. What is neither yes nor no is wrong, and is no yes.",
@@ -160,8 +166,8 @@ def _tiles(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (_minutes(run["seconds"]["total"]), "minutes, all in all"),
         (f"{run['peak_memory_gb']:.1f} GB" if run["peak_memory_gb"] else "–", "of memory at the most"),
-        (_ratio(worst["recall"]), "of near things named rightly after stage 2, the weaker language"),
-        (_ratio(asked), "of questions answered rightly, the weaker language"),
+        (_percent(worst["recall"]), "of near things named with their colour after stage 2, in the weaker language"),
+        (_percent(asked), "of questions answered exactly after stage 2, in the weaker language"),
     ]
 
 
@@ -255,28 +261,31 @@ def loss_curves(run: Mapping[str, Any]) -> Plate:
             steps = range(1, len(losses) + 1)
             side.plot(steps, losses, color=colour, alpha=0.28, linewidth=0.7)
             side.plot(steps, smoothed(losses), color=colour, linewidth=1.8)
-            side.set(title=f"{name}: {losses[-1]:.2f} at the end", xlabel="step", ylabel="loss", yscale="log")
+            side.set(xlabel="step", ylabel="loss", yscale="log")
+            side.set_title(f"{name}: {smoothed(losses)[-1]:.2f} at the end", loc="left")
+            side.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             side.yaxis.set_major_formatter("{x:g}")
-            side.yaxis.set_minor_formatter("{x:g}")
-            side.tick_params(axis="y", which="minor", labelsize=7.5)
-            side.grid(axis="y", which="both", alpha=0.22, linewidth=0.6)
+            side.yaxis.set_minor_locator(NullLocator())
+            side.grid(axis="y", alpha=0.25, linewidth=0.6)
             side.spines[["top", "right"]].set_visible(False)
         memory = io.BytesIO()
         plot.savefig(memory, format="png")
     parts = [
-        f"Loss of {name}: from {run['losses'][stage][0]:.2f} to {smoothed(run['losses'][stage])[-1]:.2f} in "
+        f"{name} from {run['losses'][stage][0]:.2f} to {smoothed(run['losses'][stage])[-1]:.2f} in "
         f"{len(run['losses'][stage]):,} steps"
         for stage, name in STAGES.items()
     ]
-    summary = f"{'; '.join(parts)}. A model that knows nothing would score ln V = {run['ln_vocabulary']:.2f}."
+    ignorant = f"A model that knows nothing would score ln V = {run['ln_vocabulary']:.2f}."
+    summary = f"The loss fell for {', for '.join(parts)}. {ignorant}"
     alt = f"Two curves on logarithmic scales, faint for single steps, strong for their running mean. {summary}"
     return Plate(Image(memory.getvalue(), alt, "pictures/loss.png"), summary)
 
 
-def smoothed(values: Sequence[float], share: float = 0.04) -> list[float]:
-    """A running mean over the last steps, over fewer at the beginning."""
-    width = max(1, round(share * len(values)))
-    return [sum(values[max(0, i - width + 1) : i + 1]) / (i + 1 - max(0, i - width + 1)) for i in range(len(values))]
+def smoothed(values: Sequence[float], share: float = 0.03) -> list[float]:
+    """A running mean over this share of the steps, around each; over fewer at both ends."""
+    reach = round(share * len(values) / 2)
+    windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
 
 
 # ---- figures
@@ -356,7 +365,8 @@ def _detail(run: Mapping[str, Any]) -> list[Block]:
         Heading("Against what can be known without looking", 3),
         *(_controls_table(run, stage) for stage in STAGES),
         Heading("Questions", 3),
-        *(_questions_table(run, stage) for stage in reversed(STAGES)),
+        _questions_table(run, "sft"),
+        Fold("Questions after stage 1, which never trained on any", [_questions_table(run, "pretrain")]),
         Heading("Is there …? Yes or no", 3),
         _pope_table(run),
         Heading("Pairs never seen together", 3),
@@ -400,7 +410,7 @@ def _questions_table(run: Mapping[str, Any], stage: str) -> Table:
         "Best blind: the best of three that see nothing. ",
         "With another picture, all types: "
         + "; ".join(f"{name} {_ratio(exam[lang]['questions']['another']['all'])}" for lang, name in LANGUAGES.items())
-        + f". {STAGES['pretrain']} never trained on questions: what it answers, the language model brought along.",
+        + ".",
     ]
     return Table(head, rows, f"{STAGES[stage]}: questions answered exactly", "numbers", note)
 
@@ -550,6 +560,10 @@ def _value(figure: Figure) -> float:
 
 def _ratio(figure: Figure, digits: int = 3) -> str:
     return "–" if figure["value"] is None else f"{figure['value']:.{digits}f}"
+
+
+def _percent(figure: Figure) -> str:
+    return "–" if figure["value"] is None else f"{100 * figure['value']:.0f}%"
 
 
 def _counts(figure: Figure) -> str:
