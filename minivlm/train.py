@@ -203,15 +203,17 @@ class Run:
         return stop
 
     def save(self) -> None:
-        """Check that what is frozen is as it was, then write the checkpoint (the main process does)."""
+        """Check that what is frozen is as it was; then the main process writes the checkpoint."""
         if moved := [part for part, value in self._frozen_hashes().items() if value != self.frozen[part]]:
             raise TrainingError(
                 f"{', '.join(moved)} moved in stage {self.stage.name}, which trains {', '.join(self.stage.trains)} "
                 "only; nothing was saved. Look for code that writes to these weights, such as in on_step"
             )
+        if self.accelerator.is_main_process:
+            self._write()
         self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
+
+    def _write(self) -> None:
         finished = len(self.log) == self.stage.steps
         files = {LOG: "".join(json.dumps(entry) + "\n" for entry in self.log).encode()}
         if not finished:

@@ -1,0 +1,555 @@
+"""The training loop: what trains, what never moves, and that nothing but its inputs decides the result."""
+
+import itertools
+import json
+import math
+import os
+import signal
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from training import die, in_a_child, save_base, some_features, some_rows, stage, train_both
+
+import minivlm.checkpoint
+import minivlm.train
+from minivlm.checkpoint import CheckpointError, load_checkpoint, read_meta, save_checkpoint
+from minivlm.config import IGNORE_INDEX
+from minivlm.data import Row
+from minivlm.features import FeatureCache
+from minivlm.processor import RowError
+from minivlm.train import (
+    LOG,
+    RESUME,
+    WINDOW,
+    RowOrder,
+    TrainingError,
+    choose_precision,
+    deal,
+    learning_rates,
+    supervised_loss,
+    text_probe,
+    train,
+)
+
+
+@pytest.fixture
+def base(tmp_path, model, processor) -> Path:
+    """The tiny model as a base checkpoint."""
+    return save_base(tmp_path / "base", model, processor)
+
+
+@pytest.fixture
+def start(base, processor, config):
+    """`start(name, out, parent=base, **options)`: train the stage from its parent as it lies on the disk."""
+
+    def run(name, out, parent=base, rows=None, changes=None, **options):
+        model, _, _ = load_checkpoint(parent)
+        options = {"features": some_features(config), "precision": "fp32"} | options
+        log = train(
+            model, processor, rows or some_rows(), stage(name, **(changes or {})), out, parent=parent, **options
+        )
+        return model, log
+
+    return run
+
+
+@pytest.fixture
+def pretrained(start, tmp_path) -> Path:
+    """A finished stage 1."""
+    start("pretrain", tmp_path / "pretrain")
+    return tmp_path / "pretrain"
+
+
+def copied(model) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def moved(before, model) -> set[str]:
+    """The names of the tensors of which any bit changed."""
+    return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def weight_bytes(folder: Path) -> dict[str, bytes]:
+    files = {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+    assert files
+    return files
+
+
+# ---- what trains
+
+
+def test_only_w_moves_in_stage_1_and_w_and_every_weight_of_the_language_model_in_stage_2(base, processor, tmp_path):
+    model, _, _ = load_checkpoint(base)
+    before = copied(model)
+    after = []
+    logs = train_both(model, processor, base, tmp_path, on_step=lambda step, loss, model: after.append(copied(model)))
+    assert len(logs[0]) == len(logs[1]) == 6 and len(after) == 12
+    changed = {name for name in before if not torch.equal(before[name], after[5][name])}
+    assert changed == {"projector.weight"}
+    changed = {name for name in before if not torch.equal(after[5][name], after[11][name])}
+    assert changed == {name for name in before if not name.startswith("vision.")}
+    assert moved(after[11], model) == set()
+
+
+def test_training_learns(start, tmp_path):
+    changes = {"steps": 30, "learning_rates": {"projector": 0.05}}
+    _, log = start("pretrain", tmp_path / "out", rows=some_rows(4), changes=changes)
+    assert log[-1]["loss"] < 0.9 * log[0]["loss"]
+
+
+def test_the_model_comes_back_as_a_user_wants_it(start, tmp_path):
+    model, _ = start("pretrain", tmp_path / "out")
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert model.language_model.config._attn_implementation == "sdpa"
+    assert "eager" not in (tmp_path / "out" / "config.json").read_text("utf-8")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_w_is_drawn_from_the_seed_whatever_the_caller_had(base, processor, tmp_path, config):
+    firsts = []
+    for seed, factor in ((5, 1.0), (5, 3.0), (6, 1.0)):
+        model, _, _ = load_checkpoint(base)
+        model.projector.weight.data *= factor
+        log = train(
+            model, processor, some_rows(), stage("pretrain", steps=1), tmp_path / f"{seed} {factor}",
+            parent=base, seed=seed, features=some_features(config), precision="fp32",
+        )  # fmt: skip
+        firsts.append((log[0]["loss"], model.projector.weight))
+    assert firsts[0][0] == firsts[1][0] and torch.equal(firsts[0][1], firsts[1][1])
+    assert not torch.equal(firsts[0][1], firsts[2][1])
+
+
+def test_a_frozen_weight_that_moves_is_noticed_and_nothing_is_saved(start, tmp_path):
+    def touch(step, loss, model):
+        if step == 5:
+            next(model.vision.parameters()).data.add_(1e-3)
+
+    with pytest.raises(TrainingError, match="vision moved in stage pretrain, which trains projector only"):
+        start("pretrain", tmp_path / "out", on_step=touch)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the loss
+
+
+def test_the_loss_is_the_models_own_times_its_tokens(model, processor, config):
+    rows = [processor.render(row.messages(), row.where) for row in some_rows(6)]
+    features = some_features(config)
+    rows = [replace(row, patch_features=features[row.pictures]) if row.pictures else row for row in rows]
+    batch = processor.collate(rows)
+    count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+    expected = model(**batch).loss * count
+    assert supervised_loss(model, batch, "fp32").item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_rows_without_any_picture_teach_the_language_model_alone(start, tmp_path):
+    changes = {"batch_size": 2, "steps": 4, "warmup_steps": 0}
+    spoken = [[turn | {"content": "yes"} for turn in row.conversations] for row in some_rows()]
+    rows = [Row(turns, [], f"row {i}") for i, turns in enumerate(spoken)]
+    _, log = start("pretrain", tmp_path / "text", rows=rows, changes=changes)
+    assert [entry["grad_norm"] for entry in log] == [0.0] * 4
+    _, log = start("sft", tmp_path / "sft", rows=rows, changes=changes, parent=tmp_path / "text")
+    assert all(entry["grad_norm"] > 0 for entry in log)
+
+
+def test_two_passes_of_two_rows_equal_one_of_four(start, tmp_path):
+    one, log_of_one = start("pretrain", tmp_path / "one", changes={"batch_size": 4, "accumulation": 1})
+    two, log_of_two = start("pretrain", tmp_path / "two", changes={"batch_size": 2, "accumulation": 2})
+    assert [e["loss"] for e in log_of_two] == pytest.approx([e["loss"] for e in log_of_one], rel=1e-6)
+    assert [e["grad_norm"] for e in log_of_two] == pytest.approx([e["grad_norm"] for e in log_of_one], rel=1e-4)
+    torch.testing.assert_close(two.projector.weight, one.projector.weight, rtol=0, atol=1e-6)
+
+
+def test_features_give_what_pictures_give(start, tmp_path, model, processor):
+    pictures = [Image.fromarray(torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8).numpy()) for _ in range(6)]
+    features = FeatureCache(model.vision(processor.pixels(pictures)))
+    shown = [replace(row, images=[pictures[number] for number in row.images]) for row in some_rows()]
+    _, by_features = start("pretrain", tmp_path / "features", features=features)
+    _, by_pixels = start("pretrain", tmp_path / "pixels", rows=shown, features=None)
+    assert [e["loss"] for e in by_pixels] == pytest.approx([e["loss"] for e in by_features], rel=1e-5)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(start, tmp_path, config):
+    broken = FeatureCache(some_features(config).features * math.inf)
+    with pytest.raises(TrainingError, match=r"step 1 has the loss nan.*row \d+"):
+        start("pretrain", tmp_path / "out", features=broken)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- learning rates
+
+
+def test_learning_rates_rise_in_a_line_and_fall_in_a_cosine():
+    plan = stage("sft", steps=12, warmup_steps=2, learning_rates={"projector": 4.0, "language_model": 2.0})
+    rates = [learning_rates(step, plan) for step in range(12)]
+    assert [rate["projector"] for rate in rates[:2]] == [2.0, 4.0]
+    assert rates[6]["projector"] == pytest.approx(4.0 * (0.1 + 0.9 * 0.5))  # halfway down
+    assert rates[11]["projector"] == pytest.approx(0.4)
+    assert all(rate["language_model"] == pytest.approx(rate["projector"] / 2) for rate in rates)
+    assert all(a["projector"] > b["projector"] for a, b in itertools.pairwise(rates[1:]))
+
+
+def test_each_part_gets_its_own_rate_and_decay_falls_on_matrices_only(model):
+    plan = stage("sft", weight_decay=0.3)
+    groups = minivlm.train.adamw(model, plan).param_groups
+    decay = {id(p): (group["part"], group["weight_decay"]) for group in groups for p in group["params"]}
+    expected = {
+        id(p): (name.split(".")[0], 0.3 if p.ndim == 2 else 0.0)
+        for name, p in model.named_parameters()
+        if not name.startswith("vision.")
+    }
+    assert decay == expected
+
+
+# ---- the order of the rows
+
+
+def test_every_row_comes_once_before_any_comes_again(processor):
+    order = RowOrder(some_rows(24), processor, rows_per_step=3, seed=1)
+    names = [row.where for step in range(16) for row in order[step]]
+    assert set(Counter(names[:24]).values()) == {1}
+    assert set(Counter(names[24:]).values()) == {1}
+    assert names[:24] != names[24:]
+
+
+def test_the_order_depends_on_seed_and_step_alone(processor):
+    rows = some_rows(10)
+    names = [[row.where for row in RowOrder(rows, processor, 3, seed=1)[step]] for step in range(9)]
+    walked = RowOrder(rows, processor, 3, seed=1)
+    assert [[row.where for row in walked[step]] for step in range(9)] == names
+    other = RowOrder(rows, processor, 3, seed=2)
+    assert [[row.where for row in other[step]] for step in range(9)] != names
+
+
+def test_rows_of_similar_length_come_together(processor):
+    order = RowOrder(some_rows(48), processor, rows_per_step=6, seed=0)
+
+    def padded(steps):
+        return sum(max(len(row.input_ids) for row in rows) * len(rows) for rows in steps)
+
+    steps = [order[step] for step in range(WINDOW)]
+    lengths = sorted(len(row.input_ids) for rows in steps for row in rows)
+    best = [lengths[i : i + 6] for i in range(0, len(lengths), 6)]
+    assert padded(steps) == sum(max(group) * 6 for group in best)
+
+
+def test_rows_are_dealt_to_passes_and_processes_without_one_twice(processor):
+    rows = [processor.render(row.messages(), row.where) for row in some_rows(11)]
+    parts = [part for process in range(3) for part in deal(rows, process, 3, accumulation=2)]
+    assert len(parts) == 6
+    assert Counter(row.where for part in parts for row in part) == Counter(f"row {i}" for i in range(11))
+
+
+# ---- killed and stopped
+
+
+@pytest.fixture
+def forgetful(config, make_model, processor, tmp_path) -> Path:
+    """A base whose language model drops attention at random, so that random numbers matter too."""
+    config.text_config.attention_dropout = 0.2
+    return save_base(tmp_path / "base", make_model(), processor)
+
+
+def deadly(function, at):
+    """The function, but its `at`-th call kills the process, or the one for an existing folder with that ending."""
+    calls = itertools.count(1)
+
+    def call(*args, **kwargs):
+        if next(calls) == at or (isinstance(at, str) and args[0].name.endswith(at) and args[0].exists()):
+            die()
+        return function(*args, **kwargs)
+
+    return call
+
+
+# moment: (whose, which function, at which call, what then lies beside the other folders)
+KILLS = {
+    "before the first checkpoint": (None, "on_step", 1, set()),
+    "between two checkpoints": (None, "on_step", 3, {"killed"}),
+    "in the last step": (None, "on_step", 6, {"killed"}),
+    "with the first files half-written": (minivlm.checkpoint, "_sync", 3, {"partial"}),
+    "with the second files half-written": (minivlm.checkpoint, "_write_configs", 2, {"killed", "partial"}),
+    "before the folders are exchanged": (minivlm.checkpoint, "_swap", 2, {"killed", "partial"}),
+    "between the two renames": (Path, "rename", 3, {"killed.replaced", "partial"}),
+    "before the old one is removed": (minivlm.checkpoint.shutil, "rmtree", ".replaced", {"killed", "killed.replaced"}),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(moment, forgetful, start, tmp_path, monkeypatch):
+    start("pretrain", tmp_path / "parent")
+    options = {"parent": tmp_path / "parent", "save_every": 2}
+    _, log = start("sft", tmp_path / "never", **options)
+    owner, name, at, expected = KILLS[moment]
+
+    def run_and_die():
+        if owner is None:
+            start(
+                "sft", tmp_path / "killed", on_step=lambda step, loss, model: die() if step == at else None, **options
+            )
+        monkeypatch.setattr(owner, name, deadly(getattr(owner, name), at))
+        start("sft", tmp_path / "killed", **options)
+
+    assert in_a_child(run_and_die) == -signal.SIGKILL
+    left = {path.name for path in tmp_path.iterdir()} - {"base", "parent", "never"}
+    assert {"partial" if "partial" in name else name for name in left} == expected
+    _, again = start("sft", tmp_path / "killed", **options)
+    assert weight_bytes(tmp_path / "killed") == weight_bytes(tmp_path / "never")
+    same = ("step", "loss", "grad_norm", "learning_rates", "tokens")
+    assert [[entry[key] for key in same] for entry in again] == [[entry[key] for key in same] for entry in log]
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "parent", "never", "killed"}
+
+
+def test_random_numbers_matter_in_these_runs(forgetful, start, tmp_path, monkeypatch):
+    changes = {"changes": {"steps": 1}}
+    _, log = start("pretrain", tmp_path / "one", **changes)
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: torch.random.default_generator.manual_seed(seed + 1))
+    _, other = start("pretrain", tmp_path / "other", **changes)
+    assert log[0]["loss"] != other[0]["loss"]
+
+
+def test_a_full_disk_stops_the_run_and_a_later_one_goes_on(start, tmp_path, monkeypatch):
+    start("pretrain", tmp_path / "whole", save_every=2)
+    write, calls = minivlm.checkpoint._write_configs, itertools.count(1)
+
+    def full(*args):
+        if next(calls) == 2:
+            raise OSError(28, "No space left on device")
+        write(*args)
+
+    monkeypatch.setattr(minivlm.checkpoint, "_write_configs", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        start("pretrain", tmp_path / "stopped", save_every=2)
+    assert read_meta(tmp_path / "stopped")["steps"] == 2
+    start("pretrain", tmp_path / "stopped", save_every=2)
+    assert weight_bytes(tmp_path / "stopped") == weight_bytes(tmp_path / "whole")
+
+
+@pytest.fixture
+def from_a_terminal():
+    """Ctrl-C as Python handles it by default: tests may have been started in a way that ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("from_a_terminal")
+def test_ctrl_c_leaves_a_usable_checkpoint_and_says_how_to_go_on(start, tmp_path, capsys, pretrained, processor):
+    start("sft", tmp_path / "whole", parent=pretrained)
+
+    def press(step, loss, model):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    out = tmp_path / "stopped"
+    with pytest.raises(KeyboardInterrupt):
+        start("sft", out, parent=pretrained, on_step=press)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert "Stopped after step 4 of 6." in (said := capsys.readouterr().out)
+    assert str(out) in said and "run the same command again" in said
+    model, _, meta = load_checkpoint(out)
+    assert (meta["stage"], meta["steps"], meta["finished"]) == ("sft", 4, False)
+    batch = processor(text="<image>", images=Image.new("RGB", (8, 8), "red"), return_tensors="pt")
+    assert model.generate(**batch, max_new_tokens=2).shape[1] > batch["input_ids"].shape[1]
+    _, log = start("sft", out, parent=pretrained)
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
+    assert weight_bytes(out) == weight_bytes(tmp_path / "whole")
+    assert read_meta(out)["finished"] and not (out / RESUME).exists()
+
+
+@pytest.mark.usefixtures("from_a_terminal")
+def test_a_second_ctrl_c_stops_at_once(start, tmp_path):
+    def press_twice(step, loss, model):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the second one should have stopped this")
+
+    with pytest.raises(KeyboardInterrupt):
+        start("pretrain", tmp_path / "out", on_step=press_twice)
+
+
+def test_a_finished_run_is_not_run_again(start, tmp_path):
+    first, log = start("pretrain", tmp_path / "out")
+    steps = []
+    second, again = start("pretrain", tmp_path / "out", on_step=lambda *args: steps.append(args))
+    assert not steps and again == log
+    assert torch.equal(first.projector.weight, second.projector.weight)
+
+
+@pytest.mark.parametrize(
+    ("what", "options"),
+    [
+        ("seed", {"seed": 1}),
+        ("precision", {"precision": "bf16"}),
+        ("rows", {"rows": some_rows(25)}),
+        ("rows", {"rows": [replace(row, conversations=row.conversations[:2]) for row in some_rows()]}),
+        ("recipe", {"changes": {"clip_norm": 0.5}}),
+    ],
+)
+def test_another_run_is_neither_resumed_nor_overwritten(what, options, start, tmp_path):
+    start("pretrain", tmp_path / "out")
+    before = weight_bytes(tmp_path / "out")
+    with pytest.raises(TrainingError, match=f"out holds another run: its {what} is .* choose another folder"):
+        start("pretrain", tmp_path / "out", **options)
+    assert weight_bytes(tmp_path / "out") == before
+    _, log = start("pretrain", tmp_path / "out", resume=False, **options)
+    assert len(log) == 6
+
+
+def test_what_is_no_run_is_not_overwritten(start, tmp_path):
+    (tmp_path / "out").mkdir()
+    start("pretrain", tmp_path / "out")  # an empty folder may be used
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("It was")
+    with pytest.raises(CheckpointError, match="thesis"):
+        start("pretrain", tmp_path / "thesis")
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.txt"]
+
+
+# ---- the parent
+
+
+def test_a_stage_refuses_the_wrong_parent(start, tmp_path, base, pretrained):
+    with pytest.raises(CheckpointError, match="'sft' starts from a 'pretrain' checkpoint"):
+        start("sft", tmp_path / "out", parent=base)
+    with pytest.raises(CheckpointError, match="'pretrain' starts from a 'base' checkpoint"):
+        start("pretrain", tmp_path / "out", parent=pretrained)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_language_model_that_was_not_loaded_is_caught_before_the_first_step(
+    base, make_model, processor, tmp_path, config
+):
+    config.text_config.initializer_range = 0.02
+    random = make_model(seed=9)
+    assert text_probe(random, processor) == pytest.approx(math.log(320), abs=0.1)
+    trained, _, meta = load_checkpoint(base)
+    assert abs(meta["text_probe"] - math.log(320)) > 0.1  # else this test could not fail
+    random.vision.load_state_dict(trained.vision.state_dict())
+    with pytest.raises(TrainingError, match=r"language model is not the one of .*ln V = ln 320 = 5\.77"):
+        train(random, processor, some_rows(), stage("pretrain"), tmp_path / "out", parent=base, precision="fp32")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["vision", "projector", "language_model"])
+def test_weights_that_are_not_the_parents_are_caught(part, pretrained, processor, tmp_path):
+    model, _, _ = load_checkpoint(pretrained)
+    next(getattr(model, part).parameters()).data.view(-1)[0] += 1e-3
+    with pytest.raises(TrainingError, match=f"the model's {part} is not the one of .*pretrain"):
+        train(model, processor, some_rows(), stage("sft"), tmp_path / "out", parent=pretrained, precision="fp32")
+
+
+def test_a_parent_without_a_probe_is_refused(model, processor, tmp_path):
+    parent = save_checkpoint(tmp_path / "base", model, processor, {"stage": "base"})
+    with pytest.raises(TrainingError, match="no 'text_probe' is recorded"):
+        train(model, processor, some_rows(), stage("pretrain"), tmp_path / "out", parent=parent)
+
+
+def test_a_checkpoint_names_its_stage_its_parent_and_how_it_was_made(base, start, tmp_path):
+    out = tmp_path / "pretrain"
+    _, log = start("pretrain", out, seed=3, command="minivlm train pretrain")
+    meta, origin = read_meta(out), read_meta(base)
+    assert (meta["stage"], meta["seed"], meta["precision"]) == ("pretrain", 3, "fp32")
+    assert meta["command"] == "minivlm train pretrain" and meta["holds"] == ["projector"]
+    assert meta["parent"] == {"stage": "base", "hashes": origin["hashes"]}
+    assert {part for part in meta["hashes"] if meta["hashes"][part] != origin["hashes"][part]} == {"projector"}
+    assert meta["recipe"]["learning_rates"] == {"projector": 2e-3} and meta["rows"]["count"] == 26
+    assert meta["text_probe"] == pytest.approx(origin["text_probe"], abs=1e-5)
+    assert meta["metrics"]["loss"] == log[-1]["loss"]
+    start("sft", tmp_path / "sft", parent=out)
+    meta = read_meta(tmp_path / "sft")
+    assert meta["parent"]["stage"] == "pretrain" and meta["holds"] == ["projector", "language_model"]
+    assert meta["parent"]["hashes"] == read_meta(out)["hashes"]
+    assert meta["text_probe"] != read_meta(out)["text_probe"]
+
+
+# ---- what a user sees
+
+
+def test_the_ledger_is_printed_and_the_log_written(start, tmp_path, capsys):
+    _, log = start("pretrain", tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "stage pretrain" in said and "384" in said  # 16 x 24 weights learn
+    written = [json.loads(line) for line in (tmp_path / "out" / LOG).read_text("utf-8").splitlines()]
+    assert written == log
+    assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
+    for entry in log:
+        assert set(entry) == {
+            "step", "loss", "learning_rates", "grad_norm", "tokens", "seconds", "tokens_per_second",
+        }  # fmt: skip
+        assert set(entry["learning_rates"]) == {"projector"}
+        assert entry["tokens_per_second"] == pytest.approx(entry["tokens"] / entry["seconds"])
+    assert log[1]["learning_rates"]["projector"] == 2e-3
+
+
+def test_on_step_sees_every_step(start, tmp_path):
+    seen = []
+    model, log = start("pretrain", tmp_path / "out", on_step=lambda step, loss, model: seen.append((step, loss, model)))
+    assert [(step, loss) for step, loss, _ in seen] == [(entry["step"], entry["loss"]) for entry in log]
+    assert {id(shown) for _, _, shown in seen} == {id(model)}
+
+
+def test_the_callers_random_numbers_stay_as_they_were(start, tmp_path):
+    torch.manual_seed(4)
+    expected = torch.rand(3)
+    torch.manual_seed(4)
+    start("pretrain", tmp_path / "out")
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_no_rows_and_unlearnable_rows_are_refused(start, tmp_path, base, model, processor):
+    with pytest.raises(TrainingError, match="no rows"):
+        train(model, processor, [], stage("pretrain"), tmp_path / "out", parent=base)
+    rows = [Row([{"role": "user", "content": "hello"}], [], "row 17")]
+    with pytest.raises(RowError, match="row 17: there is no supervised token"):
+        start("pretrain", tmp_path / "out", rows=rows)
+
+
+# ---- precision
+
+
+def test_bf16_multiplies_in_16_bits_but_keeps_weights_in_32(start, tmp_path):
+    model, exact = start("pretrain", tmp_path / "fp32", precision="fp32")
+    model, rough = start("pretrain", tmp_path / "bf16", precision="bf16")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert read_meta(tmp_path / "bf16")["precision"] == "bf16"
+    losses = [[entry["loss"] for entry in log] for log in (exact, rough)]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.03)
+
+
+def test_an_unknown_precision_is_refused(start, tmp_path):
+    with pytest.raises(TrainingError, match="no precision 'fp16'"):
+        start("pretrain", tmp_path / "out", precision="fp16")
+
+
+@pytest.mark.parametrize(("bf16", "choice"), [(0.5, "bf16"), (0.95, "fp32"), (3.0, "fp32")])
+def test_precision_is_what_was_measured_to_be_faster(bf16, choice, model, monkeypatch):
+    clock = [0.0]
+    linear = torch.nn.functional.linear
+
+    def slow(*args):
+        clock[0] += bf16 if torch.is_autocast_enabled("cpu") else 1.0
+        return linear(*args)
+
+    monkeypatch.setattr(minivlm.train.F, "linear", slow)
+    monkeypatch.setattr(minivlm.train.time, "perf_counter", lambda: clock[0])
+    assert choose_precision(model) == choice
+
+
+def test_a_run_without_a_precision_measures_once_and_keeps_it(start, tmp_path, monkeypatch):
+    def stop(step, loss, model):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(minivlm.train, "choose_precision", lambda model: "bf16")
+    with pytest.raises(KeyboardInterrupt):
+        start("pretrain", tmp_path / "out", precision=None, on_step=stop)
+    monkeypatch.setattr(minivlm.train, "choose_precision", lambda model: "fp32")
+    start("pretrain", tmp_path / "out", precision=None)
+    assert read_meta(tmp_path / "out")["precision"] == "bf16"
