@@ -131,14 +131,15 @@ def _caption(options: argparse.Namespace) -> None:
 def _chat(options: argparse.Namespace) -> None:
     from minivlm.pictures import open_picture
 
+    picture = open_picture(options.file)
     model, processor = _model(options)
     messages = []
     print("Ask about the picture; an empty line ends.")
     for line in sys.stdin:
         if not (text := line.strip().removeprefix(IMAGE_TOKEN).replace("\\n", "\n").strip()):
             break
-        picture = [] if messages else [{"type": "image", "image": open_picture(options.file)}]
-        messages.append({"role": "user", "content": [*picture, {"type": "text", "text": text}]})
+        shown = [] if messages else [{"type": "image", "image": picture}]
+        messages.append({"role": "user", "content": [*shown, {"type": "text", "text": text}]})
         batch = processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )

@@ -1,0 +1,197 @@
+"""The command line: help, the shipped model, refusals without a traceback, and a whole small run."""
+
+import io
+import json
+import sys
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from minivlm import cli
+from minivlm.checkpoint import read_meta
+from minivlm.config import PROMPTS
+from minivlm.paths import data_folder
+from minivlm.scenes.facts import SETTINGS, Scene, Thing
+from minivlm.scenes.language import read_facts
+from minivlm.scenes.table import TABLE
+
+COMMANDS = ("run", "train", "evaluate", "caption", "chat", "data", "base")
+
+
+def said(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"minivlm {command}" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["paint"])
+    assert ended.value.code == 2 and "invalid choice: 'paint'" in capsys.readouterr().err
+
+
+def test_the_shipped_model_captions_the_tables_pictures(capsys):
+    files = [str(data_folder() / "table" / f"{name}.png") for name in ("panda", "traffic")]
+    code, out, _ = said(capsys, "caption", *files)
+    assert code == 0
+    panda, traffic = out.splitlines()
+    assert panda.startswith(files[0]) and ("panda", None) in read_facts(panda.removeprefix(files[0])).things
+    facts = read_facts(traffic.removeprefix(files[1]))
+    assert {("car", "red"), ("car", "yellow")} <= set(facts.things) and facts.setting == "street"
+
+
+def test_the_seeds_string_is_a_shorthand(capsys):
+    file = str(data_folder() / "table" / "panda.png")
+    plain = said(capsys, "caption", file, "--prompt", PROMPTS["zh"])[1]
+    short = said(capsys, "caption", file, "--prompt", f"<image>\n{PROMPTS['zh']}")[1]
+    assert plain == short and "熊猫" in plain
+
+
+def test_chat_remembers_the_picture(capsys, monkeypatch):
+    monkeypatch.setattr(
+        sys, "stdin", io.StringIO("What kind of place is this?\nWhat colour is the flower?\n\nignored\n")
+    )
+    code, out, _ = said(capsys, "chat", str(data_folder() / "table" / "panda.png"))
+    assert code == 0
+    first, second = out.splitlines()[1:]
+    assert first == "A wide grassland." and second
+
+
+@pytest.mark.parametrize("command", ["caption", "chat"])
+def test_a_bad_file_is_one_line_and_no_traceback(command, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What is it?\n"))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    for file in (tmp_path / "missing.png", broken):
+        code, _, err = said(capsys, command, str(file))
+        complaint = [line for line in err.splitlines() if line.startswith("minivlm: ")]
+        assert code == 2 and len(complaint) == 1 and file.name in complaint[0] and "Traceback" not in err
+
+
+def test_a_missing_checkpoint_is_refused(capsys, tmp_path):
+    code, _, err = said(capsys, "caption", "x.png", "--model", str(tmp_path / "nothing"))
+    assert code == 2 and "nothing" in err
+
+
+def test_ctrl_c_ends_quietly(monkeypatch):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_data", interrupted)
+    assert cli.main(["data", "table", "x"]) == 130
+
+
+def test_data_commands(capsys, tmp_path):
+    code, out, _ = said(capsys, "data", "table", str(tmp_path / "table"))
+    assert code == 0 and len(out.splitlines()) == 7
+    for name in TABLE:  # what is shipped is what is drawn, to the pixel
+        drawn, shipped = (
+            Image.open(folder / f"{name}.png") for folder in (tmp_path / "table", data_folder() / "table")
+        )
+        assert drawn.size == (224, 224) and drawn.tobytes() == shipped.tobytes()
+    assert said(capsys, "data", "sheet", str(tmp_path / "sheet.png"))[0] == 0
+    assert Image.open(tmp_path / "sheet.png").size == (8 * 230 + 6,) * 2
+    rows = tmp_path / "rows.jsonl"
+    row = {"conversations": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}
+    rows.write_text(json.dumps(row) + "\n", "utf-8")
+    assert "1 rows" in said(capsys, "data", "check", str(rows))[1]
+    rows.write_text("{\n", "utf-8")
+    code, _, err = said(capsys, "data", "check", str(rows))
+    assert code == 2 and "line 1" in err
+
+
+def test_base_calls_the_builder(capsys, monkeypatch, tmp_path):
+    from minivlm.base import build
+
+    asked = []
+    monkeypatch.setattr(build, "build_base", lambda *given: asked.append(given) or tmp_path)
+    assert str(tmp_path) in said(capsys, "base", "--only", "tokenizer", "--out", "a", "--work", "b")[1]
+    assert [str(value) for value in asked[0]] == ["a", "b", "tokenizer"]
+
+
+class Page(HTMLParser):
+    """Collects what a page links to, and its images' alternative texts."""
+
+    def __init__(self):
+        super().__init__()
+        self.sources, self.alternatives = [], []
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        self.sources += [found[key] for key in ("src", "href") if found.get(key)]
+        if tag == "img":
+            self.alternatives.append(found.get("alt"))
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """The whole main job, in small: 1% of the steps, 8 pictures of the exam."""
+    out = tmp_path_factory.mktemp("run")
+    command = ["run", "--out", str(out), "--scale", "0.01", "--exam", "8", "--pictures", "24", "--precision", "fp32"]
+    assert cli.main(command) == 0
+    return out
+
+
+@pytest.mark.slow
+def test_a_run_leaves_checkpoints_and_a_self_contained_page(small_run):
+    assert read_meta(small_run / "pretrain")["stage"] == "pretrain" and read_meta(small_run / "sft")["stage"] == "sft"
+    text = (small_run / "index.html").read_text("utf-8")
+    page = Page()
+    page.feed(text)
+    assert [source for source in page.sources if not source.startswith(("data:", "#"))] == []
+    assert len(page.alternatives) >= 8 and all(page.alternatives)
+    for heading in ("Pretrain_vlm", "SFT_vlm", "floor", "POPE", "blank"):
+        assert heading in text
+    for name in ("report.md", "table.md", "metrics.md", "results.json"):
+        assert (small_run / name).stat().st_size > 200
+
+
+@pytest.mark.slow
+def test_results_hold_what_the_page_shows(small_run):
+    results = json.loads((small_run / "results.json").read_text("utf-8"))
+    assert [row["name"] for row in results["table"]] == list(TABLE)
+    assert (
+        results["sizes"]["exam"] == 8 and len(results["losses"]["pretrain"]) == 8 and len(results["losses"]["sft"]) == 4
+    )
+    assert set(results["exam"]) == {"pretrain", "sft"} and set(results["exam"]["sft"]) == {"en", "zh"}
+    assert results["ledgers"]["pretrain"][0][2] == 0  # the encoder: nothing of it trains
+
+
+@pytest.mark.slow
+def test_what_a_model_wrote_is_escaped(small_run):
+    from minivlm.report import write_report
+
+    results = json.loads((small_run / "results.json").read_text("utf-8"))
+    results["table"][0]["answers"]["sft"]["en"] = "a <script>alert(1)</script> & a red <b>car</b>"
+    write_report(small_run / "again", results)
+    text = (small_run / "again" / "index.html").read_text("utf-8")
+    assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt; &amp; " in text
+
+
+@pytest.mark.slow
+def test_one_stage_and_one_exam(small_run, tmp_path, capsys):
+    out = tmp_path / "stage"
+    scale = ["--scale", "0.01", "--pictures", "24", "--precision", "fp32"]
+    assert said(capsys, "train", "pretrain", "--out", str(out), *scale)[0] == 0
+    assert read_meta(out)["steps"] == 8
+    code, text, _ = said(capsys, "evaluate", str(out), "--exam", "4")
+    assert code == 0 and set(json.loads(text)) == {"en", "zh"}
+    code, _, err = said(
+        capsys, "train", "sft", "--parent", str(data_folder() / "base"), "--out", str(tmp_path / "x"), *scale
+    )
+    assert code == 2 and "starts from a 'pretrain' checkpoint" in err
+
+
+def test_the_table_tells_the_truth():
+    assert all(isinstance(scene, Scene) and scene.setting in SETTINGS for scene in TABLE.values())
+    assert [thing.kind for thing in TABLE["traffic"].things] == ["car", "car"]
+    assert TABLE["panda"].things[0] == Thing("panda", None, "middle", "near", "big")
