@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 
-BATCH = 250  # prompts answered together
+BATCH = 125  # prompts answered together
 
 
 class Asked(NamedTuple):
