@@ -125,7 +125,7 @@ def load_checkpoint(
             left over, misshapen or not finite; the head differs from the embeddings that it is tied to; tokenizer and
             weights have different vocabularies; the base is another than the one trained with.
     """
-    folder = _present(Path(folder))
+    folder = present(Path(folder))
     meta = read_meta(folder)
     processor, config = _load_processor(folder, meta)
     with torch.random.fork_rng(devices=[]):  # building draws random weights; the caller's randomness is not ours
@@ -153,7 +153,7 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the folder is missing or no checkpoint, or its `minivlm.json` is damaged.
     """
-    folder = _present(Path(folder))
+    folder = present(Path(folder))
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: there is no such checkpoint folder; check the path, or train it first")
     meta = _read_json(folder / META)
@@ -295,7 +295,7 @@ def _check_meta(meta: Any, folder: Path) -> None:
 # ---- reading
 
 
-def _present(folder: Path) -> Path:
+def present(folder: Path) -> Path:
     """The folder, or what it held before if a save was killed in the instant between its two renames."""
     replaced = _replaced(folder)
     return replaced if replaced.is_dir() and not folder.exists() else folder
@@ -324,12 +324,12 @@ def _find_part(part: str, folder: Path, meta: dict[str, Any], base: str | Path |
         if base is None and "base" not in meta:
             raise CheckpointError(f"{folder}: the checkpoint holds no {part} and names no base; give base=")
         source = Path(base) if base is not None else (folder.resolve() / meta["base"])
-        if not _present(source).is_dir() or _present(source).resolve() in seen:
+        if not present(source).is_dir() or present(source).resolve() in seen:
             raise CheckpointError(
                 f"{folder} holds only {', '.join(meta['holds'])}; its {part} should lie in {source}, and does not; "
                 "put that folder back or give its place by base="
             )
-        folder, base = _present(source), None
+        folder, base = present(source), None
         meta = read_meta(folder)
     return folder / f"{part}.safetensors"
 
@@ -393,7 +393,7 @@ def _write_configs(aside: Path, model: MiniVLMForConditionalGeneration, processo
 
 
 def _swap(aside: Path, folder: Path) -> None:
-    """Put the new folder in the old one's place. Killed in between, `_present` still finds the old one."""
+    """Put the new folder in the old one's place. Killed in between, `present` still finds the old one."""
     replaced = _replaced(folder)
     if folder.exists():
         if replaced.exists():

@@ -280,6 +280,7 @@ KILLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("moment", KILLS)
 def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(moment, forgetful, start, tmp_path, monkeypatch):
