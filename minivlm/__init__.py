@@ -3,6 +3,12 @@
 Importing it makes `AutoConfig`, `AutoModelForImageTextToText` and `AutoProcessor` know the model type `minivlm`.
 """
 
+import os
+
+# On a CPU, oneDNN keeps the code that it generates for every new shape of a matrix product, a thousand of them by
+# default. No two batches of text have the same shape, so it fills gigabytes and is hardly ever used again.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+
 from minivlm.config import MiniVLMConfig
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor

@@ -19,6 +19,7 @@ from minivlm.base.corpus import (
     tokenizer_corpus,
     translation,
 )
+from minivlm.base.mosaic import Lexicon, drill, mosaic
 from minivlm.base.tokenizer import train_tokenizer
 from minivlm.checkpoint import load_checkpoint
 from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN
@@ -43,8 +44,8 @@ def reader(make_model, config, world_tokenizer):
     config.text_config.vocab_size, config.image_token_id = 900, 900
     model = language_model.build(config, seed=0)
     processor = MiniVLMProcessor.for_config(config, world_tokenizer)
-    recipe, style = language_model.ROUNDS[0]
-    return language_model.MosaicReader(model, processor, replace(recipe, steps=4, batch_size=6), style, bf16=False)
+    recipe, lessons = language_model.ROUNDS[1]
+    return language_model.MosaicReader(model, processor, replace(recipe, steps=4, batch_size=6), lessons, bf16=False)
 
 
 def test_tokenizer_ids_and_words(world_tokenizer):
@@ -84,38 +85,74 @@ def test_answered_prompts_are_distinct_and_answered():
 
 
 def test_mosaic_says_what_stands_where(world_tokenizer):
-    lexicon = language_model.Lexicon.of(world_tokenizer)
+    lexicon = Lexicon.of(world_tokenizer)
     side, left, right = 8, 0, 0
     for seed in range(20):
         scene = replace(PARK, seed=seed)
-        style = language_model.ROUNDS[seed % 2][1]
-        ids, weights = language_model.mosaic(scene, side, lexicon, random_stream("mosaic", seed), style)
+        ids, weights = mosaic(scene, side, lexicon, random_stream("mosaic", seed))
         assert ids.shape == weights.shape == (side * side, 5)
         assert ((ids == 0) == (weights == 0)).all()
         red = {lexicon.colours[lang]["red"] for lang in w.LANGUAGES}
         says_red = np.isin(ids[:, 0], list(red)).reshape(side, side)
         left, right = left + says_red[:, :4].sum(), right + says_red[:, 5:].sum()
-    assert left > 60 and right <= 2  # the noisy style says a wrong word now and then
+        parks = {lexicon.settings[lang]["park"] for lang in w.LANGUAGES}
+        assert set(ids[weights[:, 4] > 0, 4]) <= parks
+    assert left > 60 and right == 0
+
+
+def test_a_drill_asks_for_what_is_true_and_learns_no_key(world_tokenizer, monkeypatch):
+    monkeypatch.setattr("minivlm.base.mosaic.WAYS", 3)
+    tree = Thing("tree", "green", "right", "far", "medium")
+    lexicon = Lexicon.of(world_tokenizer)
+    ids, labels = drill(replace(PARK, things=(RED_CAR, tree)), lexicon, "en", random_stream("drill"))
+    assert all(label in (token, IGNORE_INDEX) for token, label in zip(ids, labels, strict=True))
+    pieces: list[list[list[int]]] = []  # [key, what is learnt] of every item
+    for token, label in zip(ids, labels, strict=True):
+        if label == IGNORE_INDEX and (not pieces or pieces[-1][1]):
+            pieces.append([[], []])
+        pieces[-1][label != IGNORE_INDEX].append(token)
+    said = [tuple(world_tokenizer.decode(part).strip() for part in piece) for piece in pieces]
+    true = {
+        ("car", "red left near"), ("red", "car left near"), ("left near", "red car"),
+        ("tree", "green right far"), ("green", "tree right far"), ("right far", "green tree"),
+    }  # fmt: skip
+    no = world_tokenizer.decode([lexicon.no["en"]])
+    absent = [key for key, answer in said if answer == no]
+    assert len(said) == 8 and len(set(absent)) == 2 and not {"car", "tree"} & set(absent)
+    assert {item for item in said if item[1] != no} == true
+
+
+def test_an_ambiguous_key_takes_more_words(world_tokenizer):
+    lexicon = Lexicon.of(world_tokenizer)
+    scene = replace(PARK, things=(RED_CAR, replace(RED_CAR, colour="blue", place="right")))
+    for seed in range(10):
+        ids, labels = drill(scene, lexicon, "zh", random_stream("two cars", seed))
+        car, colours = lexicon.kinds["zh"]["car"], set(lexicon.colours["zh"].values())
+        for place in range(1, len(ids)):
+            if ids[place - 1] == car and labels[place - 1] == IGNORE_INDEX and ids[place] in colours:
+                assert labels[place] == IGNORE_INDEX  # which of the two cars is not to be guessed
 
 
 def test_mosaic_fills_the_block_a_picture_will_fill(reader):
-    row, scene = reader._mosaic_row(0)
-    batch = reader.processor.collate([row])
-    plain = reader.embed(batch, [], random_stream("m"))
-    filled = reader.embed(batch, [scene], random_stream("m"))
-    differs = (plain != filled).any(-1)
-    assert torch.equal(differs, batch["input_ids"] == reader.processor.image_token_id)
+    for kind in ("mosaic", "mosaic drill"):
+        row, scene = reader.row(kind, 0)
+        batch = reader.processor.collate([row])
+        plain = reader.embed(batch, [], random_stream("m"))
+        filled = reader.embed(batch, [scene], random_stream("m"))
+        differs = (plain != filled).any(-1)
+        assert torch.equal(differs, batch["input_ids"] == reader.processor.image_token_id)
 
 
-def test_mosaic_batches_depend_on_the_step_alone(reader):
-    first, again, other = (reader.step_loss(step)[0].item() for step in (0, 0, 1))
+def test_batches_take_turns_and_depend_on_the_step_alone(reader):
+    first, again, other = (reader.step_loss(step)[0].item() for step in (0, 0, 2))
     assert first == again != other
-    assert reader.step_loss(reader.style.text_every - 1)[1]["tokens"] > 0
+    kinds = [reader.step_loss(step)[1]["kind"] for step in range(len(reader.lessons.batches))]
+    assert tuple(kinds) == reader.lessons.batches and set(kinds) == {"mosaic", "text", *language_model.DRILLS}
 
 
 def test_the_second_round_reads_other_scenes(reader):
-    again = replace(reader.recipe, seed=1)
-    other = language_model.MosaicReader(reader.model, reader.processor, again, reader.style, bf16=False)
+    again = replace(reader.recipe, seed=0)
+    other = language_model.MosaicReader(reader.model, reader.processor, again, reader.lessons, bf16=False)
     assert reader.step_loss(0)[0].item() != other.step_loss(0)[0].item()
 
 
@@ -213,7 +250,7 @@ def test_the_whole_base_from_one_call(config, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "CORPUS_DOCUMENTS", 3000)
     monkeypatch.setattr(build, "preset_config", lambda name, vocab_size: _sized(config, vocab_size))
     recipe = loop.Recipe(steps=2, batch_size=4, muon_lr=0.02, adam_lr=1e-3, warmup=1)
-    rounds = [(replace(recipe, seed=i), style) for i, (_, style) in enumerate(language_model.ROUNDS)]
+    rounds = [(replace(recipe, seed=i), lessons) for i, (_, lessons) in enumerate(language_model.ROUNDS)]
     options = {"encoder_recipe": recipe, "language_rounds": rounds, "pictures": 16, "workers": 1, "exam": 2}
     out, work = tmp_path / "base", tmp_path / "work"
     assert build.build_base(out, work, only="tokenizer", **options) is None

@@ -21,8 +21,8 @@ WORDS = ("a red car", "a green tree", "一只白色的狗", "the dog is left of 
 def stage(name: str, **changes) -> Stage:
     """A stage of six steps of four rows."""
     usual = STAGES["scenes"][name]
-    small = {"steps": 6, "batch_size": 4, "warmup_steps": 2, "learning_rates": dict.fromkeys(usual.trains, 2e-3)}
-    return replace(usual, **(small | changes))
+    small = {"steps": 6, "batch_size": 4, "accumulation": 1, "warmup_steps": 2}
+    return replace(usual, **(small | {"learning_rates": dict.fromkeys(usual.trains, 2e-3)} | changes))
 
 
 def some_rows(count: int = 26) -> list[Row]:

@@ -31,7 +31,7 @@ def build_base(
     only: str | None = None,
     workers: int | None = None,
     encoder_recipe: loop.Recipe = encoder.RECIPE,
-    language_rounds: Sequence[tuple[loop.Recipe, language_model.Style]] = language_model.ROUNDS,
+    language_rounds: Sequence[tuple[loop.Recipe, language_model.Lessons]] = language_model.ROUNDS,
     pictures: int = encoder.PICTURES,
     exam: int = 500,
 ) -> Path | None:
@@ -60,7 +60,7 @@ def build_base(
         "metrics": {"encoder": seen[1], "language_model": spoken[1]},
         "recipes": {
             "encoder": asdict(encoder_recipe) | {"pictures": pictures},
-            "language_model": [asdict(recipe) | asdict(style) for recipe, style in language_rounds],
+            "language_model": [asdict(recipe) | asdict(lessons) for recipe, lessons in language_rounds],
         },
     }
     return _save(out, work, config, processor, seen[0], spoken[0], meta)

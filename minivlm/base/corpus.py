@@ -34,21 +34,23 @@ def plain_text(index: int) -> str:
 
 
 def answered_prompts(
-    scene: Scene, lang: str, rng: np.random.Generator, turns: int, captions: float = 6.0
+    scene: Scene, lang: str, rng: np.random.Generator, turns: int, captions: float = 6.0, descriptions: float = 3.0
 ) -> Conversation:
     """`turns` questions, caption or description prompts about one scene, each with its answer, in random order.
 
-    A caption is asked for `captions` times, a description 3 times as often as any one type of question.
+    A caption is asked for `captions` times, a description `descriptions` times as often as any one type of question.
     """
     pairs = [(q.text, q.answer) for q in questions(scene, lang, rng)]
     pairs.append((_pick(CAPTION_PROMPTS[lang], rng), caption(scene, lang, rng)))
     pairs.append((_pick(DESCRIPTION_PROMPTS[lang], rng), description(scene, lang, rng)))
-    weights = np.array([1.0] * (len(pairs) - 2) + [captions, 3.0])
+    weights = np.array([1.0] * (len(pairs) - 2) + [captions, descriptions])
     chosen = rng.choice(len(pairs), size=min(turns, len(pairs)), replace=False, p=weights / weights.sum())
     return [message for i in chosen for message in _turn(*pairs[i])]
 
 
-def listed_scene(index: int, turns: int = 2, in_order: float = 0.0) -> Conversation:
+def listed_scene(
+    index: int, turns: int = 2, in_order: float = 0.0, captions: float = 6.0, descriptions: float = 3.0
+) -> Conversation:
     """A scene listed in keywords, then `turns` questions and prompts about it.
 
     The keywords are shuffled; in the share `in_order` of the lists they stand in reading order.
@@ -56,7 +58,7 @@ def listed_scene(index: int, turns: int = 2, in_order: float = 0.0) -> Conversat
     rng = random_stream("listed", index)
     lang = w.LANGUAGES[index % 2]
     scene = sample_scene("text", index)
-    conversation = answered_prompts(scene, lang, rng, turns)
+    conversation = answered_prompts(scene, lang, rng, turns, captions, descriptions)
     listing = listing_of(scene, lang, rng, shuffled=rng.random() >= in_order)
     conversation[0]["content"] = f"{listing}\n{conversation[0]['content']}"
     return conversation

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
 from minivlm.base.encoder import covered
-from minivlm.base.language_model import Lexicon
+from minivlm.base.mosaic import Lexicon
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.scenes.draw import layout
 from minivlm.scenes.facts import Scene, Thing
