@@ -22,8 +22,9 @@ kind that is there and, for each way of choosing, one that is not: any ("random"
 ("popular"), a usual inhabitant of the setting ("adversarial"). What is neither yes nor no is wrong, and is no yes; the
 yes-ratio is the model's.
 
-**Controls.** The same prompts with a mid-grey picture ("blank"), with another picture that holds as many things
-("another"), and without any picture ("alone"): what is scored there is known without looking.
+**Controls.** The same prompts with a mid-grey picture ("blank"), with another picture of the exam ("another"; like
+any two pictures, the two hold as many things in a quarter of the cases), and without any picture ("alone"): what is
+scored there is known without looking.
 
 Letters as in `config.py`.
 """
@@ -86,8 +87,8 @@ class Exam:
         """Which picture a control shows in place of one of the exam's."""
         if control == "blank":
             return len(self.features) - 1
-        if control == "another":  # a turn by a multiple of four: the count of things cycles through four values
-            return (picture + max(1, len(self.scenes) // 8 * 4)) % len(self.scenes)
+        if control == "another":  # the number of things cycles through four values: a quarter meets its own number
+            return (picture + max(1, len(self.scenes) // 8 * 4) + picture // 4 % 4) % len(self.scenes)
         return None if control == "alone" else picture
 
 

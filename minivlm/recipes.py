@@ -17,7 +17,8 @@ from minivlm.scenes.facts import random_stream, sample_scene
 from minivlm.scenes.language import caption, description, questions
 from minivlm.scenes.words import LANGUAGES
 
-SFT_MIX = {"description": 0.45, "conversation": 0.45, "text": 0.10}
+SFT_MIX = {"description": 0.40, "conversation": 0.50, "text": 0.10}
+FOLLOW_UPS = (0, 1, 2)  # questions after a description
 TURNS = (3, 4, 5)  # questions of one conversation
 TEXT_WRITERS = (listed_scene, translation, small_talk)
 TEXT_OFFSET = 20_000_000  # scenes of the text corpus that neither base training nor its exam reaches
@@ -90,6 +91,8 @@ def pretrain_row(index: int, pictures: int, seed: int = 0, split: str = "train")
 def sft_row(index: int, pictures: int, seed: int = 0, split: str = "train", noise: float = 0.0) -> Row:
     """A description, a conversation of three to five questions, or text without a picture, in the shares of `SFT_MIX`.
 
+    Up to two questions follow a description: a reader who has been told what is there asks on.
+
     The prompt for a description is the one that stage 1 answers with a caption: what stage 2 changes is the answer.
     """
     lang, picture = language_of(index, pictures, seed), index % pictures
@@ -99,10 +102,11 @@ def sft_row(index: int, pictures: int, seed: int = 0, split: str = "train", nois
     if kind == "text":
         return Row(_text(index, rng), [], where)
     scene = sample_scene(split, picture)
-    if kind == "description":
-        pairs = [(PROMPTS[lang], description(scene, lang, rng, noise))]
-    else:
-        pairs = [(q.text, q.answer) for q in questions(scene, lang, rng)[: rng.choice(TURNS)]]
+    described = kind == "description"
+    asked = questions(scene, lang, rng)[: rng.choice(FOLLOW_UPS if described else TURNS)]
+    pairs = [(q.text, q.answer) for q in asked]
+    if described:  # written last: whatever noise it has, the questions stay the same
+        pairs.insert(0, (PROMPTS[lang], description(scene, lang, rng, noise)))
     return Row(_with_picture(pairs), [picture], where)
 
 

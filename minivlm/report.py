@@ -140,7 +140,7 @@ DEFINITIONS = (
     "yes or no about one kind that is there and one that is not, chosen at random, among the most frequent in "
     "training, or among the usual inhabitants of the setting. What is neither yes nor no is wrong, and is no yes.",
     "Controls show what is known without looking: the same prompts with a grey picture (blank), with another picture "
-    "of as many things (another), and with no picture at all (alone). A guess is the best constant answer to a type "
+    "of the exam (another), and with no picture at all (alone). A guess is the best constant answer to a type "
     "of question, chosen with the exam's own answers in hand.",
     "Intervals are the middle 95% of 1,000 bootstrap draws over pictures. Where everything is right they have no "
     "width: look at the counts.",
@@ -395,22 +395,26 @@ def _controls_table(run: Mapping[str, Any], stage: str) -> Table:
 
 def _questions_table(run: Mapping[str, Any], stage: str) -> Table:
     exam = run["exam"][stage]
-    head: list[Inline] = ["type", *(f"{name}: {who}" for name in LANGUAGES.values() for who in ("model", "best blind"))]
-    rows = []
+    columns = ("model", "another", "best blind")
+    head: list[Inline] = ["type", *(f"{name}: {who}" for name in LANGUAGES.values() for who in columns)]
+    rows, told_apart = [], []
     for type_ in exam["en"]["questions"]["model"]:
         row: list[Inline] = ["all types" if type_ == "all" else type_]
-        for lang in LANGUAGES:
+        for lang, name in LANGUAGES.items():
             by_who = exam[lang]["questions"]
             blind = {who: by_who[who][type_] for who in ("guess", "blank", "alone")}
             best = max(blind, key=lambda who: _value(blind[who]))
-            row.append(_interval(by_who["model"][type_]))
+            row += [_interval(by_who["model"][type_]), _interval(by_who["another"][type_])]
             row.append(Lines([Span(_ratio(blind[best]), "number"), Span(best, "small")]))
+            low = by_who["another"][type_]["low"]
+            if low is not None and low > _value(blind[best]):
+                told_apart.append(f"{type_} ({name})")
         rows.append(row)
     note = [
-        "Best blind: the best of three that see nothing. ",
-        "With another picture, all types: "
-        + "; ".join(f"{name} {_ratio(exam[lang]['questions']['another']['all'])}" for lang, name in LANGUAGES.items())
-        + ".",
+        "Best blind: the best of three that see nothing; this is chance. With another picture the model should do no "
+        "better than chance; it does, by its whole interval, in: ",
+        ", ".join(told_apart) or "no type of question",
+        ".",
     ]
     return Table(head, rows, f"{STAGES[stage]}: questions answered exactly", "numbers", note)
 

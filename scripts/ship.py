@@ -1,12 +1,14 @@
-"""Put finished runs into data/: `python scripts/ship.py runs/seed-0 runs/seed-1 runs/seed-2`.
+"""Put finished runs into data/: `python scripts/ship.py runs/seed-0 runs/seed-1 runs/seed-2 --timed runs/fp32`.
 
 The first run's two checkpoints are shipped (W as it is, the language model in 16 bits), with its page's tables; of all
-runs the headlines, so that every page can show the seeds side by side.
+runs the headlines, so that every page can show the seeds side by side. Minutes and memory are noted for the first run
+and for those behind `--timed`, by precision.
 """
 
+import argparse
 import json
 import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,11 +19,12 @@ from minivlm.report import headline
 from minivlm.run import RESULTS, SEEDS
 from minivlm.train import LOG, text_probe
 
+MEASURED = "results/measured.json"
 MADE_ANEW = ("format", "versions", "holds", "hashes", "base")  # written by save_checkpoint
 
 
-def ship(runs: list[Path], data: Path) -> None:
-    """Write `data/pretrain`, `data/sft` and `data/results` from finished runs."""
+def ship(runs: Sequence[Path], data: Path, timed: Sequence[Path] = ()) -> None:
+    """Write `data/pretrain`, `data/sft` and `data/results` from finished runs, and what those in `timed` cost."""
     for name, parent, parts, dtype in (
         (PRETRAIN, BASE, ["projector"], None),
         (SFT, PRETRAIN, ["projector", "language_model"], torch.float16),
@@ -35,11 +38,26 @@ def ship(runs: list[Path], data: Path) -> None:
         save_checkpoint(data / name, model, processor, kept, parts, base=data / parent, dtype=dtype, extra=log)
     results = data / SEEDS
     results.parent.mkdir(exist_ok=True)
-    heads = [headline(json.loads((run / RESULTS).read_text("utf-8"))) for run in runs]
-    results.write_text(json.dumps(heads, ensure_ascii=False, indent=1), "utf-8")
+    results.write_text(json.dumps([headline(_read(run)) for run in runs], ensure_ascii=False, indent=1), "utf-8")
+    cost = {made["precision"]: _cost(made) for made in map(_read, (*timed, runs[0]))}
+    (data / MEASURED).write_text(json.dumps({"run": cost}, indent=1), "utf-8")
     for table in ("table.md", "metrics.md"):
         shutil.copy(runs[0] / table, results.parent / table)
 
 
+def _read(run: Path) -> dict:
+    return json.loads((run / RESULTS).read_text("utf-8"))
+
+
+def _cost(results: dict) -> dict:
+    """What a run took, and the command that it was."""
+    minutes, gigabytes = results["seconds"]["total"] / 60, results["peak_memory_gb"]
+    return {"minutes": round(minutes, 2), "gigabytes": round(gigabytes, 2), "command": results["command"]}
+
+
 if __name__ == "__main__":
-    ship([Path(run) for run in sys.argv[1:]], data_folder())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--timed", nargs="*", type=Path, default=[])
+    options = parser.parse_args()
+    ship(options.runs, data_folder(), options.timed)

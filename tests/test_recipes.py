@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from minivlm.config import PROMPTS
-from minivlm.recipes import SFT_MIX, TURNS, SceneRows, language_of, pretrain_row, sft_row
+from minivlm.recipes import FOLLOW_UPS, SFT_MIX, TURNS, SceneRows, language_of, pretrain_row, sft_row
 from minivlm.scenes.facts import random_stream, sample_scene
 from minivlm.scenes.language import questions, read_facts
 
@@ -79,7 +79,8 @@ def test_stage_2_says_what_is_true():
             assert set(read.things) == things and read.setting == scene.setting
         else:
             assert len(roles) // 2 in TURNS
-    assert {len(row.conversations) // 2 for row in rows if kind(row) == "conversation"} == set(TURNS)
+    turns = {name: {len(row.conversations) // 2 for row in rows if kind(row) == name} for name in SFT_MIX}
+    assert turns["conversation"] == set(TURNS) and turns["description"] == {1 + more for more in FOLLOW_UPS}
 
 
 def test_the_questions_are_those_of_the_picture():
@@ -99,6 +100,7 @@ def test_noise_adds_what_is_not_there_to_descriptions_alone():
         if kind(before) != "description":
             assert before == after
             continue
+        assert before.conversations[2:] == after.conversations[2:]
         _, things = truth(after)
         named = {thing for thing, _ in read_facts(after.conversations[1]["content"]).things}
         assert named > {thing for thing, _ in things}
