@@ -49,15 +49,21 @@ def answered_prompts(
 
 
 def listed_scene(
-    index: int, turns: int = 2, in_order: float = 0.0, captions: float = 6.0, descriptions: float = 3.0
+    index: int,
+    turns: int = 2,
+    in_order: float = 0.0,
+    captions: float = 6.0,
+    descriptions: float = 3.0,
+    things: int | None = None,
 ) -> Conversation:
     """A scene listed in keywords, then `turns` questions and prompts about it.
 
     The keywords are shuffled; in the share `in_order` of the lists they stand in reading order.
+    `things` fixes how many things there are.
     """
     rng = random_stream("listed", index)
     lang = w.LANGUAGES[index % 2]
-    scene = sample_scene("text", index)
+    scene = sample_scene("text", index, things)
     conversation = answered_prompts(scene, lang, rng, turns, captions, descriptions)
     listing = listing_of(scene, lang, rng, shuffled=rng.random() >= in_order)
     conversation[0]["content"] = f"{listing}\n{conversation[0]['content']}"
