@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import math
+import shlex
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +13,15 @@ from minivlm.config import IMAGE_TOKEN, PROMPTS
 from minivlm.paths import BASE, PRETRAIN, SFT, data_folder
 
 REFUSED = 2  # the exit code of a message for people: a bad file, a wrong checkpoint
+SHEET = 8  # pictures across a contact sheet, and down
 SHORTHAND = f'the string "{IMAGE_TOKEN}\\n…" is accepted as shorthand for a picture and a question'
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. What a user can mend is one line on standard error, no traceback."""
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(given)
+    options.typed = shlex.join(["minivlm", *given])
     try:
         return options.command(options) or 0
     except (ValueError, OSError) as problem:
@@ -38,13 +44,14 @@ def _parser() -> argparse.ArgumentParser:
 
     run = command("run", _run, "train both stages from the base weights, examine both, write the page")
     _training_options(run, "runs/seed-SEED")
+    _exam_option(run)
     train = command("train", _train, "train one stage")
     train.add_argument("stage", choices=(PRETRAIN, SFT))
     train.add_argument("--parent", type=Path, help="the checkpoint to start from (default: the shipped one)")
     _training_options(train, "runs/STAGE")
     evaluate = command("evaluate", _evaluate, "examine a checkpoint; prints JSON")
     evaluate.add_argument("checkpoint", type=Path, nargs="?", help="default: the shipped model after stage 2")
-    evaluate.add_argument("--exam", type=int, default=500, help="pictures of the exam (default 500)")
+    _exam_option(evaluate)
     caption = command("caption", _caption, f"say what is in each picture; {SHORTHAND}")
     caption.add_argument("file", nargs="+", help="a picture of any common format")
     caption.add_argument("--prompt", default=PROMPTS["en"], help=f"default: {PROMPTS['en']}")
@@ -64,18 +71,56 @@ def _parser() -> argparse.ArgumentParser:
 
 def _training_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--out", type=Path, help=f"the folder to write (default {out})")
-    parser.add_argument("--seed", type=int, default=0, help="W at the start, rows and their order (default 0)")
+    parser.add_argument("--seed", type=_natural, default=0, help="W at the start, rows and their order (default 0)")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="default: measured")
-    parser.add_argument("--pictures", type=int, default=5000, help="training pictures to draw (default 5000)")
-    parser.add_argument("--exam", type=int, default=500, help="pictures of the exam (default 500)")
-    parser.add_argument("--scale", type=float, default=1.0, help="shorten or stretch both stages (default 1)")
+    parser.add_argument("--pictures", type=_positive, default=5000, help="training pictures to draw (default 5000)")
+    parser.add_argument("--scale", type=_factor, default=1.0, help="shorten or stretch both stages (default 1)")
     parser.add_argument("--anew", action="store_true", help="do not go on with what lies in --out")
 
 
-def _plan(options: argparse.Namespace, out: str):
+def _exam_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--exam", type=_two_or_more, default=500, help="pictures of the exam (default 500)")
+
+
+def _natural(text: str) -> int:
+    """A whole number from 0 on, as an option's value."""
+    return _whole(text, 0)
+
+
+def _positive(text: str) -> int:
+    """A whole number from 1 on, as an option's value."""
+    return _whole(text, 1)
+
+
+def _two_or_more(text: str) -> int:
+    """A whole number from 2 on, as an option's value: a picture of the exam needs another one as its control."""
+    return _whole(text, 2)
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least {least}")
+    return value
+
+
+def _factor(text: str) -> float:
+    """A finite number above 0, as an option's value."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0, such as 0.5")
+    return value
+
+
+def _plan(options: argparse.Namespace, out: str, **more):
     from minivlm.run import Plan
 
-    given = ["minivlm", *sys.argv[1:]]
     return Plan(
         out=options.out or Path(out),
         data=data_folder(),
@@ -83,9 +128,9 @@ def _plan(options: argparse.Namespace, out: str):
         precision=options.precision,
         pictures=options.pictures,
         steps_scale=options.scale,
-        exam=options.exam,
         resume=not options.anew,
-        command=" ".join(given),
+        command=options.typed,
+        **more,
     )
 
 
@@ -93,7 +138,7 @@ def _run(options: argparse.Namespace) -> None:
     from minivlm.report import table_as_text
     from minivlm.run import run
 
-    plan = _plan(options, f"runs/seed-{options.seed}")
+    plan = _plan(options, f"runs/seed-{options.seed}", exam=options.exam)
     results = run(plan)
     print(table_as_text(results))
     print("\nseconds:", ", ".join(f"{phase} {value:.0f}" for phase, value in results["seconds"].items()))
@@ -123,7 +168,7 @@ def _caption(options: argparse.Namespace) -> None:
     from minivlm.answers import describe
 
     model, processor = _model(options)
-    prompt = options.prompt.removeprefix(IMAGE_TOKEN).lstrip("\n")
+    prompt = _without_shorthand(options.prompt)
     for file in options.file:
         print(f"{file}: {describe(model, processor, [file], prompt)[0]}")
 
@@ -136,7 +181,8 @@ def _chat(options: argparse.Namespace) -> None:
     messages = []
     print("Ask about the picture; an empty line ends.")
     for line in sys.stdin:
-        if not (text := line.strip().removeprefix(IMAGE_TOKEN).replace("\\n", "\n").strip()):
+        text = line.strip() if messages else _without_shorthand(line.strip())
+        if not text:
             break
         shown = [] if messages else [{"type": "image", "image": picture}]
         messages.append({"role": "user", "content": [*shown, {"type": "text", "text": text}]})
@@ -147,6 +193,14 @@ def _chat(options: argparse.Namespace) -> None:
         answer = processor.tokenizer.decode(written, skip_special_tokens=True)
         messages.append({"role": "assistant", "content": answer})
         print(answer, flush=True)
+
+
+def _without_shorthand(text: str) -> str:
+    """Take off a leading "<image>" and the end of its line, real or typed as "\\n"; all other text is as it was."""
+    for newline in ("\n", "\\n"):
+        if text.startswith(IMAGE_TOKEN + newline):
+            return text.removeprefix(IMAGE_TOKEN + newline)
+    return text
 
 
 def _model(options: argparse.Namespace):
@@ -162,8 +216,11 @@ def _data(options: argparse.Namespace) -> None:
     from minivlm.scenes.table import write_table
 
     if options.what == "sheet":
-        contact_sheet().save(options.path, optimize=True)
-        print(options.path)
+        began = time.perf_counter()
+        sheet = contact_sheet(across=SHEET)
+        speed = SHEET**2 / (time.perf_counter() - began)
+        sheet.save(options.path, optimize=True)
+        print(f"{options.path}: {SHEET**2} pictures, {speed:.0f} a second on one core")
     elif options.what == "table":
         print(*write_table(options.path), sep="\n")
     else:
@@ -173,5 +230,5 @@ def _data(options: argparse.Namespace) -> None:
 def _base(options: argparse.Namespace) -> None:
     from minivlm.base.build import build_base
 
-    if made := build_base(options.out, options.work, options.only):
+    if made := build_base(options.out, options.work, options.only, command=options.typed):
         print(f"The checkpoint: {made}")

@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import sys
+from contextlib import redirect_stdout
 from html.parser import HTMLParser
 
 import pytest
@@ -12,6 +14,7 @@ from minivlm import cli
 from minivlm.checkpoint import read_meta
 from minivlm.config import PROMPTS
 from minivlm.paths import data_folder
+from minivlm.report import STAGES
 from minivlm.scenes.facts import SETTINGS, Scene, Thing
 from minivlm.scenes.language import read_facts
 from minivlm.scenes.table import TABLE
@@ -56,6 +59,79 @@ def test_the_seeds_string_is_a_shorthand(capsys):
     assert plain == short and "熊猫" in plain
 
 
+@pytest.mark.parametrize("typed", ["What is it?", "<image>\nWhat is it?", "<image>\\nWhat is it?"])
+def test_caption_takes_the_shorthand_off(typed, capsys, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli, "_model", lambda options: (None, None))
+    monkeypatch.setattr("minivlm.answers.describe", lambda *given: asked.append(given[2:]) or ["a dog"])
+    assert said(capsys, "caption", "dog.png", "--prompt", typed)[:2] == (0, "dog.png: a dog\n")
+    assert asked == [(["dog.png"], "What is it?")]
+
+
+@pytest.mark.parametrize(
+    "text", ["<image>", "<image> What?", "\n\nWhat?", "What is <image>\n?", "What is <image>\\n?", "<image>What?"]
+)
+def test_other_text_is_not_the_shorthand(text):
+    assert cli._without_shorthand(text) == text
+    for newline in ("\n", "\\n"):
+        assert cli._without_shorthand(f"<image>{newline}{text}") == text  # once, not again in what follows
+
+
+def test_only_the_first_line_of_a_chat_may_be_shorthand(capsys, monkeypatch, model, processor, picture, tmp_path):
+    picture.save(tmp_path / "dog.png")
+    monkeypatch.setattr(cli, "_model", lambda options: (model, processor))
+    shown, real = [], processor.apply_chat_template
+
+    def template(messages, **options):
+        batch = real(messages, **options)
+        shown.append(([dict(message) for message in messages], batch["input_ids"][0].tolist()))
+        return batch
+
+    monkeypatch.setattr(processor, "apply_chat_template", template)
+    monkeypatch.setattr(model, "generate", lambda **batch: batch["input_ids"])  # an empty answer
+    lines = ["<image>\\nWhat is it?", "<image>\\nAnd this?", "<image>", "Is \\n text?"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
+    assert said(capsys, "chat", str(tmp_path / "dog.png"))[0] == 0
+    messages, ids = shown[-1]
+    parts = [message["content"] for message in messages if message["role"] == "user"]
+    assert [part["type"] for part in parts[0]] == ["image", "text"] and parts[0][1]["text"] == "What is it?"
+    assert parts[1:] == [[{"type": "text", "text": line}] for line in lines[1:]]
+    assert ids.count(processor.image_token_id) == processor.num_image_tokens
+    said_by_all = processor.tokenizer.decode([i for i in ids if i != processor.image_token_id])
+    assert all(line in said_by_all for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["run", "--seed", "-1"], "--seed: '-1' must be a whole number, at least 0"),
+        (["run", "--seed", "one"], "--seed: 'one' must be a whole number, at least 0"),
+        (["train", "sft", "--pictures", "0"], "--pictures: '0' must be a whole number, at least 1"),
+        (["run", "--exam", "1"], "--exam: '1' must be a whole number, at least 2"),
+        (["evaluate", "--exam", "1.5"], "--exam: '1.5' must be a whole number, at least 2"),
+        (["train", "sft", "--exam", "9"], "unrecognized arguments: --exam 9"),
+        *(([*start, f"--scale={value}"], f"--scale: '{value}' must be a number above 0, such as 0.5")
+          for value in ("0", "-1", "nan", "inf", "half") for start in (["run"], ["train", "pretrain"])),
+    ],
+)  # fmt: skip
+def test_an_option_out_of_range_is_refused(arguments, complaint, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2 and complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("through", ["arguments", "sys.argv"])
+def test_what_was_typed_is_recorded_so_that_it_can_be_typed_again(through, monkeypatch):
+    plans = []
+    results = {"table": [], "seconds": {}}
+    monkeypatch.setattr("minivlm.run.run", lambda plan: plans.append(plan) or results)
+    typed = ["run", "--out", "my runs/it's", "--seed", "7"]
+    monkeypatch.setattr(sys, "argv", ["/somewhere/minivlm", *typed] if through == "sys.argv" else ["pytest", "-q"])
+    assert cli.main(None if through == "sys.argv" else typed) == 0
+    assert plans[0].command == """minivlm run --out 'my runs/it'"'"'s' --seed 7"""
+    assert (plans[0].seed, plans[0].exam) == (7, 500)
+
+
 def test_chat_remembers_the_picture(capsys, monkeypatch):
     monkeypatch.setattr(
         sys, "stdin", io.StringIO("What kind of place is this?\nWhat colour is the flower?\n\nignored\n")
@@ -98,7 +174,8 @@ def test_data_commands(capsys, tmp_path):
             Image.open(folder / f"{name}.png") for folder in (tmp_path / "table", data_folder() / "table")
         )
         assert drawn.size == (224, 224) and drawn.tobytes() == shipped.tobytes()
-    assert said(capsys, "data", "sheet", str(tmp_path / "sheet.png"))[0] == 0
+    code, out, _ = said(capsys, "data", "sheet", str(tmp_path / "sheet.png"))
+    assert code == 0 and re.search(r"sheet\.png: 64 pictures, [1-9]\d* a second on one core\n", out)
     assert Image.open(tmp_path / "sheet.png").size == (8 * 230 + 6,) * 2
     rows = tmp_path / "rows.jsonl"
     row = {"conversations": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}
@@ -113,9 +190,10 @@ def test_base_calls_the_builder(capsys, monkeypatch, tmp_path):
     from minivlm.base import build
 
     asked = []
-    monkeypatch.setattr(build, "build_base", lambda *given: asked.append(given) or tmp_path)
-    assert str(tmp_path) in said(capsys, "base", "--only", "tokenizer", "--out", "a", "--work", "b")[1]
-    assert [str(value) for value in asked[0]] == ["a", "b", "tokenizer"]
+    monkeypatch.setattr(build, "build_base", lambda *given, command: asked.append((*given, command)) or tmp_path)
+    assert str(tmp_path) in said(capsys, "base", "--only", "tokenizer", "--out", "a", "--work", "b c")[1]
+    typed = "minivlm base --only tokenizer --out a --work 'b c'"
+    assert [str(value) for value in asked[0]] == ["a", "b c", "tokenizer", typed]
 
 
 class Page(HTMLParser):
@@ -133,12 +211,33 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def small_run(tmp_path_factory):
-    """The whole main job, in small: 1% of the steps, 8 pictures of the exam."""
+def small_run_and_words(tmp_path_factory):
+    """The whole main job, in small: 1% of the steps, 8 pictures of the exam; and what it printed."""
     out = tmp_path_factory.mktemp("run")
+    words = io.StringIO()
     command = ["run", "--out", str(out), "--scale", "0.01", "--exam", "8", "--pictures", "24", "--precision", "fp32"]
-    assert cli.main(command) == 0
-    return out
+    with redirect_stdout(words):
+        assert cli.main(command) == 0
+    return out, words.getvalue()
+
+
+@pytest.fixture(scope="module")
+def small_run(small_run_and_words):
+    """The folder of that run."""
+    return small_run_and_words[0]
+
+
+@pytest.mark.slow
+def test_a_run_prints_the_table_and_where_the_page_lies(small_run_and_words):
+    out, words = small_run_and_words
+    lines = words.splitlines()
+    answers = json.loads((out / "results.json").read_text("utf-8"))["table"]
+    for name, row in zip(TABLE, answers, strict=True):
+        (start,) = (number for number, line in enumerate(lines) if line.startswith(f"{name}: "))
+        columns = [(line[:15].strip(), line[15:]) for line in lines[start + 1 : start + 5]]
+        said = [(title, row["answers"][stage][lang]) for stage, title in STAGES.items() for lang in ("en", "zh")]
+        assert columns == said
+    assert lines[-1] == f"The page: {out / 'index.html'}" and (out / "index.html").is_file()
 
 
 @pytest.mark.slow
