@@ -4,7 +4,6 @@ The encoder never learns, so what it says about a picture is the same in every s
 `config.py`.
 """
 
-import hashlib
 import os
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,12 +14,11 @@ import safetensors.torch
 import torch
 from tqdm.auto import tqdm
 
-from minivlm import scenes
 from minivlm.checkpoint import hash_tensors
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes.facts import Scene
-from minivlm.scenes.gallery import draw_many
+from minivlm.scenes.gallery import draw_many, drawing_key, texts_key
 
 BATCH = 64  # pictures the encoder looks at together
 FILE_KEY = "made_from"
@@ -88,7 +86,7 @@ class FeatureCache:
         Raises:
             OSError: the file cannot be written.
         """
-        made_from = _digest([_encoder_key(model, processor, precision), _drawing_key(), repr(list(drawn))])
+        made_from = texts_key([_encoder_key(model, processor, precision), drawing_key(), repr(list(drawn))])
         if (found := _read(file, made_from)) is None:
             pictures = draw_many(list(drawn), model.config.vision_config.image_size, workers, f"drawing {title}")
             found = encode(model, pixel_batches(processor, pictures), len(pictures), precision, f"encoding {title}")
@@ -164,19 +162,6 @@ def pixel_batches(processor: MiniVLMProcessor, pictures: np.ndarray) -> Iterator
 def _encoder_key(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, precision: str) -> str:
     """What decides the features of a given picture."""
     return f"{hash_tensors(model.vision.state_dict())} {processor.image_processor.to_json_string()} {precision}"
-
-
-def _drawing_key() -> str:
-    """The text of the drawing program: another program draws another picture of the same scene."""
-    folder = Path(scenes.__file__).parent
-    return _digest(file.read_text("utf-8") for file in sorted(folder.glob("*.py")))
-
-
-def _digest(texts: Iterable[str]) -> str:
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(hashlib.sha256(text.encode()).digest())
-    return digest.hexdigest()
 
 
 def _read(file: str | Path | None, made_from: str) -> torch.Tensor | None:

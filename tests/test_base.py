@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import CLIPImageProcessorPil
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
 from minivlm.base import build, encoder, language_model, loop
 from minivlm.base.corpus import (
@@ -24,9 +25,11 @@ from minivlm.base.tokenizer import train_tokenizer
 from minivlm.checkpoint import load_checkpoint
 from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN
 from minivlm.processor import MiniVLMProcessor
+from minivlm.scenes import gallery
 from minivlm.scenes import words as w
 from minivlm.scenes.draw import draw, layout
 from minivlm.scenes.facts import HELD_OUT_COLOURS, Scene, Thing, random_stream, sample_scene
+from minivlm.scenes.gallery import drawing_key, program_key
 from minivlm.scenes.language import in_reading_order, read_facts
 from minivlm.train import text_probe
 
@@ -254,13 +257,133 @@ def test_the_whole_base_from_one_call(config, tmp_path, monkeypatch):
     options = {"encoder_recipe": recipe, "language_rounds": rounds, "pictures": 16, "workers": 1, "exam": 2}
     out, work = tmp_path / "base", tmp_path / "work"
     assert build.build_base(out, work, only="tokenizer", **options) is None
-    assert build.build_base(out, work, **options) == out
+    assert build.build_base(out, work, command="minivlm base --out 'my base'", **options) == out
     model, processor, meta = load_checkpoint(out)
     assert meta["stage"] == "base" and meta["text_probe"] == pytest.approx(text_probe(model, processor), abs=1e-6)
-    assert meta["recipes"]["encoder"]["pictures"] == 16 and len(meta["recipes"]["language_model"]) == 2
+    assert meta["command"] == "minivlm base --out 'my base'"
+    drawing, corpus = {"drawing": drawing_key()}, {"corpus": program_key(build.CORPUS)}
+    assert meta["made_from"] == {"encoder": [drawing], "language_model": [drawing | corpus]}
+    assert meta["recipes"]["encoder"]["pictures"] == 16 and len(meta["recipes"]["language_model"]) == len(rounds)
     assert {file.name for file in out.glob("*.log.jsonl")} == {"encoder.log.jsonl", "language_model.log.jsonl"}
     with pytest.raises(ValueError, match="choose one of"):
         build.build_base(out, work, only="eyes")
+
+
+def test_a_tokenizer_is_whole_or_not_there(tmp_path, monkeypatch):
+    folder, real = tmp_path / "work" / "tokenizer", PreTrainedTokenizerFast.save_pretrained
+    monkeypatch.setattr(build, "CORPUS_DOCUMENTS", 3000)
+
+    def killed(self, where):
+        real(self, where)
+        (Path(where) / "tokenizer_config.json").unlink()  # not yet written
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build._tokenizer(folder)
+    assert not folder.exists()
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", real)
+    made = build._tokenizer(folder)
+    assert made.chat_template and made.eos_token == "<|im_end|>"
+    assert [path.name for path in folder.parent.iterdir()] == ["tokenizer"]
+    monkeypatch.setattr(build, "train_tokenizer", lambda texts: pytest.fail("made again"))
+    assert build._tokenizer(folder).get_vocab() == made.get_vocab()
+
+
+def test_another_process_may_make_the_same_tokenizer(world_tokenizer, tmp_path, monkeypatch):
+    folder = tmp_path / "tokenizer"
+
+    def slow(texts):
+        world_tokenizer.save_pretrained(folder)
+        return world_tokenizer
+
+    monkeypatch.setattr(build, "train_tokenizer", slow)
+    assert build._tokenizer(folder).get_vocab() == world_tokenizer.get_vocab()
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+
+
+def test_programs_are_noted_as_they_were_at_each_start(tmp_path):
+    part = tmp_path / "language_model"
+    one, two = {"corpus": "a"}, {"corpus": "b"}
+    assert build._note(part, one) == [one]
+    assert build._note(part, two) == [two]  # nothing was trained with the first
+    (part / "round1").mkdir()
+    (part / "round1" / "state.pt").touch()
+    assert build._note(part, two) == [two]
+    assert build._note(part, one) == build._note(part, one) == [two, one]
+
+
+def test_the_corpus_key_follows_the_programs_text(tmp_path):
+    names = {file.name for file in build.CORPUS}
+    assert names == {"corpus.py", "mosaic.py", "words.py", "language.py"}
+    copies = [tmp_path / file.name for file in build.CORPUS]
+    for copy, file in zip(copies, build.CORPUS, strict=True):
+        copy.write_text(file.read_text("utf-8"), "utf-8")
+    keys = {program_key(build.CORPUS), program_key(copies)}
+    assert len(keys) == 1
+    for copy in copies:
+        copy.write_text(copy.read_text("utf-8") + "# one word more\n", "utf-8")
+        keys.add(program_key(copies))
+    assert len(keys) == 5
+
+
+@pytest.mark.parametrize("old", ["another program", "no key", "cut off"])
+def test_pictures_of_another_program_are_drawn_again(old, tmp_path, monkeypatch):
+    file = tmp_path / "dev.npy"
+    drawn = np.array(gallery.cached_pictures(file, "dev", 2, 28, workers=1))
+    monkeypatch.setattr(gallery, "draw_many", lambda *given: pytest.fail("drawn again"))
+    assert np.array_equal(gallery.cached_pictures(file, "dev", 2, 28), drawn)
+    if old == "another program":
+        monkeypatch.setattr(gallery, "drawing_key", lambda: "f" * 64)
+    elif old == "no key":  # as it was kept before there were keys
+        np.save(file, drawn)
+    else:
+        file.write_bytes(file.read_bytes()[:40])
+    asked = []
+    monkeypatch.setattr(gallery, "draw_many", lambda *given: asked.append(given) or 255 - drawn)
+    for _ in range(2):
+        assert np.array_equal(gallery.cached_pictures(file, "dev", 2, 28), 255 - drawn)
+    assert len(asked) == 1
+
+
+def test_the_drawing_key_follows_the_programs_text(tmp_path, monkeypatch):
+    for name in ("draw.py", "ink.py"):
+        (tmp_path / name).write_text(f"# {name}\n", "utf-8")
+    monkeypatch.setattr(gallery, "__file__", str(tmp_path / "gallery.py"))
+    before = gallery.drawing_key()
+    assert gallery.drawing_key() == before
+    (tmp_path / "ink.py").write_text("# another ink\n", "utf-8")
+    assert gallery.drawing_key() != before
+
+
+@pytest.mark.parametrize(("stop_round", "stop_step"), [(2, 0), (2, 3)], ids=["between the rounds", "in the second"])
+def test_the_language_model_resumes(stop_round, stop_step, config, world_tokenizer, tmp_path, monkeypatch):
+    config.text_config.vocab_size, config.image_token_id = 900, 900
+    processor = MiniVLMProcessor.for_config(config, world_tokenizer)
+    recipe = loop.Recipe(steps=4, batch_size=3, muon_lr=0.02, adam_lr=1e-3, warmup=1, save_every=2)
+    rounds = [(replace(recipe, seed=i), lessons) for i, (_, lessons) in enumerate(language_model.ROUNDS[:2])]
+
+    def weights(folder):
+        return language_model.train(processor, config, folder, bf16=False, rounds=rounds, exam=2)[0].state_dict()
+
+    whole, steps, real = weights(tmp_path / "whole"), [], language_model.MosaicReader.step_loss
+
+    def killed(self, step):
+        if (self.recipe.seed + 1, step) == (stop_round, stop_step):
+            raise KeyboardInterrupt
+        return real(self, step)
+
+    monkeypatch.setattr(language_model.MosaicReader, "step_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        weights(tmp_path / "again")
+    counted = lambda self, step: steps.append((self.recipe.seed + 1, step)) or real(self, step)  # noqa: E731
+    monkeypatch.setattr(language_model.MosaicReader, "step_loss", counted)
+    resumed = weights(tmp_path / "again")
+    assert steps == [(2, step) for step in range(stop_step // 2 * 2, 4)]  # from the last state on
+    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+    for number in (1, 2):
+        log = (tmp_path / "again" / f"round{number}" / "log.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in log] == [0, 1, 2, 3]
 
 
 def _sized(config, vocab_size):

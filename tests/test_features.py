@@ -120,7 +120,7 @@ def test_stale_features_are_made_again(change, model, make_model, processor, tmp
     elif change == "precision":
         precision = "bf16"
     elif change == "drawing":
-        monkeypatch.setattr(minivlm.features, "_drawing_key", lambda: "another way to draw")
+        monkeypatch.setattr(minivlm.features, "drawing_key", lambda: "another way to draw")
     elif change == "image processor":
         processor.image_processor.image_mean = [0.5, 0.5, 0.5]
     else:

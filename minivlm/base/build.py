@@ -2,12 +2,15 @@
 
 `minivlm base` can be stopped at any time; run again, it goes on where it was. What it makes on the way (drawn
 pictures, resume states, full logs) stays in the work folder; the checkpoint holds the weights in 16 bits, the metrics,
-a thinned log of each training, the recipes and the hashes.
+a thinned log of each training, the recipes, and the hashes of the weights and of the programs that made them.
 """
 
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -19,10 +22,14 @@ from minivlm.checkpoint import save_checkpoint
 from minivlm.config import MiniVLMConfig, preset_config
 from minivlm.model import assemble
 from minivlm.processor import MiniVLMProcessor
+from minivlm.scenes.gallery import drawing_key, program_key
 from minivlm.train import text_probe
 
 PARTS = ("tokenizer", "encoder", "language_model")
 LOG_EVERY = 20
+MADE_FROM = "made_from.json"
+PACKAGE = Path(__file__).parent.parent
+CORPUS = tuple(PACKAGE / name for name in ("base/corpus.py", "base/mosaic.py", "scenes/words.py", "scenes/language.py"))
 
 
 def build_base(
@@ -34,28 +41,36 @@ def build_base(
     language_rounds: Sequence[tuple[loop.Recipe, language_model.Lessons]] = language_model.ROUNDS,
     pictures: int = encoder.PICTURES,
     exam: int = 500,
+    command: str = "minivlm base",
 ) -> Path | None:
     """Make the base models, or `only` one part of them; write the checkpoint `out` when all parts are there.
 
+    `command` is what was typed, for the record.
     The encoder and the language model do not need one another: two processes may make one each, side by side.
-    Returns `out`, or None where `only` one part was made. Raises ValueError for an unknown part.
+    Returns `out`, or None where `only` one part was made. Raises ValueError for an unknown part, and where the
+    work folder holds the state of another recipe.
     """
     if only is not None and only not in PARTS:
         raise ValueError(f"no part {only!r}; choose one of {', '.join(PARTS)}")
     tokenizer = _tokenizer(work / "tokenizer")
     config = preset_config("scenes", tokenizer.vocab_size)
     processor = MiniVLMProcessor.for_config(config, tokenizer)
-    seen = spoken = None
+    seen, spoken, made_from = None, None, {}
     if only in (None, "encoder"):
+        made_from["encoder"] = _note(work / "encoder", {"drawing": drawing_key()})
         seen = encoder.train(
             config.vision_config, tokenizer, work / "encoder", recipe=encoder_recipe, pictures=pictures, workers=workers
         )
     if only in (None, "language_model"):
+        programs = {"drawing": drawing_key(), "corpus": program_key(CORPUS)}
+        made_from["language_model"] = _note(work / "language_model", programs)
         spoken = language_model.train(processor, config, work / "language_model", rounds=language_rounds, exam=exam)
     if seen is None or spoken is None:
         return None
     meta = {
         "seed": encoder_recipe.seed,
+        "command": command,
+        "made_from": made_from,
         "threads": torch.get_num_threads(),
         "metrics": {"encoder": seen[1], "language_model": spoken[1]},
         "recipes": {
@@ -69,8 +84,30 @@ def build_base(
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Learn the tokenizer, or read it where it was learnt before."""
     if not (folder / "tokenizer.json").exists():
-        train_tokenizer(tokenizer_corpus(CORPUS_DOCUMENTS)).save_pretrained(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f"{folder.name}.partial-", dir=folder.parent) as aside:
+            made = Path(aside) / folder.name
+            train_tokenizer(tokenizer_corpus(CORPUS_DOCUMENTS)).save_pretrained(made)
+            try:
+                made.rename(folder)  # whole or not there: a kill leaves no half of it
+            except OSError:
+                if not (folder / "tokenizer.json").exists():  # or else another process has made the same meanwhile
+                    raise
     return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _note(folder: Path, programs: dict[str, str]) -> list[dict[str, str]]:
+    """The hashes of the programs that a part was made with, one entry unless they changed between two sittings."""
+    file, noted = folder / MADE_FROM, []
+    if file.exists() and any(folder.rglob("state.pt")):  # without a state, training begins anew
+        noted = json.loads(file.read_text("utf-8"))
+    if programs not in noted:
+        noted.append(programs)
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".partial")
+        aside.write_text(json.dumps(noted, indent=1), "utf-8")
+        os.replace(aside, file)
+    return noted
 
 
 def _save(
@@ -85,7 +122,7 @@ def _save(
     model = assemble(seen, spoken, config.image_token_id, meta["seed"])
     # the values as they are stored, in 16 bits: what a user loads is what the probe is measured on
     model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
-    meta = {"stage": "base", "command": "minivlm base", **meta, "text_probe": text_probe(model, processor)}
+    meta = {"stage": "base", **meta, "text_probe": text_probe(model, processor)}
     logs = {f"{part}.log.jsonl": _thinned(work / part) for part in ("encoder", "language_model")}
     return save_checkpoint(out, model, processor, meta, dtype=torch.float16, extra=logs)
 

@@ -1,7 +1,9 @@
 """Many pictures at once: drawn by several processes, kept in one array."""
 
+import hashlib
 import multiprocessing
 import os
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -40,16 +42,43 @@ def draw_many(scenes: list[Scene], side: int = SIZE, workers: int | None = None,
 
 
 def cached_pictures(file: Path, split: str, count: int, side: int, workers: int | None = None) -> np.ndarray:
-    """The first `count` pictures of a split, drawn once and then read from `file` (memory-mapped)."""
-    if not file.exists():
+    """The first `count` pictures of a split, drawn once and then read from `file` (memory-mapped).
+
+    The file ends with the key of the program that drew it; with another one, or none, it is drawn again.
+
+    Raises:
+        ValueError: the file holds another number of pictures, or pictures of another size.
+    """
+    key = drawing_key().encode()
+    if not _ends_with(file, key):
         pictures = draw_many([sample_scene(split, i) for i in range(count)], side, workers, f"drawing {split}")
         aside = file.with_suffix(".partial.npy")
-        np.save(aside, pictures)
+        with aside.open("wb") as out:
+            np.save(out, pictures)
+            out.write(key)  # behind the array, where reading it does not look: one file, replaced as one
         os.replace(aside, file)
     pictures = np.load(file, mmap_mode="r")
     if pictures.shape != (count, side, side, 3):
         raise ValueError(f"{file} holds pictures of shape {pictures.shape}, not {count} of {side} px; delete it")
     return pictures
+
+
+def drawing_key() -> str:
+    """The text of the drawing program, hashed: another program draws another picture of the same scene."""
+    return program_key(sorted(Path(__file__).parent.glob("*.py")))
+
+
+def program_key(files: Iterable[Path]) -> str:
+    """The hash of some files' text, the same whatever ends their lines."""
+    return texts_key(file.read_text("utf-8") for file in files)
+
+
+def texts_key(texts: Iterable[str]) -> str:
+    """The hash of texts, each hashed for itself first: where one ends and the next begins matters."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()
 
 
 def contact_sheet(split: str = "base", first: int = 0, across: int = 8, gap: int = 6) -> Image.Image:
@@ -60,6 +89,14 @@ def contact_sheet(split: str = "base", first: int = 0, across: int = 8, gap: int
         corner = (gap + place % across * step, gap + place // across * step)
         sheet.paste(draw(sample_scene(split, first + place)), corner)
     return sheet
+
+
+def _ends_with(file: Path, key: bytes) -> bool:
+    if not file.is_file() or file.stat().st_size < len(key):
+        return False
+    with file.open("rb") as content:
+        content.seek(-len(key), os.SEEK_END)
+        return content.read() == key
 
 
 def _draw_chunk(chunk: tuple[list[Scene], int]) -> np.ndarray:
