@@ -9,6 +9,7 @@ import transformers
 from PIL import Image
 
 import minivlm
+from minivlm.base.build import LOG_EVERY
 from minivlm.checkpoint import load_checkpoint, read_meta
 from minivlm.evaluate import EXAM_PICTURES, HOLDOUT_PICTURES
 from minivlm.paths import BASE, PRETRAIN, SFT, data_folder
@@ -136,6 +137,24 @@ def test_every_seed_answers_questions_above_the_floor(lang):
 def test_every_seed_names_the_setting(stage, lang):
     values = {shown["seed"]: shown["setting"][stage][lang]["value"] for shown in seeds()}
     assert values and {seed: value for seed, value in values.items() if value < SETTING_BAR} == {}
+
+
+def test_the_data_card_gives_the_names_in_the_record():
+    card = (data_folder() / "README.md").read_text("utf-8")
+    assert all(f"`{name}`" in card for name in ("parent", "made_from", "drawing", "corpus"))
+    assert f"every {LOG_EVERY}th step" in card
+
+
+@pytest.mark.parametrize("file", ["../README.md", "README.md"])
+def test_readers_are_told_how_to_get_a_folder_of_its_own(file):
+    text = (data_folder() / file).read_text("utf-8")
+    for part in ('load_checkpoint("data/sft")', "model.save_pretrained(", "processor.save_pretrained("):
+        assert part in text
+
+
+def test_the_readme_says_where_the_page_lies_and_that_a_run_goes_on():
+    text = (data_folder().parent / "README.md").read_text("utf-8")
+    assert "runs/seed-0/index.html" in text and "Ctrl-C" in text
 
 
 def test_a_folder_of_its_own_is_read_by_the_auto_classes(tmp_path):
