@@ -20,7 +20,7 @@ from minivlm.base.corpus import (
     tokenizer_corpus,
     translation,
 )
-from minivlm.base.mosaic import Lexicon, drill, mosaic
+from minivlm.base.mosaic import Lexicon, drill, mosaic, roll_call
 from minivlm.base.tokenizer import train_tokenizer
 from minivlm.checkpoint import load_checkpoint
 from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN
@@ -125,6 +125,29 @@ def test_a_drill_asks_for_what_is_true_and_learns_no_key(world_tokenizer, monkey
     assert {item for item in said if item[1] != no} == true
 
 
+def test_a_roll_call_names_every_thing_once_from_left_to_right(world_tokenizer):
+    lexicon = Lexicon.of(world_tokenizer)
+    far_tree = Thing("tree", "green", "left", "far", "medium")
+    panda = Thing("panda", None, "middle", "near", "big")
+    ids = roll_call(replace(PARK, things=(panda, far_tree, RED_CAR)), lexicon, "en")
+    want = [("places", "left"), ("distances", "near"), ("colours", "red"), ("kinds", "car")]
+    want += [("places", "left"), ("distances", "far"), ("colours", "green"), ("kinds", "tree")]
+    want += [("places", "middle"), ("distances", "near"), ("kinds", "panda")]
+    assert ids == [getattr(lexicon, table)["en"][word] for table, word in want]
+
+
+def test_lessons_choose_how_many_things_there_are(reader):
+    def things(lessons, kind):
+        other = language_model.MosaicReader(reader.model, reader.processor, reader.recipe, lessons, bf16=False)
+        return {len(other.row(kind, index)[1].things) for index in range(40)}
+
+    lessons = reader.lessons
+    assert things(replace(lessons, crowded=1.0), "mosaic") == {3, 4}
+    assert things(replace(lessons, crowded=0.0), "mosaic") == {1, 2, 3, 4}
+    assert things(replace(lessons, fewest=3), "mosaic roll call") == {3, 4}
+    assert things(lessons, "list drill") == {2, 3, 4}
+
+
 def test_an_ambiguous_key_takes_more_words(world_tokenizer):
     lexicon = Lexicon.of(world_tokenizer)
     scene = replace(PARK, things=(RED_CAR, replace(RED_CAR, colour="blue", place="right")))
@@ -137,7 +160,7 @@ def test_an_ambiguous_key_takes_more_words(world_tokenizer):
 
 
 def test_mosaic_fills_the_block_a_picture_will_fill(reader):
-    for kind in ("mosaic", "mosaic drill"):
+    for kind in ("mosaic", "mosaic drill", "mosaic roll call"):
         row, scene = reader.row(kind, 0)
         batch = reader.processor.collate([row])
         plain = reader.embed(batch, [], random_stream("m"))
