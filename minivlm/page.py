@@ -6,6 +6,7 @@ place, whoever wrote it.
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -111,12 +112,13 @@ class Span:
 
     def markdown(self) -> str:
         """What HTML and Markdown would obey is escaped."""
-        text = _plain(self.text)
-        if self.style == "wrong":
-            return f"~~{text}~~ ✗"
-        if self.style == "strong":
-            return f"**{text}**"
-        return f"<sub>{text}</sub>" if self.style == "small" and text else text
+        plain = _plain(self.text)
+        if not (text := plain.strip()):
+            return plain
+        before, after = plain.split(text)  # white space stays outside of the marks, or Markdown does not see them
+        marks = {"wrong": ("~~", "~~ ✗"), "strong": ("**", "**"), "small": ("<sub>", "</sub>")}
+        start, end = marks.get(self.style, ("", ""))
+        return f"{before}{start}{text}{end}{after}"
 
 
 @dataclass(frozen=True)
@@ -308,8 +310,8 @@ def _escaped(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Text that Markdown shows as it is, on one line; spaces at its ends stay, for what is written before and after."""
     escaped = html.escape(text, quote=False)
     for sign in "\\`*_[]~#":
         escaped = escaped.replace(sign, f"\\{sign}")
-    return " ".join(escaped.split())
+    return re.sub(r"\s+", " ", escaped)

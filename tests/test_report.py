@@ -692,3 +692,9 @@ def test_a_folder_that_cannot_be_is_refused(run, tmp_path):
     (tmp_path / "file").write_text("in the way", "utf-8")
     with pytest.raises(OSError):
         report.write_report(tmp_path / "file", run)
+
+
+def test_markdown_keeps_the_spaces_between_plain_and_marked_words():
+    said = ["A ", Span("red  car", "wrong"), " in ", Span(" a park ", "strong"), "."]
+    assert Paragraph(said).markdown() == "A ~~red car~~ ✗ in  **a park** ."
+    assert Span("", "small").markdown() == "" and Span(" ", "strong").markdown() == " "
