@@ -18,6 +18,7 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import safetensors.torch
@@ -81,14 +82,14 @@ def save_checkpoint(
         The folder.
 
     Raises:
-        CheckpointError: a weight is not finite, `stage` is missing, `base` is missing, or `folder` holds other things.
+        CheckpointError: a weight is not finite, `stage` is missing, `base` is missing, or `folder` is it or holds
+            other things.
         OSError: the disk is full, or the folder cannot be written. What was there before is as it was.
     """
     folder, parts = Path(folder), tuple(parts)
     if set(parts) != set(PARTS) and base is None:
         raise CheckpointError(f"{folder}: only {', '.join(parts)} would be saved; say by base= where the rest lies")
-    if folder.exists() and not (folder / META).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is no checkpoint; it is not overwritten, choose another folder")
+    require_place(folder, base)
     tensors = {part: _part_tensors(model, part) for part in parts}
     if dtype is not None:
         tensors = {part: {name: t.to(dtype) for name, t in named.items()} for part, named in tensors.items()}
@@ -106,6 +107,34 @@ def save_checkpoint(
     files |= dict(extra or {}) | {META: _json(about)}
     _write_folder(folder, files, model, processor)
     return folder
+
+
+def require_place(folder: str | Path, base: str | Path | None = None) -> None:
+    """Refuse a folder that a checkpoint may not take.
+
+    Raises:
+        CheckpointError: `folder` holds something else, or is the checkpoint `base` that the new one builds on.
+    """
+    folder = Path(folder)
+    if base is not None and Path(base).resolve() == folder.resolve():
+        raise CheckpointError(f"{folder} is the checkpoint that this one builds on; choose another folder")
+    if folder.exists() and not (folder / META).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is no checkpoint; it is not overwritten, choose another folder")
+
+
+def require_writable(folder: str | Path) -> None:
+    """Find out whether a checkpoint can be written, before hours are spent on what it shall hold.
+
+    Raises:
+        OSError: it cannot.
+    """
+    folder = Path(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder.parent):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written ({error}); choose another folder") from error
 
 
 def load_checkpoint(

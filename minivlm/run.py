@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minivlm.answers import describe
-from minivlm.checkpoint import load_checkpoint, read_meta
+from minivlm.checkpoint import META, load_checkpoint, present, read_meta
 from minivlm.config import PROMPTS, STAGES, Stage
 from minivlm.evaluate import EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED, Exam, evaluate, prepare_exam
 from minivlm.features import FeatureCache
@@ -81,18 +81,21 @@ def run(plan: Plan) -> dict[str, Any]:
         model, processor, _ = load_checkpoint(plan.data / BASE)
         precision = _precision(plan, model)
         cache = training_features(plan, model, processor, precision)
-    exam, record = None, {"ledgers": {}, "losses": {}, "exam": {}, "answers": {}}
+    with clock("exam"):
+        exam = _exam(plan, model, processor)
+    record = {"ledgers": {}, "losses": {}, "exam": {}, "answers": {}}
     for name, parent in ((PRETRAIN, plan.data / BASE), (SFT, plan.out / PRETRAIN)):
         stage = plan.stage(name)
         with clock(name):
             log = train_stage(plan, name, model, processor, parent, plan.out / name, cache, precision)
+        clock.at_least(name, sum(entry["seconds"] for entry in log))
         with clock("exam"):
-            exam = exam or _exam(plan, model, processor)
             record["exam"][name] = evaluate(model, processor, exam)
             record["answers"][name] = table_answers(model, processor)
         record["ledgers"][name] = [list(row) for row in ledger(model, stage).rows]
         record["losses"][name] = [round(entry["loss"], 4) for entry in log]
-    results = _results(plan, record, exam, model, precision, clock.seconds | {"total": time.perf_counter() - began})
+    total = max(time.perf_counter() - began, sum(clock.seconds.values()))
+    results = _results(plan, record, exam, model, precision, clock.seconds | {"total": total})
     (plan.out / RESULTS).write_text(json.dumps(results, ensure_ascii=False, allow_nan=False), "utf-8")
     write_report(plan.out, results, read_seeds(plan.data / SEEDS))
     return results
@@ -146,6 +149,10 @@ class Clock:
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
 
+    def at_least(self, phase: str, seconds: float) -> None:
+        """A phase that went on from an earlier sitting took the time of both."""
+        self.seconds[phase] = max(self.seconds[phase], seconds)
+
 
 def table_answers(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> dict[str, list[str]]:
     """What a model says about the table's seven pictures, by language."""
@@ -169,8 +176,9 @@ def _precision(plan: Plan, model: MiniVLMForConditionalGeneration) -> str:
     """The precision that was asked for; with "auto" that of a run to go on with, or what the probe finds."""
     if plan.precision != "auto":
         return plan.precision
-    if plan.resume and (plan.out / PRETRAIN).is_dir():
-        return read_meta(plan.out / PRETRAIN)["precision"]
+    for begun in (plan.out / PRETRAIN, plan.out):  # of a run, of one stage
+        if plan.resume and (present(begun) / META).is_file():
+            return read_meta(begun)["precision"]
     return choose_precision(model)
 
 

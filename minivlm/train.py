@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import math
+import pickle
 import signal
 import threading
 import time
@@ -26,7 +27,16 @@ from accelerate.utils import broadcast_object_list
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from minivlm.checkpoint import load_checkpoint, part_hashes, present, read_meta, require_parent, save_checkpoint
+from minivlm.checkpoint import (
+    load_checkpoint,
+    part_hashes,
+    present,
+    read_meta,
+    require_parent,
+    require_place,
+    require_writable,
+    save_checkpoint,
+)
 from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
 from minivlm.data import Row
 from minivlm.features import FeatureCache
@@ -41,6 +51,7 @@ PROBE_TEXTS = (
     *PROMPTS.values(),
 )
 PROBE_TOLERANCE = 0.02
+ANEW = "start anew with resume=False (on the command line: --anew)"
 BF16_GAIN = 0.9  # bf16 costs digits: it must take less than this share of the time of fp32
 
 
@@ -120,6 +131,8 @@ class Run:
             )
         if precision not in (None, "fp32", "bf16"):
             raise TrainingError(f"there is no precision {precision!r}; choose 'fp32' or 'bf16', or None to measure")
+        require_place(self.out, self.parent)
+        require_writable(self.out)
         self.model.to(self.accelerator.device)
         origin = check_parent(self.model, self.processor, self.stage, self.parent)
         if self.stage.parent == "base":
@@ -234,14 +247,27 @@ class Run:
             if earlier.get(key) != self.about[key]:
                 raise TrainingError(
                     f"{self.out} holds another run: its {key} is {earlier.get(key)}, not {self.about[key]}; "
-                    "choose another folder, or start anew with resume=False"
+                    f"choose another folder, or {ANEW}"
                 )
+        folder, state = present(self.out), None
+        file = folder / LOG
+        try:
+            log = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+            if not earlier["finished"]:
+                file = folder / RESUME
+                state = torch.load(file, weights_only=True)
+        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise TrainingError(f"{file} is missing or cut off ({error}), so the run cannot go on; {ANEW}") from error
+        if len(log) != earlier["steps"]:
+            raise TrainingError(
+                f"{folder / LOG} has {len(log)} steps, but the checkpoint was written after "
+                f"{earlier['steps']}, so the run cannot go on; {ANEW}"
+            )
         saved, _, _ = load_checkpoint(self.out, base=self.parent)
         self.model.load_state_dict(saved.state_dict())
-        folder = present(self.out)
-        self.log = [json.loads(line) for line in (folder / LOG).read_text("utf-8").splitlines()]
-        if not earlier["finished"]:
-            self.optimizer.load_state_dict(torch.load(folder / RESUME, weights_only=True))
+        self.log = log
+        if state is not None:
+            self.optimizer.load_state_dict(state)
 
     def _batch(self, rows: list[Rendered]) -> dict[str, torch.Tensor]:
         if self.features is not None:

@@ -554,3 +554,69 @@ def test_a_run_without_a_precision_measures_once_and_keeps_it(start, tmp_path, m
     monkeypatch.setattr(minivlm.train, "choose_precision", lambda model: "fp32")
     start("pretrain", tmp_path / "out", precision=None)
     assert read_meta(tmp_path / "out")["precision"] == "bf16"
+
+
+# ---- before the first step
+
+
+def all_bytes(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_stage_never_replaces_its_own_parent(start, base, resume):
+    before = all_bytes(base)
+    with pytest.raises(CheckpointError, match="the checkpoint that this one builds on"):
+        start("pretrain", base, resume=resume)
+    assert all_bytes(base) == before
+
+
+def test_a_place_that_cannot_take_a_checkpoint_is_refused_before_the_first_step(start, tmp_path):
+    def step(*_):
+        raise AssertionError("a step was made")
+
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="cannot be written"):
+        start("pretrain", tmp_path / "file" / "out", on_step=step)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("x")
+    with pytest.raises(CheckpointError, match="exists and is no checkpoint"):
+        start("pretrain", tmp_path / "thesis", resume=False, on_step=step)
+
+
+def stop_after(steps):
+    def on_step(done, *_):
+        if done == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return on_step
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        (RESUME, lambda data: data[: len(data) // 2]),
+        (RESUME, None),
+        (LOG, lambda data: data[:-20]),
+        (LOG, lambda data: b""),
+        (LOG, lambda data: data[: data.index(b"\n") + 1]),
+    ],
+)
+def test_a_damaged_record_of_a_stopped_run_is_named_and_nothing_is_trained(start, tmp_path, name, damage):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        start("pretrain", out, on_step=stop_after(3))
+    if damage is None:
+        (out / name).unlink()
+    else:
+        (out / name).write_bytes(damage((out / name).read_bytes()))
+    before = all_bytes(out)
+    with pytest.raises(TrainingError, match=rf"{name}.*cannot go on; start anew .*--anew"):
+        start("pretrain", out, on_step=stop_after(1))
+    assert all_bytes(out) == before
+
+
+def test_the_ledger_is_printed_before_the_first_step(start, tmp_path, capsys):
+    seen = []
+    start("pretrain", tmp_path / "out", on_step=lambda done, *_: seen.append(capsys.readouterr().out))
+    assert "stage pretrain" in seen[0] and "language_model" in seen[0]
