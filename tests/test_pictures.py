@@ -229,7 +229,7 @@ def test_empty_file(tmp_path):
         open_picture(path)
 
 
-@pytest.mark.parametrize("data", [b"hello, world", b"%PDF-1.7 ...", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"\xff\xd8\xff"])
+@pytest.mark.parametrize("data", [b"hello, world", b"%PDF-1.7 ...", b"BMW, a car; RIFF, a word", b"\0" * 40])
 def test_not_a_picture(data, tmp_path):
     path = tmp_path / "notes.png"
     path.write_bytes(data)
@@ -254,6 +254,110 @@ def test_cut_off_file(photo, form, share, tmp_path):
         open_picture(path)
 
 
+@pytest.fixture
+def forbid_decoding(monkeypatch):
+    """From its call on, whoever decodes a pixel fails."""
+    whole = as_bytes(Image.new("RGB", (4, 4)), "PNG")
+
+    def decoder(*_):
+        raise AssertionError("the pixels were decoded")
+
+    def forbid():
+        monkeypatch.setattr(ImageFile.ImageFile, "load", decoder)
+        monkeypatch.setattr(Image.Image, "load", decoder)
+        with pytest.raises(AssertionError, match="decoded"):
+            open_picture(whole)
+
+    return forbid
+
+
+def with_thumbnail(picture: Image.Image) -> bytes:
+    """A JPEG with a whole JPEG in its EXIF block, as cameras write it."""
+    thumbnail = as_bytes(picture.resize((16, 12)), "JPEG")
+    data = as_bytes(picture, "JPEG", exif=b"Exif\0\0" + b"MM\0*\0\0\0\x08" + bytes(6) + thumbnail)
+    assert data.count(b"\xff\xd9") == 2
+    return data
+
+
+def with_restarts(picture: Image.Image) -> bytes:
+    data = as_bytes(picture, "JPEG", restart_marker_rows=1)
+    assert b"\xff\xd0" in data and b"\xff\xd1" in data
+    return data
+
+
+def animated(picture: Image.Image, form: str) -> bytes:
+    return as_bytes(picture, form, save_all=True, append_images=[picture.rotate(90), picture.rotate(180)], duration=50)
+
+
+# the kinds of each format whose end is found in a way of its own, and what is said when it is not there
+KINDS = {
+    "PNG": (lambda p: as_bytes(p, "PNG"), "IEND"),
+    "PNG, animated": (lambda p: animated(p, "PNG"), "IEND"),
+    "JPEG": (lambda p: as_bytes(p, "JPEG"), "EOI"),
+    "JPEG, progressive": (lambda p: as_bytes(p, "JPEG", progressive=True), "EOI"),
+    "JPEG, restarts": (with_restarts, "EOI"),
+    "JPEG, thumbnail": (with_thumbnail, "EOI"),
+    "JPEG, several pictures": (lambda p: as_bytes(p, "MPO", save_all=True, append_images=[p]), "EOI"),
+    "GIF": (lambda p: as_bytes(p, "GIF"), "trailer"),
+    "GIF, animated": (lambda p: animated(p, "GIF"), "trailer"),
+    "WebP": (lambda p: as_bytes(p, "WEBP"), "bytes and has"),
+    "WebP, animated": (lambda p: animated(p, "WEBP"), "bytes and has"),
+    "BMP": (lambda p: as_bytes(p, "BMP"), "bytes and has"),
+}
+
+
+def cuts(kind: str, whole: bytes) -> list[int]:
+    """From the first bytes of the header to one byte short of the end."""
+    end = whole.index(b"\xff\xd8\xff", 3) if kind == "JPEG, several pictures" else len(whole)  # the first counts
+    first = 30 if kind[0] in "WB" else 8  # a WebP or BMP says how long it is in its header
+    return [first, end // 4, end // 2, end - 100, end - 12, end - 3, end - 2, end - 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_off_file_never_reaches_the_decoder(photo, kind, tmp_path, forbid_decoding):
+    make, missing = KINDS[kind]
+    whole, path = make(photo), tmp_path / "cut.bin"
+    forbid_decoding()
+    for cut in cuts(kind, whole):
+        path.write_bytes(whole[:cut])
+        for source in (path, whole[:cut]):
+            with pytest.raises(PictureError, match=f"the file is cut off, .*{missing}.*; copy or download it again"):
+                open_picture(source)
+
+
+@pytest.mark.parametrize("after", [b"", b"\0", b"\xff\xd8", b"what a phone hides behind its pictures" * 9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_file_is_opened_whatever_follows_its_end(photo, kind, after):
+    opened = open_picture(KINDS[kind][0](photo) + after)
+    assert opened.size == photo.size and len(opened.getcolors(9999)) > 200  # decoded, not blank
+
+
+def test_a_thumbnails_end_is_not_the_pictures(photo, forbid_decoding):
+    data = with_thumbnail(photo)
+    forbid_decoding()
+    scan = data.rindex(b"\xff\xda")
+    assert data.index(b"\xff\xd9") < scan
+    for cut in (scan, scan + 40, (scan + len(data)) // 2, len(data) - 1):
+        with pytest.raises(PictureError, match=r"its end mark \(EOI\) is missing"):
+            open_picture(data[:cut])
+
+
+def test_what_decoders_forgive_in_a_whole_file_is_forgiven(photo):
+    """Fill bytes before a JPEG's marks, a zero between a GIF's blocks, a BMP that does not say its size."""
+    jpeg, gif, bmp = (as_bytes(photo, form) for form in ("JPEG", "GIF", "BMP"))
+    assert open_picture(jpeg[:-2] + b"\xff\xff\xff\xd9").size == (80, 60)
+    assert open_picture(gif[:-1] + b"\0\0;").size == (80, 60)
+    assert open_picture(bmp[:2] + bytes(4) + bmp[6:]).size == (80, 60)
+
+
+def test_a_large_file_that_is_no_picture_is_not_read_through(tmp_path):
+    pytest.importorskip("resource", reason="measures memory as Unix does")
+    path = tmp_path / "film.mp4"
+    with path.open("wb") as file:
+        file.truncate(300_000_000)  # takes no room on the disk, but would in memory
+    assert "film.mp4: this is not a picture" in refused_in_little_memory(path)
+
+
 def test_damaged_pixels(photo):
     data = bytearray(as_bytes(photo, "PNG"))
     data[len(data) // 2] ^= 0xFF
@@ -269,11 +373,8 @@ def test_20_000_by_20_000_is_refused_from_its_header():
         open_picture(data)
 
 
-def test_a_size_just_above_the_limit_never_reaches_the_decoder(monkeypatch):
-    def decoder(*_):
-        raise AssertionError("the pixels were decoded")
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", decoder)
+def test_a_size_just_above_the_limit_never_reaches_the_decoder(forbid_decoding):
+    forbid_decoding()
     side = int(MAX_PIXELS**0.5) + 1
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     data = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0"))
@@ -289,6 +390,11 @@ def test_a_genuine_20_000_square_costs_no_memory(tmp_path):
     body = b"".join(rows.compress(b"\0" * 2_501) for _ in range(20_000)) + rows.flush()
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b""))
+    assert "huge.png" in refused_in_little_memory(path)
+
+
+def refused_in_little_memory(path: Path) -> str:
+    """What is said of a file, in a process of its own whose memory is measured."""
     code = (
         "import resource, sys\n"
         "from minivlm.pictures import PictureError, open_picture\n"
@@ -299,8 +405,8 @@ def test_a_genuine_20_000_square_costs_no_memory(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     message, grown = done.stdout.splitlines()
-    assert "huge.png" in message
     assert int(grown) < 30_000  # kilobytes
+    return message
 
 
 def test_a_thread_of_a_picture():
