@@ -166,8 +166,14 @@ def _tiles(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (_minutes(run["seconds"]["total"]), "minutes, all in all"),
         (f"{run['peak_memory_gb']:.1f} GB" if run["peak_memory_gb"] else "–", "of memory at the most"),
-        (_percent(worst["recall"]), "of near things named with their colour after stage 2, in the weaker language"),
-        (_percent(asked), "of questions answered exactly after stage 2, in the weaker language"),
+        (
+            _percent(worst["recall"]),
+            f"of near things named with their colour after stage 2, in the weaker language: {_counts(worst['recall'])}",
+        ),
+        (
+            _percent(asked),
+            f"of questions answered exactly after stage 2, in the weaker language: {_counts(asked)}",
+        ),
     ]
 
 
@@ -369,6 +375,7 @@ def _detail(run: Mapping[str, Any]) -> list[Block]:
         Fold("Questions after stage 1, which never trained on any", [_questions_table(run, "pretrain")]),
         Heading("Is there …? Yes or no", 3),
         _pope_table(run),
+        _all_controls(run),
         Heading("Pairs never seen together", 3),
         _holdout_table(run),
         Fold(
@@ -385,11 +392,14 @@ def _controls_table(run: Mapping[str, Any], stage: str) -> Table:
             told = run["exam"][stage][lang]["descriptions"][who]
             near = told["things"]["pair"]["near"]["any"]
             shown = [near["precision"], near["recall"], told["setting"], told["chair_i"], told["chair_s"]]
-            length = _ratio(told["length"], 1)
+            length = _interval(told["length"], 1)
             label = Span(f"{name}, the model", "strong") if who == "model" else f"{name}, {who}"
             rows.append([label, *(_interval(figure) for figure in shown), length])
     head = ["", "near things: precision", "recall", "setting", "CHAIR_i", "CHAIR_s", "length"]
-    note = "Length in words (English) or characters (Chinese). Small figures: 95% intervals and counts."
+    note = (
+        "Length in words (English) or characters (Chinese) an answer; its counts are all of them over the answers. "
+        "Small figures: 95% intervals and counts."
+    )
     return Table(head, rows, f"{STAGES[stage]}: descriptions", "numbers", note)
 
 
@@ -405,7 +415,7 @@ def _questions_table(run: Mapping[str, Any], stage: str) -> Table:
             blind = {who: by_who[who][type_] for who in ("guess", "blank", "alone")}
             best = max(blind, key=lambda who: _value(blind[who]))
             row += [_interval(by_who["model"][type_]), _interval(by_who["another"][type_])]
-            row.append(Lines([Span(_ratio(blind[best]), "number"), Span(best, "small")]))
+            row.append(_named(best, blind[best]))
             low = by_who["another"][type_]["low"]
             if low is not None and low > _value(blind[best]):
                 told_apart.append(f"{type_} ({name})")
@@ -426,13 +436,41 @@ def _pope_table(run: Mapping[str, Any]) -> Table:
             pope = run["exam"][stage][lang]["pope"]
             for way in POPE_WAYS:
                 got = pope["model"][way]
-                blind = max((pope[who][way]["accuracy"] for who in CONTROLS), key=_value)
-                rest = [_ratio(got[key]) for key in ("precision", "recall", "f1", "yes_ratio")]
-                rest += [_ratio(blind), str(got["unreadable"]["count"])]
-                rows.append([f"{name}, {language}, {way}", _interval(got["accuracy"]), *rest])
+                control = {who: pope[who][way]["accuracy"] for who in CONTROLS}
+                best = max(control, key=lambda who: _value(control[who]))
+                shown = [_interval(got[key]) for key in ("accuracy", "precision", "recall", "f1", "yes_ratio")]
+                shown += [_named(best, control[best]), _counts(got["unreadable"])]
+                rows.append([f"{name}, {language}, {way}", *shown])
     head = ["", "accuracy", "precision", "recall", "F1", "yes-ratio", "best control", "unreadable"]
-    note = "Half of the questions are to be answered with yes, so 0.50 is chance, and the yes-ratio should be 0.50."
+    note = (
+        "Half of the questions are to be answered with yes, so 0.50 is chance, and the yes-ratio should be 0.50. "
+        "F1 counts twice the yes that are right over all that were said or should have been."
+    )
     return Table(head, rows, "POPE", "numbers", note)
+
+
+def _all_controls(run: Mapping[str, Any]) -> Fold:
+    """Every question type, and every way to ask POPE's, as the model and each of its controls answered them."""
+    tables = []
+    for stage, name in STAGES.items():
+        for lang, language in LANGUAGES.items():
+            exam = run["exam"][stage][lang]
+            answerers = (*EVERYONE, "guess")
+            rows: list[list[Inline]] = [
+                ["all types" if type_ == "all" else type_, *(_interval(exam["questions"][c][type_]) for c in answerers)]
+                for type_ in exam["questions"]["model"]
+            ]
+            tables.append(Table(["type", *answerers], rows, f"{name}, {language}: questions", "numbers"))
+            rows = [
+                [f"{way}: {what}", *(_interval(exam["pope"][who][way][key]) for who in EVERYONE)]
+                for way in POPE_WAYS
+                for what, key in (("accuracy", "accuracy"), ("yes-ratio", "yes_ratio"))
+            ]
+            tables.append(Table(["way", *EVERYONE], rows, f"{name}, {language}: POPE", "numbers"))
+    note = Paragraph("Small figures: 95% intervals and counts. What each control is, is said at the end of the page.")
+    return Fold(
+        "All controls: every type of question and every way of POPE, with intervals and counts", [note, *tables]
+    )
 
 
 def _holdout_table(run: Mapping[str, Any]) -> Table:
@@ -465,7 +503,7 @@ def _breakdown(run: Mapping[str, Any], level: str) -> Table:
                     score = things[distance][number]
                     row += [_interval(score["precision"]), _interval(score["recall"])]
                 near = things["near"][number]
-                rows.append([*row, _ratio(near["precision_at_best"])])
+                rows.append([*row, _interval(near["precision_at_best"])])
     head = ["number of things", "near: precision", "recall", "far: precision", "recall", "all: precision", "recall"]
     caption = {"pair": "Kind with colour", "kind": "Kind alone"}[level]
     return Table([*head, "near: precision at best"], rows, caption, "numbers")
@@ -574,11 +612,17 @@ def _counts(figure: Figure) -> str:
     return f"{figure['count']}/{figure['of']}"
 
 
-def _interval(figure: Figure) -> Inline:
+def _interval(figure: Figure, digits: int = 3) -> Inline:
     if figure["value"] is None:
         return "–"
-    small = f"{figure['low']:.2f}–{figure['high']:.2f} · {_counts(figure)}"
-    return Lines([Span(_ratio(figure), "number"), Span(small, "small")])
+    places = min(digits, 2)
+    small = f"{figure['low']:.{places}f}–{figure['high']:.{places}f} · {_counts(figure)}"
+    return Lines([Span(_ratio(figure, digits), "number"), Span(small, "small")])
+
+
+def _named(who: str, figure: Figure) -> Inline:
+    """The figure of one control among several, with its name and counts."""
+    return Lines([Span(_ratio(figure), "number"), Span(f"{who} · {_counts(figure)}", "small")])
 
 
 def _target(target: Any) -> str:

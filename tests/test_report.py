@@ -214,10 +214,11 @@ def table_of(page: Page, head: str) -> list[list[str]]:
     return found
 
 
-def two(figure_: dict) -> str:
+def two(figure_: dict, digits: int = 3) -> str:
     """A figure with its interval and counts, as the page's tables write it."""
-    interval = f"{figure_['low']:.2f}–{figure_['high']:.2f}"
-    return f"{figure_['value']:.3f} {interval} · {figure_['count']}/{figure_['of']}"
+    places = min(digits, 2)
+    interval = f"{figure_['low']:.{places}f}–{figure_['high']:.{places}f}"
+    return f"{figure_['value']:.{digits}f} {interval} · {figure_['count']}/{figure_['of']}"
 
 
 # ---- what the page shows
@@ -355,7 +356,7 @@ def test_the_controls_stand_beside_the_model(page, run):
                 near = d["things"]["pair"]["near"]["any"]
                 figures = [near["precision"], near["recall"], d["setting"], d["chair_i"], d["chair_s"]]
                 label = f"{name}, {'the model' if who == 'model' else who}"
-                expected.append([label, *map(two, figures), f"{d['length']['value']:.1f}"])
+                expected.append([label, *map(two, figures), two(d["length"], digits=1)])
         assert rows == expected
 
 
@@ -368,8 +369,8 @@ def test_near_and_far_are_broken_down_by_the_number_of_things_with_counts(page, 
                 things = run["exam"][stage][lang]["descriptions"]["model"]["things"][level]
                 for n in ("any", "1", "2", "3", "4"):
                     figures = [things[d][n][key] for d in ("near", "far", "all") for key in ("precision", "recall")]
-                    best = f"{things['near'][n]['precision_at_best']['value']:.3f}"
-                    expected.append([f"{name}, {language}, {n}", *map(two, figures), best])
+                    figures.append(things["near"][n]["precision_at_best"])
+                    expected.append([f"{name}, {language}, {n}", *map(two, figures)])
         assert rows == expected
 
 
@@ -388,7 +389,7 @@ def test_questions_stand_beside_another_picture_and_the_best_of_three_blind(run,
     row = dict(zip(head, rows[1 + QUESTION_TYPES.index("colour")], strict=True))
     assert row["English: model"] == two(figure(90, 100))
     assert row["English: another"] == two(figure(another, 100))
-    assert row["English: best blind"] == "0.550 blank"
+    assert row["English: best blind"] == "0.550 blank · 55/100"
     assert ("colour (English)" in page.text) == told_apart
     assert ("no type of question" in page.text) != told_apart
 
@@ -397,15 +398,62 @@ def test_pope_and_the_holdout_are_shown_as_measured(page, run):
     _, *rows = table_of(page, "yes-ratio")
     assert len(rows) == 2 * 2 * 3
     pope = run["exam"]["sft"]["zh"]["pope"]
-    got, row = pope["model"]["adversarial"], rows[-1]
-    rest = [f"{got[key]['value']:.3f}" for key in ("precision", "recall", "f1", "yes_ratio")]
-    best = max(pope[who]["adversarial"]["accuracy"]["value"] for who in ("blank", "another", "alone"))
-    assert row == ["SFT_vlm, Chinese, adversarial", two(got["accuracy"]), *rest, f"{best:.3f}", row[-1]]
-    assert row[-1] == str(got["unreadable"]["count"])
+    got = pope["model"]["adversarial"]
+    shown = [two(got[key]) for key in ("accuracy", "precision", "recall", "f1", "yes_ratio")]
+    control = pope["alone"]["adversarial"]["accuracy"]  # figures grow in this fixture: the last is the best
+    best = f"{control['value']:.3f} alone · {control['count']}/{control['of']}"
+    unreadable = f"{got['unreadable']['count']}/{got['unreadable']['of']}"
+    assert rows[-1] == ["SFT_vlm, Chinese, adversarial", *shown, best, unreadable]
     _, *rows = table_of(page, "hold-out: precision")
     near = [run["exam"]["pretrain"]["en"]["holdout"], run["exam"]["pretrain"]["en"]["descriptions"]["model"]]
     near = [d["things"]["pair"]["near"]["any"] for d in near]
     assert rows[0] == ["Pretrain_vlm, English", *(two(n[key]) for n in near for key in ("precision", "recall"))]
+
+
+def test_all_controls_stand_in_a_fold_with_intervals_and_counts(run):
+    fold = report._all_controls(run)
+    assert isinstance(fold, Fold) and fold.title.startswith("All controls")
+    tables = iter(Page(fold.html()).cells())
+    for stage in STAGES:
+        for lang in LANGUAGES:
+            exam = run["exam"][stage][lang]
+            (head, *rows), everyone = next(tables), ["model", "blank", "another", "alone"]
+            assert head == ["type", *everyone, "guess"]
+            assert rows == [
+                ["all types" if t == "all" else t, *(two(exam["questions"][who][t]) for who in head[1:])]
+                for t in ("all", *QUESTION_TYPES)
+            ]
+            head, *rows = next(tables)
+            assert head == ["way", *everyone]
+            assert rows == [
+                [f"{way}: {key.replace('_', '-')}", *(two(exam["pope"][who][way][key]) for who in everyone)]
+                for way in POPE_WAYS
+                for key in ("accuracy", "yes_ratio")
+            ]
+    assert next(tables, None) is None
+    captions = re.findall(r"<caption>(.*?)</caption>", fold.html())
+    names = [f"{stage}, {lang}" for stage in ("Pretrain_vlm", "SFT_vlm") for lang in ("English", "Chinese")]
+    assert captions == [f"{name}: {what}" for name in names for what in ("questions", "POPE")]
+
+
+def test_all_controls_are_on_the_page_and_in_markdown(page, markdown, run):
+    assert "All controls" in page.text and "**All controls" in markdown
+    assert two(run["exam"]["pretrain"]["zh"]["pope"]["blank"]["popular"]["yes_ratio"]) in tidy(page.text)
+
+
+def test_no_share_stands_without_its_counts(page):
+    """A figure with three digits after the point is one over a set; the counts stand in the same cell."""
+    alone = [cell for table in page.cells() for row in table for cell in row if re.search(r"\b[01]\.\d{3}\b", cell)]
+    assert len(alone) > 400
+    assert [cell for cell in alone if not re.search(r"\d+/\d+", cell)] == []
+
+
+def test_the_large_percentages_stand_with_their_counts(run):
+    weaker = [run["exam"]["sft"]["en"]["descriptions"]["model"]["things"]["pair"]["near"]["any"]["recall"]]
+    weaker.append(run["exam"]["sft"]["en"]["questions"]["model"]["all"])  # figures grow: English is the lower
+    for (number, what), figure_ in zip(report._tiles(run)[2:], weaker, strict=True):
+        assert number == f"{100 * figure_['value']:.0f}%"
+        assert what.endswith(f"in the weaker language: {figure_['count']}/{figure_['of']}")
 
 
 def test_the_ledger_counts_what_trained_and_what_was_frozen(page):
