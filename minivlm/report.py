@@ -446,7 +446,7 @@ def _pope_table(run: Mapping[str, Any]) -> Table:
         "Half of the questions are to be answered with yes, so 0.50 is chance, and the yes-ratio should be 0.50. "
         "F1 counts twice the yes that are right over all that were said or should have been."
     )
-    return Table(head, rows, "POPE", "numbers", note)
+    return Table(head, rows, "POPE", "numbers headline", note)
 
 
 def _all_controls(run: Mapping[str, Any]) -> Fold:
@@ -506,7 +506,7 @@ def _breakdown(run: Mapping[str, Any], level: str) -> Table:
                 rows.append([*row, _interval(near["precision_at_best"])])
     head = ["number of things", "near: precision", "recall", "far: precision", "recall", "all: precision", "recall"]
     caption = {"pair": "Kind with colour", "kind": "Kind alone"}[level]
-    return Table([*head, "near: precision at best"], rows, caption, "numbers")
+    return Table([*head, "near: precision at best"], rows, caption, "numbers headline")
 
 
 # ---- seeds, ledger, how it was made

@@ -448,6 +448,12 @@ def test_no_share_stands_without_its_counts(page):
     assert [cell for cell in alone if not re.search(r"\d+/\d+", cell)] == []
 
 
+def test_tables_with_seven_columns_of_figures_and_more_are_set_small(run):
+    """At full size their last column would lie beyond the edge of a laptop's screen."""
+    for table in (report._pope_table(run), report._breakdown(run, "pair"), report.headline_table(run)):
+        assert len(table.head) > 7 and "headline" in table.style.split()
+
+
 def test_the_large_percentages_stand_with_their_counts(run):
     weaker = [run["exam"]["sft"]["en"]["descriptions"]["model"]["things"]["pair"]["near"]["any"]["recall"]]
     weaker.append(run["exam"]["sft"]["en"]["questions"]["model"]["all"])  # figures grow: English is the lower
