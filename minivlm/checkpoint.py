@@ -33,6 +33,7 @@ from minivlm.processor import MiniVLMProcessor
 
 FORMAT = 1
 META = "minivlm.json"
+BUILT_ON = "is, or holds, a checkpoint that the new one builds on; it is not replaced, choose another folder"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 SMALL_FILES = ("config.json", "generation_config.json", "processor_config.json", "tokenizer_config.json", TOKENIZER)
@@ -113,13 +114,25 @@ def require_place(folder: str | Path, base: str | Path | None = None) -> None:
     """Refuse a folder that a checkpoint may not take.
 
     Raises:
-        CheckpointError: `folder` holds something else, or is the checkpoint `base` that the new one builds on.
+        CheckpointError: `folder` holds something else, or a checkpoint that the new one builds on: see `destroys`.
     """
     folder = Path(folder)
-    if base is not None and Path(base).resolve() == folder.resolve():
-        raise CheckpointError(f"{folder} is the checkpoint that this one builds on; choose another folder")
+    if base is not None and destroys(folder, base):
+        raise CheckpointError(f"{folder} {BUILT_ON}")
     if folder.exists() and not (folder / META).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is no checkpoint; it is not overwritten, choose another folder")
+
+
+def destroys(folder: str | Path, base: str | Path) -> bool:
+    """Whether a checkpoint saved as `folder` would replace `base`, or one that `base` takes parts from itself."""
+    folder, source, seen = Path(folder), Path(base).resolve(), []
+    while source not in seen:
+        if any(source.is_relative_to(place.resolve()) for place in (folder, _replaced(folder))):
+            return True
+        seen.append(source)
+        if (present(source) / META).is_file():
+            source = (source / read_meta(source).get("base", ".")).resolve()
+    return False
 
 
 def require_writable(folder: str | Path) -> None:
@@ -134,7 +147,11 @@ def require_writable(folder: str | Path) -> None:
         with TemporaryFile(dir=folder.parent):
             pass
     except OSError as error:
-        raise OSError(f"{folder} cannot be written ({error}); choose another folder") from error
+        raise OSError(
+            error.errno,
+            f"the checkpoint {folder} cannot be written ({error.strerror}): make sure that {folder.parent} is a folder "
+            "in which you may write, or choose another",
+        ) from error
 
 
 def load_checkpoint(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from minivlm.answers import describe
-from minivlm.checkpoint import META, load_checkpoint, present, read_meta
+from minivlm.checkpoint import META, load_checkpoint, present, read_meta, require_place, require_writable
 from minivlm.config import PROMPTS, STAGES, Stage
 from minivlm.evaluate import EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED, Exam, evaluate, prepare_exam
 from minivlm.features import FeatureCache
@@ -77,6 +77,7 @@ def run(plan: Plan) -> dict[str, Any]:
         CheckpointError, TrainingError, OSError: as `load_checkpoint` and `train` do.
     """
     began, clock = time.perf_counter(), Clock()
+    _check_places(plan)
     with clock("pictures"):
         model, processor, _ = load_checkpoint(plan.data / BASE)
         precision = _precision(plan, model)
@@ -94,8 +95,8 @@ def run(plan: Plan) -> dict[str, Any]:
             record["answers"][name] = table_answers(model, processor)
         record["ledgers"][name] = [list(row) for row in ledger(model, stage).rows]
         record["losses"][name] = [round(entry["loss"], 4) for entry in log]
-    total = max(time.perf_counter() - began, sum(clock.seconds.values()))
-    results = _results(plan, record, exam, model, precision, clock.seconds | {"total": total})
+    seconds = clock.with_total(time.perf_counter() - began)
+    results = _results(plan, record, exam, model, precision, seconds)
     (plan.out / RESULTS).write_text(json.dumps(results, ensure_ascii=False, allow_nan=False), "utf-8")
     write_report(plan.out, results, read_seeds(plan.data / SEEDS))
     return results
@@ -153,6 +154,11 @@ class Clock:
         """A phase that went on from an earlier sitting took the time of both."""
         self.seconds[phase] = max(self.seconds[phase], seconds)
 
+    def with_total(self, sitting: float) -> dict[str, float]:
+        """Rounded seconds by phase, and their total: that of the last sitting, or of phases that took several."""
+        phases = {phase: round(seconds, 1) for phase, seconds in self.seconds.items()}
+        return phases | {"total": round(max(sitting, sum(phases.values())), 1)}
+
 
 def table_answers(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> dict[str, list[str]]:
     """What a model says about the table's seven pictures, by language."""
@@ -172,14 +178,20 @@ def peak_memory_gb() -> float | None:
     )
 
 
+def _check_places(plan: Plan) -> None:
+    """Refuse folders in which a checkpoint could not be saved, before hours are spent."""
+    for name in (PRETRAIN, SFT):
+        require_place(plan.out / name, plan.data / BASE)
+        require_writable(plan.out / name)
+
+
 def _precision(plan: Plan, model: MiniVLMForConditionalGeneration) -> str:
     """The precision that was asked for; with "auto" that of a run to go on with, or what the probe finds."""
     if plan.precision != "auto":
         return plan.precision
-    for begun in (plan.out / PRETRAIN, plan.out):  # of a run, of one stage
-        if plan.resume and (present(begun) / META).is_file():
-            return read_meta(begun)["precision"]
-    return choose_precision(model)
+    begun = [folder for folder in (plan.out / PRETRAIN, plan.out) if (present(folder) / META).is_file()]  # run, stage
+    earlier = read_meta(begun[0]).get("precision") if begun and plan.resume else None
+    return earlier or choose_precision(model)
 
 
 def _exam(plan: Plan, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> Exam:
@@ -219,7 +231,7 @@ def _results(
             "holdout": len(exam.holdout),
             "questioned": exam.questioned,
         },
-        "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
+        "seconds": seconds,
         "peak_memory_gb": peak_memory_gb(),
         "machine": {"cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
         "versions": meta["versions"],

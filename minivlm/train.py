@@ -28,6 +28,8 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from minivlm.checkpoint import (
+    BUILT_ON,
+    destroys,
     load_checkpoint,
     part_hashes,
     present,
@@ -94,10 +96,10 @@ def train(
         The log: per step its step, loss, learning_rates, grad_norm, tokens, seconds, tokens_per_second.
 
     Raises:
-        TrainingError: the model is not the parent's; `out` holds another run; the loss is not finite; a frozen weight
-            moved; there are no rows, or fewer in a step than processes.
+        TrainingError: the model is not the parent's; `out` is the parent, holds another run or a damaged one; the loss
+            is not finite; a frozen weight moved; there are no rows, or fewer in a step than processes.
         CheckpointError, RowError, PictureError, FeatureError: what was given cannot be used.
-        OSError: the checkpoint cannot be written.
+        OSError: the checkpoint cannot be written: found out before the first step, but for a disk that fills up.
         KeyboardInterrupt: Ctrl-C. The step at hand was finished and a checkpoint written.
     """
     order = RowOrder(rows, processor, stage.batch_size * stage.accumulation, seed)
@@ -131,7 +133,9 @@ class Run:
             )
         if precision not in (None, "fp32", "bf16"):
             raise TrainingError(f"there is no precision {precision!r}; choose 'fp32' or 'bf16', or None to measure")
-        require_place(self.out, self.parent)
+        if destroys(self.out, self.parent):
+            raise TrainingError(f"{self.out} {BUILT_ON}")
+        require_place(self.out)
         require_writable(self.out)
         self.model.to(self.accelerator.device)
         origin = check_parent(self.model, self.processor, self.stage, self.parent)

@@ -690,3 +690,26 @@ def test_a_folder_of_other_things_is_never_overwritten(model, processor, tmp_pat
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
     save_checkpoint(tmp_path / "empty", model, processor, META)
+
+
+@pytest.mark.parametrize("place", ["base", "there/../base", "pretrain", "base.replaced", "link"])
+def test_a_checkpoint_never_replaces_what_it_builds_on(model, processor, tmp_path, place):
+    """Not its base, nor that one's base, under whatever name."""
+    base = save_checkpoint(tmp_path / "base", model, processor, META)
+    save_checkpoint(tmp_path / "pretrain", model, processor, META, ["projector"], base=base)
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(base)
+    shutil.copytree(base, tmp_path / "base.replaced")  # what a save as `base` would clear up
+    builds_on = tmp_path / ("base.replaced" if place == "base.replaced" else "pretrain")
+    folder = tmp_path / ("base" if place == "base.replaced" else place)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    with pytest.raises(CheckpointError, match="builds on; it is not replaced, choose another folder"):
+        save_checkpoint(folder, model, processor, META, ["projector"], base=builds_on)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_a_checkpoint_never_replaces_a_folder_that_holds_its_base(saved, model, processor):
+    base = save_checkpoint(saved / "base", model, processor, META)
+    with pytest.raises(CheckpointError, match="sft is, or holds, a checkpoint that the new one builds on"):
+        save_checkpoint(saved, model, processor, META, ["projector"], base=base)
+    load_checkpoint(base)

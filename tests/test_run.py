@@ -1,51 +1,123 @@
 """The main job's own decisions; a whole small run is in `test_cli.py`."""
 
 import json
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from training import save_base
+from training import deadly, in_a_child, save_base, some_features, some_rows, stage
 
 import minivlm.run
-from minivlm.checkpoint import META
-from minivlm.paths import BASE, PRETRAIN
-from minivlm.run import Clock, Plan, run
+from minivlm.checkpoint import META, CheckpointError, read_meta
+from minivlm.paths import BASE, PRETRAIN, SFT
+from minivlm.run import RESULTS, Clock, Plan, run
+from minivlm.train import train
 
 
-@pytest.mark.parametrize("place", [PRETRAIN, f"{PRETRAIN}.replaced", ""])
-def test_a_run_goes_on_in_the_precision_it_began_in(tmp_path, model, processor, monkeypatch, place):
-    """Of a run, of one killed between two renames, of a single stage; whatever the probe finds today."""
-    folder = save_base(tmp_path / "out" / place, model, processor)
+@pytest.fixture
+def plan(tmp_path, model, processor) -> Plan:
+    """A run from the tiny model as its base."""
+    save_base(tmp_path / BASE, model, processor)
+    return Plan(tmp_path / "out", tmp_path)
+
+
+@pytest.fixture
+def done(monkeypatch, config) -> list[str]:
+    """A run in tiny: six steps a stage, an exam and a page without content. What it did, in order."""
+    order = []
+    exam = SimpleNamespace(scenes=[], holdout=[], questioned=0)
+
+    def trained(plan, name, model, processor, parent, out, cache, precision):
+        order.append(name)
+        options = {"parent": parent, "features": cache, "precision": precision, "resume": plan.resume}
+        return train(model, processor, some_rows(), stage(name), out, save_every=2, **options)
+
+    monkeypatch.setattr(minivlm.run, "training_features", lambda *_: some_features(config))
+    monkeypatch.setattr(minivlm.run, "prepare_exam", lambda *_, **__: order.append("exam") or exam)
+    monkeypatch.setattr(minivlm.run, "evaluate", lambda *_: {})
+    monkeypatch.setattr(minivlm.run, "table_answers", lambda *_: {"en": [""] * 7, "zh": [""] * 7})
+    monkeypatch.setattr(minivlm.run, "write_report", lambda *_: None)
+    monkeypatch.setattr(minivlm.run, "train_stage", trained)
+    return order
+
+
+def probe_finds(precision: str, monkeypatch) -> None:
+    monkeypatch.setattr(minivlm.run, "choose_precision", lambda model: precision)
+
+
+@pytest.mark.parametrize("place", [PRETRAIN, f"{PRETRAIN}.replaced", "", ".replaced"])
+def test_the_precision_of_what_was_begun_holds_whatever_the_probe_finds(plan, model, processor, monkeypatch, place):
+    """Of a run or of a single stage; both also killed between two renames."""
+    folder = plan.out / place if place != ".replaced" else plan.out.with_name("out.replaced")
+    save_base(folder, model, processor)
     meta = json.loads((folder / META).read_text("utf-8")) | {"precision": "bf16"}
     (folder / META).write_text(json.dumps(meta), "utf-8")
-    monkeypatch.setattr(minivlm.run, "choose_precision", lambda model: "fp32")
-    plan = Plan(tmp_path / "out", tmp_path)
+    probe_finds("fp32", monkeypatch)
     assert minivlm.run._precision(plan, model) == "bf16"
     assert minivlm.run._precision(Plan(plan.out, plan.data, resume=False), model) == "fp32"
     assert minivlm.run._precision(Plan(plan.out, plan.data, precision="fp32"), model) == "fp32"
-    assert minivlm.run._precision(Plan(tmp_path / "elsewhere", plan.data), model) == "fp32"
+    assert minivlm.run._precision(Plan(plan.out / "elsewhere", plan.data), model) == "fp32"
 
 
-def test_the_exam_is_drawn_before_any_training(tmp_path, model, processor, monkeypatch):
-    order = []
-
-    def trained(*_args, **_options):
-        order.append("trained")
-        raise InterruptedError
-
-    save_base(tmp_path / BASE, model, processor)
-    monkeypatch.setattr(minivlm.run, "training_features", lambda *_: None)
-    monkeypatch.setattr(minivlm.run, "prepare_exam", lambda *_, **__: order.append("drawn"))
-    monkeypatch.setattr(minivlm.run, "train_stage", trained)
-    with pytest.raises(InterruptedError):
-        run(Plan(tmp_path / "out", tmp_path, precision="fp32"))
-    assert order == ["drawn", "trained"]
+def test_a_checkpoint_that_no_stage_wrote_has_no_precision_to_keep(plan, model, monkeypatch):
+    probe_finds("fp32", monkeypatch)
+    assert minivlm.run._precision(Plan(plan.data / BASE, plan.data), model) == "fp32"
 
 
-def test_a_phase_that_went_on_took_the_time_of_both_sittings():
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_run_killed_between_two_renames_goes_on_in_its_precision(plan, done, monkeypatch):
+    def run_and_die():
+        probe_finds("bf16", monkeypatch)
+        monkeypatch.setattr(Path, "rename", deadly(Path.rename, 3))
+        run(plan)
+
+    assert in_a_child(run_and_die) == -signal.SIGKILL
+    assert not (plan.out / PRETRAIN).exists() and (plan.out / f"{PRETRAIN}.replaced").is_dir()
+    probe_finds("fp32", monkeypatch)
+    assert run(plan)["precision"] == "bf16"
+    assert [read_meta(plan.out / name)["precision"] for name in (PRETRAIN, SFT)] == ["bf16", "bf16"]
+
+
+def test_the_exam_is_drawn_once_before_any_training(plan, done, monkeypatch):
+    probe_finds("fp32", monkeypatch)
+    run(plan)
+    assert done == ["exam", PRETRAIN, SFT]
+
+
+def test_a_run_that_went_on_took_the_time_of_all_its_sittings(plan, done, monkeypatch):
+    """As its logs tell, here of 100 seconds a step; twelve steps were made in an earlier sitting."""
+    probe_finds("fp32", monkeypatch)
+    run(plan)
+    for name in (PRETRAIN, SFT):
+        log = [json.loads(line) for line in (plan.out / name / "log.jsonl").read_text("utf-8").splitlines()]
+        lines = [json.dumps(entry | {"seconds": 100.0}) for entry in log]
+        (plan.out / name / "log.jsonl").write_text("\n".join(lines), "utf-8")
+    seconds = run(plan)["seconds"]
+    assert seconds[PRETRAIN] == seconds[SFT] == 600.0
+    assert seconds["total"] >= sum(seconds[phase] for phase in ("pictures", "exam", PRETRAIN, SFT)) >= 1200
+    assert json.loads((plan.out / RESULTS).read_text("utf-8"))["seconds"] == seconds
+
+
+def test_a_total_is_never_less_than_its_rounded_phases():
     clock = Clock()
-    with clock("sft"):
-        pass
-    clock.at_least("sft", 100.0)
-    assert clock.seconds["sft"] == 100.0
-    clock.at_least("sft", 50.0)
-    assert clock.seconds["sft"] == 100.0
+    clock.seconds = {"pictures": 0.26, "exam": 0.26}
+    assert clock.with_total(0.52) == {"pictures": 0.3, "exam": 0.3, "total": 0.6}
+    assert clock.with_total(9.0)["total"] == 9.0
+
+
+@pytest.mark.parametrize("name", [PRETRAIN, SFT])
+def test_a_run_finds_a_place_of_other_things_before_it_draws_anything(plan, done, name):
+    (plan.out / name).mkdir(parents=True)
+    (plan.out / name / "chapter.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match=f"{name} exists and is no checkpoint"):
+        run(plan)
+    assert done == []
+
+
+def test_a_run_finds_out_that_it_cannot_write_before_it_draws_anything(plan, done):
+    plan.out.write_text("a file")
+    with pytest.raises(OSError, match="cannot be written"):
+        run(plan)
+    assert done == []

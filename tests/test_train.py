@@ -1,5 +1,6 @@
 """The training loop: what trains, what never moves, and that nothing but its inputs decides the result."""
 
+import errno
 import itertools
 import json
 import math
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from training import die, in_a_child, save_base, some_features, some_rows, stage, train_both
+from training import deadly, die, in_a_child, save_base, some_features, some_rows, stage, train_both
 
 import minivlm.checkpoint
 import minivlm.train
@@ -255,18 +256,6 @@ def forgetful(config, make_model, processor, tmp_path) -> Path:
     return save_base(tmp_path / "base", make_model(), processor)
 
 
-def deadly(function, at):
-    """The function, but its `at`-th call kills the process, or the one for an existing folder with that ending."""
-    calls = itertools.count(1)
-
-    def call(*args, **kwargs):
-        if next(calls) == at or (isinstance(at, str) and args[0].name.endswith(at) and args[0].exists()):
-            die()
-        return function(*args, **kwargs)
-
-    return call
-
-
 # moment: (whose, which function, at which call, what then lies beside the other folders)
 KILLS = {
     "before the first checkpoint": (None, "on_step", 1, set()),
@@ -396,7 +385,8 @@ def test_a_finished_run_is_not_run_again(start, tmp_path):
 def test_another_run_is_neither_resumed_nor_overwritten(what, options, start, tmp_path):
     start("pretrain", tmp_path / "out")
     before = weight_bytes(tmp_path / "out")
-    with pytest.raises(TrainingError, match=f"out holds another run: its {what} is .* choose another folder"):
+    said = f"out holds another run: its {what} is .* choose another folder, or start anew .*resume=False.*--anew"
+    with pytest.raises(TrainingError, match=said):
         start("pretrain", tmp_path / "out", **options)
     assert weight_bytes(tmp_path / "out") == before
     _, log = start("pretrain", tmp_path / "out", resume=False, **options)
@@ -563,25 +553,44 @@ def all_bytes(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+def no_step(*_):
+    raise AssertionError("a step was made")
+
+
 @pytest.mark.parametrize("resume", [True, False])
-def test_a_stage_never_replaces_its_own_parent(start, base, resume):
-    before = all_bytes(base)
-    with pytest.raises(CheckpointError, match="the checkpoint that this one builds on"):
-        start("pretrain", base, resume=resume)
-    assert all_bytes(base) == before
+@pytest.mark.parametrize("out", ["base", "pretrain"])
+def test_a_stage_never_replaces_its_own_parents(start, base, pretrained, out, resume):
+    out = base.with_name(out)
+    before = all_bytes(out)
+    with pytest.raises(TrainingError, match="builds on; it is not replaced, choose another folder"):
+        start("sft", out, parent=pretrained, resume=resume, on_step=no_step)
+    assert all_bytes(out) == before
 
 
-def test_a_place_that_cannot_take_a_checkpoint_is_refused_before_the_first_step(start, tmp_path):
-    def step(*_):
-        raise AssertionError("a step was made")
-
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(OSError, match="cannot be written"):
-        start("pretrain", tmp_path / "file" / "out", on_step=step)
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_place_of_other_things_is_refused_before_the_first_step(start, tmp_path, resume):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("x")
-    with pytest.raises(CheckpointError, match="exists and is no checkpoint"):
-        start("pretrain", tmp_path / "thesis", resume=False, on_step=step)
+    for place in (tmp_path / "thesis", tmp_path / "thesis" / "chapter.txt"):
+        with pytest.raises(CheckpointError, match="exists and is no checkpoint"):
+            start("pretrain", place, resume=resume, on_step=no_step)
+    with pytest.raises(OSError, match=r"out cannot be written \(.*make sure that .*chapter\.txt is a folder"):
+        start("pretrain", tmp_path / "thesis" / "chapter.txt" / "out", resume=resume, on_step=no_step)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(start, tmp_path, monkeypatch):
+    """As any user meets it; root, who may write anywhere, is told so by the system call instead."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o555)
+    if os.geteuid() == 0:
+
+        def refused(**_):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+        monkeypatch.setattr(minivlm.checkpoint, "TemporaryFile", refused)
+    with pytest.raises(PermissionError, match=r"closed/out cannot be written \(Permission denied\)"):
+        start("pretrain", closed / "out", on_step=no_step)
+    assert list(closed.iterdir()) == []
 
 
 def stop_after(steps):
@@ -596,9 +605,12 @@ def stop_after(steps):
     ("name", "damage"),
     [
         (RESUME, lambda data: data[: len(data) // 2]),
+        (RESUME, lambda data: b""),
+        (RESUME, lambda data: data[:-1]),
         (RESUME, None),
         (LOG, lambda data: data[:-20]),
         (LOG, lambda data: b""),
+        (LOG, None),
         (LOG, lambda data: data[: data.index(b"\n") + 1]),
     ],
 )
