@@ -84,6 +84,7 @@ def run(plan: Plan) -> dict[str, Any]:
         cache = training_features(plan, model, processor, precision)
     with clock("exam"):
         exam = _exam(plan, model, processor)
+    drawing_gb = most_memory_gb(helpers=plan.workers or os.cpu_count() or 1)  # helpers draw; later there are none
     record = {"ledgers": {}, "losses": {}, "exam": {}, "answers": {}}
     for name, parent in ((PRETRAIN, plan.data / BASE), (SFT, plan.out / PRETRAIN)):
         stage = plan.stage(name)
@@ -97,6 +98,7 @@ def run(plan: Plan) -> dict[str, Any]:
         record["losses"][name] = [round(entry["loss"], 4) for entry in log]
     seconds = clock.with_total(time.perf_counter() - began)
     results = _results(plan, record, exam, model, precision, seconds)
+    results["peak_memory_gb"] = drawing_gb and max(drawing_gb, most_memory_gb())
     (plan.out / RESULTS).write_text(json.dumps(results, ensure_ascii=False, allow_nan=False), "utf-8")
     write_report(plan.out, results, read_seeds(plan.data / SEEDS))
     return results
@@ -166,16 +168,18 @@ def table_answers(model: MiniVLMForConditionalGeneration, processor: MiniVLMProc
     return {lang: describe(model, processor, pictures, prompt) for lang, prompt in PROMPTS.items()}
 
 
-def peak_memory_gb() -> float | None:
-    """The most memory that this process and one of its helpers held, in GB; None where the system does not tell."""
+def most_memory_gb(helpers: int = 0) -> float | None:
+    """The most memory that this process held until now, in GB; None where the system does not tell.
+
+    With `helpers`, the most that so many helpers may have held at the same time is added.
+    """
     if sys.platform == "win32":
         return None
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
-    return (
-        sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * unit / 1e9
-    )
+    own, one_helper = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return (own + helpers * one_helper) * unit / 1e9
 
 
 def _check_places(plan: Plan) -> None:
@@ -232,7 +236,6 @@ def _results(
             "questioned": exam.questioned,
         },
         "seconds": seconds,
-        "peak_memory_gb": peak_memory_gb(),
         "machine": {"cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
         "versions": meta["versions"],
         "base": ", ".join(f"{part} {value[:12]}" for part, value in base.items() if part != "projector"),

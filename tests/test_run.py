@@ -12,7 +12,7 @@ from training import deadly, in_a_child, save_base, some_features, some_rows, st
 import minivlm.run
 from minivlm.checkpoint import META, CheckpointError, read_meta
 from minivlm.paths import BASE, PRETRAIN, SFT
-from minivlm.run import RESULTS, Clock, Plan, run
+from minivlm.run import RESULTS, Clock, Plan, most_memory_gb, run
 from minivlm.train import train
 
 
@@ -121,3 +121,10 @@ def test_a_run_finds_out_that_it_cannot_write_before_it_draws_anything(plan, don
     with pytest.raises(OSError, match="cannot be written"):
         run(plan)
     assert done == []
+
+
+def test_memory_counts_the_helpers_only_while_they_draw():
+    own, with_two = most_memory_gb(), most_memory_gb(helpers=2)
+    if own is None:
+        pytest.skip("this system does not tell")
+    assert 0.05 < own <= with_two < 100
