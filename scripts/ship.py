@@ -1,8 +1,8 @@
 """Put finished runs into data/: `python scripts/ship.py runs/seed-0 runs/seed-1 runs/seed-2 --timed runs/fp32`.
 
 The first run's two checkpoints are shipped (W as it is, the language model in 16 bits), with its page's tables; of all
-runs the headlines, so that every page can show the seeds side by side. Minutes and memory are noted for the first run
-and for those behind `--timed`, by precision.
+runs the headlines, so that every page can show the seeds side by side. Minutes and memory are noted by precision:
+those of the runs behind `--timed`, or of the first.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def ship(runs: Sequence[Path], data: Path, timed: Sequence[Path] = ()) -> None:
     results = data / SEEDS
     results.parent.mkdir(exist_ok=True)
     results.write_text(json.dumps([headline(_read(run)) for run in runs], ensure_ascii=False, indent=1), "utf-8")
-    cost = {made["precision"]: _cost(made) for made in map(_read, (*timed, runs[0]))}
+    cost = {made["precision"]: _cost(made) for made in map(_read, (runs[0], *timed))}
     (data / MEASURED).write_text(json.dumps({"run": cost}, indent=1), "utf-8")
     for table in ("table.md", "metrics.md"):
         shutil.copy(runs[0] / table, results.parent / table)
