@@ -33,6 +33,7 @@ from minivlm.processor import MiniVLMProcessor
 
 FORMAT = 1
 META = "minivlm.json"
+UNNAMED = ("", "..")  # the names of Path(".") and Path("..")
 BUILT_ON = "is, or holds, a checkpoint that the new one builds on; it is not replaced, choose another folder"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
@@ -114,9 +115,12 @@ def require_place(folder: str | Path, base: str | Path | None = None) -> None:
     """Refuse a folder that a checkpoint may not take.
 
     Raises:
-        CheckpointError: `folder` holds something else, or a checkpoint that the new one builds on: see `destroys`.
+        CheckpointError: `folder` is "." or "..", holds something else, or a checkpoint that the new one builds on (see
+            `destroys`).
     """
     folder = Path(folder)
+    if folder.name in UNNAMED:
+        raise CheckpointError(f"{folder} would be exchanged as a whole while you are in it; go up and give its name")
     if base is not None and destroys(folder, base):
         raise CheckpointError(f"{folder} {BUILT_ON}")
     if folder.exists() and not (folder / META).is_file() and (not folder.is_dir() or any(folder.iterdir())):
@@ -458,6 +462,7 @@ def _swap(aside: Path, folder: Path) -> None:
 
 
 def _replaced(folder: Path) -> Path:
+    folder = folder.resolve() if folder.name in UNNAMED else folder
     return folder.with_name(f"{folder.name}.replaced")
 
 

@@ -713,3 +713,13 @@ def test_a_checkpoint_never_replaces_a_folder_that_holds_its_base(saved, model, 
     with pytest.raises(CheckpointError, match="sft is, or holds, a checkpoint that the new one builds on"):
         save_checkpoint(saved, model, processor, META, ["projector"], base=base)
     load_checkpoint(base)
+
+
+@pytest.mark.parametrize("place", [".", "sub/.."])
+def test_the_folder_that_one_is_in_can_be_read_but_not_exchanged(saved, model, processor, monkeypatch, place):
+    (saved / "sub").mkdir()
+    monkeypatch.chdir(saved)
+    assert load_checkpoint(place)[2] == read_meta(saved)
+    with pytest.raises(CheckpointError, match="as a whole while you are in it; go up and give its name"):
+        save_checkpoint(place, model, processor, META)
+    load_checkpoint(saved)
