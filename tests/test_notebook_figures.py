@@ -212,16 +212,18 @@ class TestLenses:
         model, tokenizer = world
         scene = Scene("park", (Thing("car", "red", "left", "near", "big"),), seed=1)
         table = model.get_input_embeddings().weight.detach()
-        car, red, dog = (table[tokenizer.encode(word)[-1]] for word in (" car", "红色", " dog"))
-        right, total = named_patches(model, tokenizer, scene, car.expand(64, -1))
-        assert right == total > 0
-        assert named_patches(model, tokenizer, scene, red.expand(64, -1)) == (total, total)
-        assert named_patches(model, tokenizer, scene, dog.expand(64, -1)) == (0, total)
+        words = (" car", "红色", " left", "近处", " park", " dog", " right", "太空")
+        car, *also, dog, right, space = (table[tokenizer.encode(word)[-1]] for word in words)
+        named, total = named_patches(model, tokenizer, scene, car.expand(64, -1))
+        assert named == total > 0
+        assert all(named_patches(model, tokenizer, scene, true.expand(64, -1)) == (total, total) for true in also)
+        for untrue in (dog, right, space):
+            assert named_patches(model, tokenizer, scene, untrue.expand(64, -1)) == (0, total)
 
     def test_true_words_are_those_of_the_scene(self, world):
         _, tokenizer = world
         scene = Scene("park", (Thing("panda", None, "left", "near", "big"),), seed=1)
-        assert true_words(scene, tokenizer) == {"panda", "熊猫", "park", "公园"}
+        assert true_words(scene, tokenizer) == {"panda", "熊猫", "park", "公园", "left", "左边", "near", "近处"}
 
     def test_how_far_weights_moved(self):
         before = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}

@@ -57,15 +57,16 @@ def named_patches(
     scene: Scene,
     image_embeds: torch.Tensor,
 ) -> tuple[int, int]:
-    """Of the patches (N, Dl) that things cover, how many have a nearest token that names the thing's kind or colour.
+    """Of the patches (N, Dl) that things cover, how many have a nearest token that is true of the thing.
 
-    In either language, out of all V tokens. Returns that number, and the number of patches that things cover.
+    Such a token says its kind, colour, place, distance or setting, in either language; there are V tokens in all.
+    Returns that number, and the number of patches that things cover.
     """
     nearest = nearest_tokens(model, image_embeds).argmax(dim=-1)  # (N,)
     lexicon, side = Lexicon.of(tokenizer), int(len(nearest) ** 0.5)
     right = total = 0
     for thing, box in zip(scene.things, layout(scene), strict=True):
-        names = _names(thing, lexicon)
+        names = _names(thing, scene, lexicon)
         patches = covered(box, side)
         total += len(patches)
         right += sum(token_id in names for token_id in nearest[patches].tolist())
@@ -73,10 +74,9 @@ def named_patches(
 
 
 def true_words(scene: Scene, tokenizer: PreTrainedTokenizerFast) -> set[str]:
-    """The words that name a thing of the scene, its colour, or the setting, in both languages."""
+    """The words that say a thing's kind, colour, place or distance, or the setting, in both languages."""
     lexicon = Lexicon.of(tokenizer)
-    ids = {token_id for thing in scene.things for token_id in _names(thing, lexicon)}
-    ids |= {lexicon.settings[lang][scene.setting] for lang in LANGUAGES}
+    ids = {token_id for thing in scene.things for token_id in _names(thing, scene, lexicon)}
     return {tokenizer.decode([token_id]).strip() for token_id in ids}
 
 
@@ -86,11 +86,13 @@ def moved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor])
     return (change / sum(old.pow(2).sum().item() for old in before.values())) ** 0.5
 
 
-def _names(thing: Thing, lexicon: Lexicon) -> set[int]:
-    """The tokens that name a thing's kind or its colour."""
-    return {
-        table[lang][key]
-        for table, key in ((lexicon.kinds, thing.kind), (lexicon.colours, thing.colour))
-        if key
-        for lang in LANGUAGES
-    }
+def _names(thing: Thing, scene: Scene, lexicon: Lexicon) -> set[int]:
+    """The tokens that are true of a thing."""
+    facts = (
+        (lexicon.kinds, thing.kind),
+        (lexicon.colours, thing.colour),
+        (lexicon.places, thing.place),
+        (lexicon.distances, thing.distance),
+        (lexicon.settings, scene.setting),
+    )
+    return {table[lang][key] for table, key in facts if key for lang in LANGUAGES}
