@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults import FAULTS
+from faults import TURNS_RED
+
+from minivlm.notebook.faults import FAULTS, planted
+from minivlm.vision import VisionEncoder
 
 pytestmark = pytest.mark.slow
 
@@ -31,15 +34,31 @@ def test_the_classic_faults_are_there():
         "non_strict_load",
         "image_block_cut",
         "left_padding_ignored",
-    } <= {fault.name for fault in FAULTS}
-    assert all(fault.turns_red for fault in FAULTS)
+    } <= set(FAULTS)
+    assert set(FAULTS) == set(TURNS_RED) and all(TURNS_RED.values())
 
 
 def test_without_a_fault_every_named_test_passes(found):
-    named = {test for fault in FAULTS for test in fault.turns_red}
+    named = {test for tests in TURNS_RED.values() for test in tests}
     assert found["healthy"] == dict.fromkeys(named, "passed")
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", TURNS_RED)
 def test_a_fault_turns_its_tests_red(found, fault):
-    assert found["faults"][fault.name] == dict.fromkeys(fault.turns_red, "failed")
+    assert found["faults"][fault] == dict.fromkeys(TURNS_RED[fault], "failed")
+
+
+def test_a_fault_is_gone_after_its_block_whatever_happened_inside():
+    healthy = VisionEncoder.forward
+    with pytest.raises(KeyError), planted("class_token_counted"):
+        assert VisionEncoder.forward is not healthy
+        raise KeyError
+    assert VisionEncoder.forward is healthy
+
+
+def test_an_unknown_fault_is_refused_with_the_names_of_all():
+    with (
+        pytest.raises(ValueError, match=r"no fault 'nothing'; choose one of class_token_counted, "),
+        planted("nothing"),
+    ):
+        pass

@@ -362,8 +362,8 @@ class TestCode:
                 if isinstance(node, ast.ExceptHandler):
                     blanket = node.type is None or getattr(node.type, "id", "") in {"Exception", "BaseException"}
                     silent = all(isinstance(line, ast.Pass) for line in node.body)
-                    reraises = any(isinstance(line, ast.Raise) and line.exc is None for line in ast.walk(node))
-                    wrong += [f"{path.name}:{node.lineno}: except"] * ((blanket and not reraises) or silent)
+                    raises = any(isinstance(line, ast.Raise) for line in ast.walk(node))
+                    wrong += [f"{path.name}:{node.lineno}: except"] * ((blanket and not raises) or silent)
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") != "zip":
                     false = [k.arg for k in node.keywords if getattr(k.value, "value", None) is False]
                     wrong += [f"{path.name}:{node.lineno}: {name}=False" for name in LENIENT.intersection(false)]

@@ -1,0 +1,49 @@
+"""The package's own source, shown in a notebook: what the reader sees is what runs."""
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable
+
+from IPython.display import Code, display
+
+
+def show_source(*functions: Callable, docstrings: bool = False) -> None:
+    """Show the source of functions, methods or classes as they are installed, highlighted.
+
+    Args:
+        functions: what to show, from top to bottom.
+        docstrings: keep the docstrings; the notebook says in its own words what they say.
+
+    Raises:
+        TypeError: there is no source: the function was not written in a file or a cell.
+    """
+    code = "\n\n".join(source_of(function, docstrings) for function in functions)
+    highlighted = Code(data=code, language="python")
+    display({"text/html": highlighted._repr_html_(), "text/plain": code}, raw=True)
+
+
+def source_of(function: Callable, docstrings: bool = False) -> str:
+    """The source of a function, a method or a class, moved to the left margin.
+
+    Raises:
+        TypeError: there is no source.
+    """
+    try:
+        code = textwrap.dedent(inspect.getsource(function)).rstrip()
+    except OSError as error:
+        raise TypeError(f"{function!r} has no source that could be shown; write it in a file or a cell") from error
+    return code if docstrings else _without_docstrings(code)
+
+
+def _without_docstrings(code: str) -> str:
+    """The same code without the docstrings of its functions and classes."""
+    dropped: set[int] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            text = node.body[0]
+            if len(node.body) > 1:
+                dropped |= set(range(text.lineno, text.end_lineno + 1))
+    lines = code.splitlines()
+    kept = [line for number, line in enumerate(lines, 1) if number not in dropped]
+    return "\n".join(line for place, line in enumerate(kept) if line.strip() or (place and kept[place - 1].strip()))
