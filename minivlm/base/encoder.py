@@ -14,6 +14,7 @@ The class list has one entry per (kind, colour) pair and slot; pairs of the comp
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,7 @@ class EncoderTrainer(nn.Module):
             spoken = self.text(ids)
         patches = seen.last_hidden_state[:, 1:].float()  # (B, N, Dv)
         naming, setting = self._naming_loss(patches, scenes)
-        contrast = self._contrast_loss(seen.pooler_output.float(), spoken.float(), captions)
+        contrast = contrast_loss(seen.pooler_output.float(), spoken.float(), self.scale, captions)
         parts = {"naming": naming.item(), "setting": setting.item(), "contrast": contrast.item()}
         return naming + 0.5 * setting + 0.3 * contrast, parts
 
@@ -161,12 +162,22 @@ class EncoderTrainer(nn.Module):
         truth = torch.tensor([SETTINGS.index(scene.setting) for scene in scenes])
         return exact + names, F.cross_entropy(self.setting(patches.mean(1)), truth)
 
-    def _contrast_loss(self, seen: torch.Tensor, spoken: torch.Tensor, captions: list[str]) -> torch.Tensor:
-        """CLIP's symmetric loss. Of rows with the same caption each counts as the other's match."""
-        scores = F.normalize(seen, dim=-1) @ F.normalize(spoken, dim=-1).T * self.scale.exp().clamp(max=100)  # (B, B)
-        same = torch.tensor([[a == b for b in captions] for a in captions], dtype=torch.float)
-        target = same / same.sum(1, keepdim=True)
-        return 0.5 * (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target))
+
+def contrast_loss(
+    seen: torch.Tensor, spoken: torch.Tensor, scale: torch.Tensor, captions: Sequence[str]
+) -> torch.Tensor:
+    """CLIP's symmetric loss (arXiv:2103.00020, figure 3). Of rows with the same caption each is the other's match too.
+
+    Args:
+        seen: (B, Dv), one vector for each picture.
+        spoken: (B, Dv), one for each caption.
+        scale: a number, the log of what cosines are multiplied with.
+        captions: the B captions themselves, to know which are the same.
+    """
+    scores = F.normalize(seen, dim=-1) @ F.normalize(spoken, dim=-1).T * scale.exp().clamp(max=100)  # (B, B)
+    same = torch.tensor([[a == b for b in captions] for a in captions], dtype=torch.float)
+    target = same / same.sum(1, keepdim=True)
+    return 0.5 * (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target))
 
 
 def train(
