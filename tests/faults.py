@@ -34,6 +34,10 @@ TURNS_RED: dict[str, tuple[str, ...]] = {
         "test_processor.py::test_supervised_ids_are_the_answers_and_the_end_token",
         "test_processor.py::test_whole_sequence_by_hand",
     ),
+    "template_of_another_model": (
+        "test_processor.py::test_supervised_ids_are_the_answers_and_the_end_token",
+        "test_processor.py::test_whole_sequence_by_hand",
+    ),
     "interleaved_rotary_rows": (
         "test_oracles.py::test_text_only_gives_the_base_models_own_logits_bit_for_bit",
         "test_oracles.py::test_text_only_generates_what_the_base_model_generates",

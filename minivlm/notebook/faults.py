@@ -96,6 +96,20 @@ def mask_off_by_one(patch: Patch) -> None:
 
 
 @fault
+def template_of_another_model(patch: Patch) -> None:
+    """Turns are written as another model's template has them, so no answer is found where ours would stand."""
+    pieces = processor.MiniVLMProcessor._pieces
+    heads = {f"{role}\n": f"{role.upper()}: " for role in processor.ROLES}
+
+    def foreign(self, messages, where):
+        marks = (self.tokenizer.bos_token, self.tokenizer.eos_token)
+        written = [piece for piece in pieces(self, messages, where) if piece.text not in marks]
+        return [piece._replace(text=heads.get(piece.text, piece.text), supervised=False) for piece in written]
+
+    patch.setattr(processor.MiniVLMProcessor, "_pieces", foreign)
+
+
+@fault
 def interleaved_rotary_rows(patch: Patch) -> None:
     """The rows of queries and keys stand in the other of the two rotary orders: every weight loads, no word fits."""
     assemble = model.assemble
