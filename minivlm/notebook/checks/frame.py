@@ -42,31 +42,61 @@ def verdict(name: str, answer: Any) -> str:
 
 
 @contextmanager
-def forbidden(function: Callable) -> Iterator[None]:
-    """Inside the block nobody can call this function of the package: an answer is to be the reader's own.
+def forbidden(*functions: Callable, answer: Any = None) -> Iterator[None]:
+    """Inside the block nobody can call these functions of the package: an answer is to be the reader's own.
+
+    Args:
+        functions: functions or classes of the package.
+        answer: the reader's, which must not be one of them.
 
     Raises:
-        Wrong: it was called.
+        Wrong: one was called, even if what that raised was caught, or the answer is one of them.
     """
+    uses: list[str] = []
 
-    def refuse(*_, **__):
-        raise Wrong(f"this calls the package's own {function.__name__}; write the steps yourself")
+    def refused(function: Callable) -> Callable:
+        def refuse(*_, **__):
+            uses.append(function.__name__)
+            raise Wrong(_own(function.__name__))
 
+        return refuse
+
+    for function in functions:
+        if answer is function:
+            raise Wrong(_own(function.__name__))
     with Patch() as patch:
-        everywhere(patch, function, refuse)
-        yield
+        for function in functions:
+            everywhere(patch, function, refused(function))
+        try:
+            yield
+        finally:
+            if uses:  # also where the answer caught what was raised
+                raise Wrong(_own(uses[0]))
 
 
-def called(answer: Callable, *arguments: Any) -> Any:
+def called(answer: Any, *arguments: Any) -> Any:
     """Call the reader's function; whatever it raises by itself becomes a message for the reader.
 
     Raises:
-        Wrong: it raised something.
+        Wrong: it raised something, or is no function.
         NotImplementedError: it is still the stub.
     """
+    if not callable(answer):
+        raise Wrong(f"give the function itself, without brackets behind its name; this is {type(answer).__name__}")
     try:
         return answer(*arguments)
     except (Wrong, NotImplementedError):
         raise
     except Exception as error:
-        raise Wrong(f"your function raised {type(error).__name__}: {error}") from error
+        raise Wrong(f"your function raised {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _own(name: str) -> str:
+    """What there is to say to an answer that is not the reader's."""
+    return f"this calls the package's own {name}; write the steps yourself"
+
+
+def _one_line(error: Exception) -> str:
+    """The beginning of an error's message, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "(no message)"
