@@ -52,6 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", _evaluate, "examine a checkpoint; prints JSON")
     evaluate.add_argument("checkpoint", type=Path, nargs="?", help="default: the shipped model after stage 2")
     _exam_option(evaluate)
+    experiment = command(
+        "experiment", _experiment, "train and compare small experiments on hallucination (notebook 05)"
+    )
+    experiment.add_argument(
+        "what", nargs="?", default="all", choices=("all", "length", "noise", "lm", "small-lm"),
+        help="which experiment (default: all); small-lm: make the smaller language model that lm needs",
+    )  # fmt: skip
+    experiment.add_argument("--out", type=Path, help="the folder to write (default runs/experiments, runs/small-lm)")
+    experiment.add_argument("--seeds", type=_positive, default=3, help="runs of every arm (default 3)")
     caption = command("caption", _caption, f"say what is in each picture; {SHORTHAND}")
     caption.add_argument("file", nargs="+", help="a picture of any common format")
     caption.add_argument("--prompt", default=PROMPTS["en"], help=f"default: {PROMPTS['en']}")
@@ -162,6 +171,19 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     model, processor, _ = load_checkpoint(options.checkpoint or data_folder() / SFT)
     print(json.dumps(evaluate(model, processor, prepare_exam(model, processor, options.exam)), ensure_ascii=False))
+
+
+def _experiment(options: argparse.Namespace) -> None:
+    from minivlm.experiments import EXPERIMENTS, Plan, as_text, experiment, make_small_lm
+
+    if options.what == "small-lm":
+        out = options.out or Path("runs/small-lm")
+        work = out.with_name(f"{out.name}-work")
+        print(f"The checkpoint: {make_small_lm(out, work, data_folder(), command=options.typed)}")
+        return
+    out = options.out or Path("runs/experiments")
+    plan = Plan(out=out, data=data_folder(), seeds=tuple(range(options.seeds)), command=options.typed)
+    print(as_text(experiment(plan, tuple(EXPERIMENTS) if options.what == "all" else (options.what,))))
 
 
 def _caption(options: argparse.Namespace) -> None:
