@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from minivlm.notebook.checks import counting, mask, replacement, unfreeze  # noqa: F401 (each module enters its exercises)
+from minivlm.notebook.checks import chair, counting, mask, replacement, unfreeze  # noqa: F401 (they enter exercises)
 from minivlm.notebook.checks.frame import verdict
 
 
