@@ -1,5 +1,6 @@
 """The exercise of notebook 03, `build_labels`: what it says of a right answer, of typical mistakes and of a cheat."""
 
+import contextlib
 from collections.abc import Callable
 
 import pytest
@@ -152,8 +153,16 @@ class TestThePackagesOwn:
         assert "calls the package's own renderer" in said
         assert processor.render(messages).labels  # and works again afterwards
 
+    def test_whoever_catches_the_refusal_is_found_out(self, processor):
+        def sly(conversation):
+            with contextlib.suppress(Exception):
+                processor.render([])
+            return right(conversation)
+
+        assert "calls the package's own renderer" in verdict("build_labels", sly)
+
     def test_the_checks_own_solution_is_refused(self):
-        assert "the check's own solution" in verdict("build_labels", expected)
+        assert "calls the package's own expected" in verdict("build_labels", expected)
         assert "calls the package's own expected" in verdict("build_labels", lambda c: mask.expected(c))
 
 

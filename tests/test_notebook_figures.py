@@ -9,22 +9,15 @@ import warnings
 import matplotlib
 import numpy as np
 import pytest
-import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from minivlm.base.tokenizer import train_tokenizer
-from minivlm.config import preset_config
-from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.notebook import figures, plates, refresh, tables
 from minivlm.notebook.figures import LiveCurve, loss_curve, readable, show, smoothed
-from minivlm.notebook.lenses import NO_WORD, moved, named_patches, nearest_tokens, nearest_words, true_words
 from minivlm.notebook.tables import show_answers, show_picture, show_supervision
 from minivlm.processor import Rendered
 from minivlm.scenes.draw import draw
-from minivlm.scenes.facts import Scene, Thing, sample_scene
-from minivlm.scenes.language import noun_phrase
-from minivlm.scenes.words import COLOUR_WORDS, DISTANCE_WORDS, KIND_WORDS, PLACE_WORDS, SETTING_WORDS
+from minivlm.scenes.facts import sample_scene
 
 HOSTILE = '<script>alert("x")</script> & "quotes"'
 ON_UNIX = pytest.mark.skipif(sys.platform == "win32", reason="measures memory as Linux and macOS do")
@@ -98,6 +91,15 @@ class TestLiveCurve:
         assert shown[-1]["text/plain"] == "stage: loss 5.00 → 3.00 in 5 steps"
         assert curve.losses == [5.0, 4.0, 3.0, 2.0, 1.0]
 
+    def test_what_the_model_says_is_listed_where_it_changes(self, shown):
+        said = iter(["a <b>", "a <b>", "a car"])
+        curve = LiveCurve(steps=3, title="stage", every=1, say=lambda model: next(said))
+        for step in range(1, 4):
+            curve(step, 1.0, model=None)
+        assert curve.said == {1: "a <b>", 2: "a <b>", 3: "a car"}
+        listed = re.findall(r"<div><b>step (\d)</b>: ([^<]*)</div>", shown[-1]["text/html"])
+        assert listed == [("1", "a &lt;b&gt;"), ("3", "a car")]
+
     def test_smoothed_is_the_mean_of_the_last(self):
         assert smoothed([1.0, 2.0, 3.0, 4.0], window=2).tolist() == [1.0, 1.5, 2.5, 3.5]
 
@@ -114,11 +116,9 @@ class TestPlates:
         picture = draw(sample_scene("dev", 0), 64)
         values, is_image = np.random.default_rng(0).normal(size=(9, 6)), np.array([0, 0, 1, 1, 1, 1, 0, 0, 0]) == 1
         parameters = {"vision": 1, "projector": 2, "language_model": 3}
-        words = ["red", "汽车" if readable("汽车") else "car", "far", NO_WORD]
         for figure in (
             plates.anatomy(picture, values[:4], values[:4], values, is_image, parameters, "a red car"),
             plates.swap(picture, ["a"] * 9, values, values, is_image),
-            plates.patch_words(picture, {"before": words, "after": words}, {"red"}),
             plates.bars({"vision": 0.0, "projector": 0.5}, "moved", "share"),
             small_figure(),
         ):
@@ -133,13 +133,6 @@ class TestPlates:
     def test_an_exact_zero_is_said_in_words(self):
         texts = [text.get_text() for text in plates.bars({"a": 0.0, "b": 0.25}, "t", "l").axes[0].texts]
         assert texts == ["exactly 0: frozen", "25.0%"]
-
-    def test_true_words_are_framed_and_bold(self):
-        words = ["red", "car", "far", "sky"]
-        axes = plates.patch_words(draw(sample_scene("dev", 0), 64), {"panel": words}, {"car"}).axes[0]
-        assert [text.get_text() for text in axes.texts] == words
-        assert [text.get_text() for text in axes.texts if text.get_fontweight() == "bold"] == ["car"]
-        assert [text.get_text() for text in axes.texts if text.get_bbox_patch() is not None] == ["car"]
 
     def test_without_a_chinese_font_only_english_is_readable(self, no_chinese):
         assert readable("car") and not readable("汽车")
@@ -183,53 +176,6 @@ class TestTables:
     def test_a_row_without_a_picture(self, shown, processor):
         show_supervision(Rendered([5, 6], [-100, 6]), processor.tokenizer)
         assert "1 of 2" in shown[0]["text/plain"]
-
-
-@pytest.fixture(scope="module")
-def world():
-    """A random model whose small vocabulary has every word of the world as a token."""
-    facts = (COLOUR_WORDS, KIND_WORDS, PLACE_WORDS, DISTANCE_WORDS)
-    words = [word for table in facts for row in table.values() for word in row.values()]
-    words += [row[2] for table in SETTING_WORDS.values() for row in table.values()]
-    things = [noun_phrase(kind, "red", lang) for lang in KIND_WORDS for kind in KIND_WORDS[lang]]
-    tokenizer = train_tokenizer([f"a {text}?" for text in words + things for _ in range(4)], 600)
-    config = preset_config("scenes", tokenizer.vocab_size)
-    config.text_config.num_hidden_layers = config.vision_config.num_hidden_layers = 1
-    torch.manual_seed(0)
-    return MiniVLMForConditionalGeneration(config).eval(), tokenizer
-
-
-class TestLenses:
-    def test_a_word_is_nearest_to_itself_at_any_length(self, world):
-        model, tokenizer = world
-        ids = [tokenizer.encode(word)[-1] for word in (" car", "汽车", "?")]
-        embeds = model.get_input_embeddings().weight[ids].detach() * torch.tensor([[3.0], [0.1], [1.0]])
-        assert nearest_tokens(model, embeds).argmax(-1).tolist() == ids
-        assert nearest_words(model, tokenizer, embeds) == ["car", "汽车", NO_WORD]
-        assert nearest_words(model, tokenizer, embeds, str.isascii)[1].isascii()
-
-    def test_patches_that_name_their_thing_are_counted(self, world):
-        model, tokenizer = world
-        scene = Scene("park", (Thing("car", "red", "left", "near", "big"),), seed=1)
-        table = model.get_input_embeddings().weight.detach()
-        words = (" car", "红色", " left", "近处", " park", " dog", " right", "太空")
-        car, *also, dog, right, space = (table[tokenizer.encode(word)[-1]] for word in words)
-        named, total = named_patches(model, tokenizer, scene, car.expand(64, -1))
-        assert named == total > 0
-        assert all(named_patches(model, tokenizer, scene, true.expand(64, -1)) == (total, total) for true in also)
-        for untrue in (dog, right, space):
-            assert named_patches(model, tokenizer, scene, untrue.expand(64, -1)) == (0, total)
-
-    def test_true_words_are_those_of_the_scene(self, world):
-        _, tokenizer = world
-        scene = Scene("park", (Thing("panda", None, "left", "near", "big"),), seed=1)
-        assert true_words(scene, tokenizer) == {"panda", "熊猫", "park", "公园", "left", "左边", "near", "近处"}
-
-    def test_how_far_weights_moved(self):
-        before = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}
-        assert moved(before, before) == 0
-        after = {"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([4.0]), "other": torch.ones(9)}
-        assert moved(before, after) == pytest.approx(1 / 5)
 
 
 class TestRefresh:

@@ -6,9 +6,11 @@ A notebook shows every figure through `show`. Nothing is said by colour alone. L
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import pairwise
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -115,17 +117,21 @@ class LiveCurve:
         steps: how many steps there will be.
         title: of the curve.
         every: draw after so many steps, and after the last.
+        say: what the model says at that moment, to be listed below the curve.
     """
 
-    def __init__(self, steps: int, title: str, every: int = 25):
-        self.steps, self.title, self.every = steps, title, every
+    def __init__(self, steps: int, title: str, every: int = 25, say: Callable[[Any], str] | None = None):
+        self.steps, self.title, self.every, self.say = steps, title, every, say
         self.losses: list[float] = []
+        self.said: dict[int, str] = {}
         self._handle = None
 
     def __call__(self, step: int, loss: float, model) -> None:
         """Note the loss of a step (counted from 1)."""
         self.losses.append(loss)
         if step % self.every == 0 or step == self.steps:
+            if self.say is not None:
+                self.said[step] = self.say(model)
             self._draw()
 
     def _draw(self) -> None:
@@ -136,10 +142,18 @@ class LiveCurve:
         )
         summary = f"{self.title}: loss {first:.2f} → {last:.2f} in {len(self.losses)} steps"
         bundle = _bundle(loss_curve(self.losses, self.steps, self.title), alt, summary)
+        bundle["text/html"] += "".join(
+            f"<div><b>step {step}</b>: {html.escape(said)}</div>" for step, said in self._changes()
+        )
         if self._handle is None:
             self._handle = display(bundle, raw=True, display_id=True)
         else:
             self._handle.update(bundle, raw=True)
+
+    def _changes(self) -> list[tuple[int, str]]:
+        """What was said, without repetitions."""
+        said = list(self.said.items())
+        return said[:1] + [later for before, later in pairwise(said) if later[1] != before[1]]
 
 
 def smoothed(losses: Sequence[float], window: int = 20) -> np.ndarray:
