@@ -242,12 +242,12 @@ def _refused(answer: Callable, batch: Batch, if_not: str) -> str:
     return str(problem)
 
 
-def _refusal(answer: Callable, batch: Batch) -> Exception | None:
+def _refusal(answer: Callable, batch: Batch) -> BaseException | None:
     """What the reader's function raises for a batch, or None."""
     try:
-        answer(*batch)
-    except (Wrong, NotImplementedError):
-        raise
-    except Exception as problem:
-        return problem
+        called(answer, *batch)
+    except Wrong as problem:
+        if problem.__cause__ is None:  # the check's own word, not the reader's
+            raise
+        return problem.__cause__
     return None
