@@ -186,3 +186,16 @@ def left_padding_ignored(patch: Patch) -> None:
         return torch.arange(attention_mask.shape[1]).expand_as(attention_mask)
 
     everywhere(patch, model.positions, from_the_edge)
+
+
+@fault
+def at_sign_as_placeholder(patch: Patch) -> None:
+    """The placeholder is `@`, a character that people type: each @ in a text asks for one more patch."""
+    encode = processor.MiniVLMProcessor._encode
+
+    def confused(self, pieces):
+        ids, labels = encode(self, pieces)
+        at = self.tokenizer.convert_tokens_to_ids("@")
+        return [self.image_token_id if token == at else token for token in ids], labels
+
+    patch.setattr(processor.MiniVLMProcessor, "_encode", confused)
