@@ -201,8 +201,8 @@ def _compare(got_i: float, got_s: float, mentioned: Answers, present: Pictures) 
                 raise Wrong(f"your {name} {message}")
         if not all(mentioned):
             raise Wrong(
-                f"your {name} is right until an answer names nothing; it is an answer all the same: it counts below the "
-                "line of CHAIR_s, and adds nothing to CHAIR_i"
+                f"your {name} is right until an answer names nothing; it is an answer all the same: it counts below "
+                "the line of CHAIR_s, and adds nothing to CHAIR_i"
             )
         raise Wrong(
             f"your {name} is {got:.3f}, but for these {len(mentioned)} answers it is {true:.3f}; write down by hand "
