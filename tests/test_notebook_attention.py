@@ -213,6 +213,15 @@ class TestFigures:
         stored = Image.open(io.BytesIO(png(attention_figure(picture, self.looks, [0] * 7))))
         assert stored.width > 800
 
+    def test_a_small_thing_keeps_its_colour_when_stored(self):
+        """Also in a figure of many colours, of which 256 are kept."""
+        ramp = np.linspace(0, 255, 224).astype(np.uint8)
+        pixels = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], 128), axis=-1).astype(np.uint8)
+        pixels[:14, :14] = (250, 220, 0)
+        figure = attention_figure(Image.fromarray(pixels), Looks(["a"], np.eye(1, 256)), [0])
+        stored = np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB")).astype(int)
+        assert np.abs(stored - (250, 220, 0)).max(axis=-1).min() < 12
+
     def test_it_is_told_in_words(self, picture, monkeypatch):
         shown = []
         monkeypatch.setattr(attention, "show", lambda figure, alt, summary: shown.append((alt, summary)))
