@@ -335,8 +335,13 @@ def experiment_panels(results: Mapping[str, Any], live: Mapping[str, Mapping[str
         panels = figure.subplots(len(MEASURES), len(EXPERIMENTS), sharey="row")
         for row, (measure, title) in enumerate(MEASURES.items()):
             for column, (name, arms) in enumerate(EXPERIMENTS.items()):
-                _arms(panels[row, column], results, arms, measure, live or {})
-                panels[row, column].set_title(f"{name}: {title}")
+                axes = panels[row, column]
+                _arms(axes, results, arms, measure, live or {})
+                axes.set_title(f"{name}: {title}")
+                if name == "lm":
+                    axes.set_xticks(range(len(arms)), [arm if "lm" in arm else "large lm" for arm in arms])
+            if measure == "chair_i":
+                panels[row, 0].set_ylim(0, None)
     return figure
 
 
