@@ -284,6 +284,12 @@ def _twin_panel(axes: Axes, twin: Twin) -> None:
     axes.axis("off")
 
 
+def side_by_side(setting: str, left: tuple[str, str], right: tuple[str, str], seed: int) -> Scene:
+    """A scene with two near things of medium size, each given as (kind, colour)."""
+    things = (Thing(*left, "left", "near", "medium"), Thing(*right, "right", "near", "medium"))
+    return Scene(setting, things, seed)
+
+
 def pairs(alike: Sequence[str], count: int, seed: int = 0) -> list[Scene]:
     """Scenes with two things, left and right: what is named in `alike` ("kind", "colour") is the same of both.
 
@@ -294,11 +300,9 @@ def pairs(alike: Sequence[str], count: int, seed: int = 0) -> list[Scene]:
     while len(scenes) < count:
         kind, other_kind = (kinds[i] for i in rng.choice(len(kinds), 2, replace=False))
         hue, other_hue = (COLOURS[i] for i in rng.choice(len(COLOURS), 2, replace=False))
-        left = Thing(kind, hue, "left", "near", "medium")
-        right = Thing(
-            kind if "kind" in alike else other_kind, hue if "colour" in alike else other_hue, "right", "near", "medium"
-        )
-        scenes.append(Scene(SETTINGS[rng.integers(len(SETTINGS))], (left, right), int(rng.integers(2**31))))
+        right = (kind if "kind" in alike else other_kind, hue if "colour" in alike else other_hue)
+        setting, jitter = SETTINGS[rng.integers(len(SETTINGS))], int(rng.integers(2**31))
+        scenes.append(side_by_side(setting, (kind, hue), right, jitter))
     return scenes
 
 
