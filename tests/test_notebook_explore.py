@@ -307,6 +307,64 @@ class TestFigures:
         assert [patch.get_xy() for patch in axes.patches] == [(0, 1)]
         assert [text.get_text() for text in axes.texts] == ["1 of 4 patches", "“a car”"]
 
+    @pytest.fixture
+    def shown(self, monkeypatch) -> list[dict]:
+        """What the notebook would display."""
+        bundles = []
+        monkeypatch.setattr(figures, "display", lambda bundle, raw: bundles.append(bundle))
+        return bundles
+
+    def test_words_are_shown_with_what_was_said_of_them(self, shown):
+        picture, true, other = draw(RED_CAR, 64), PatchWord("汽车", "car", True), PatchWord("<", "<", False)
+        panels = {"before": [other] * N, "after": [true, true, *[other] * (N - 2)]}
+        learning.show_words(picture, RED_CAR, panels, ["a boat", "a car"])
+        assert shown[0]["text/plain"].startswith(
+            "before: “a boat”: 0 of 64 words are true; after: “a car”: 2 of 64 words are true."
+        )
+        alt = re.search(r'alt="([^"]*)"', shown[0]["text/html"])[1]
+        assert (
+            "a red car; park" in alt
+            and "after: “a car”: 2 true, car." in alt
+            and "before: “a boat”: 0 true, none." in alt
+        )
+        learning.show_words(picture, RED_CAR, panels)
+        assert shown[1]["text/plain"].startswith("before: 0 of 64 words are true; after: 2 of 64")
+
+    def test_a_gradient_is_shown_with_its_counts(self, shown, processor):
+        row = processor.render(
+            [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+                {"role": "assistant", "content": "a red car"},
+            ]
+        )
+        batch = {"input_ids": torch.tensor([row.input_ids]), "labels": torch.tensor([row.labels])}
+        norms = torch.ones(3, len(row.input_ids))
+        norms[2, :-5] = 0
+        learning.show_gradient_path(draw(RED_CAR, 64), norms, batch, processor, torch.ones(2, 2))
+        total = len(row.input_ids)
+        assert shown[0]["text/plain"] == (
+            f"Out of the last layer 5 of {total} places have a gradient, of what goes in {total} do, all 4 of the "
+            "picture's among them; W keeps it."
+        )
+
+    def test_moments_facts_and_shares_are_shown_in_words_too(self, shown):
+        words = [PatchWord("a", "a", place < 3) for place in range(4)]
+        learning.show_lighting_up(
+            draw(RED_CAR, 64), {0: learning.Moment(words[3:] * 4, "x"), 9: learning.Moment(words, "y")}
+        )
+        learning.show_facts(
+            {"before": {**dict.fromkeys(FACTS, 0), UNTRUE: 9}, "after": {**dict.fromkeys(FACTS, 1), UNTRUE: 5}}
+        )
+        found = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 5, "of": 10}
+        learning.show_intervals({"looking": {"recall": found}, "grey": {"recall": found | {"count": 1}}}, "things")
+        assert [bundle["text/plain"] for bundle in shown] == [
+            "The picture lights up as W learns: 0 → 3 of its 4 patches.",
+            "Patches of things whose nearest word is true of the thing: before 0%, after 50%.",
+            "recall: looking 5 of 10, grey 1 of 10.",
+        ]
+        alts = [re.search(r'alt="([^"]*)"', bundle["text/html"])[1] for bundle in shown]
+        assert "Step 9: 3, “y”." in alts[0] and "after: kind 10%" in alts[1] and "grey, recall: 1 of 10" in alts[2]
+
     def test_counts_are_written_beside_the_points(self):
         found = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 5, "of": 10}
         nothing = {"value": None, "low": None, "high": None, "count": 0, "of": 0}

@@ -19,10 +19,12 @@ from PIL import Image
 from minivlm.config import PROMPTS
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.notebook.figures import BLUE, INK, ORANGE
+from minivlm.notebook.learning import Moment
 from minivlm.notebook.lenses import (
     NO_WORD,
     NearWord,
     PatchWord,
+    listed,
     nearest_few,
     read_aloud,
     read_patches,
@@ -32,7 +34,6 @@ from minivlm.notebook.plates import border
 from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes.draw import draw
 from minivlm.scenes.facts import Scene
-from minivlm.scenes.language import in_reading_order, noun_phrase
 
 CELL = 50  # of a patch in a drawing, in its own units; a picture is shown at about one pixel for each
 LETTER = 0.6  # how wide a letter is, as a share of its height; a Chinese character is as wide as high
@@ -157,12 +158,12 @@ class StepExplorer:
         """Show the slider, the field and the page below them."""
         display(self.widget)
 
-    def moment(self, step: int, scene: int) -> tuple[list[PatchWord], str]:
+    def moment(self, step: int, scene: int) -> Moment:
         """The nearest words of a scene's patches at a step, and what the model said about it."""
         with self.album.at(step, self.model), torch.no_grad():
             embeds = self.model.projector(self.features[scene])  # (N, Dl)
             words = read_patches(self.model, self.processor.tokenizer, self.scenes[scene], embeds)
-            return words, read_aloud(self.model, self.processor, embeds[None], self.prompt)[0]
+            return Moment(words, read_aloud(self.model, self.processor, embeds[None], self.prompt)[0])
 
     def _draw(self) -> None:
         """Write the page for what is chosen."""
@@ -176,12 +177,6 @@ class StepExplorer:
             f"<p>The nearest word is true on {true} of {len(words)} patches (framed).</p>"
         )
         self.page.value = _beside(drawing(scene, words), told)
-
-
-def listed(scene: Scene) -> str:
-    """A scene's things and setting, for people."""
-    things = [noun_phrase(thing.kind, thing.colour, "en") for thing in in_reading_order(scene)]
-    return f"{', '.join(things)}; {scene.setting}"
 
 
 def drawing(scene: Scene, words: Sequence[PatchWord], chosen: int | None = None) -> str:

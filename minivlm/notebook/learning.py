@@ -1,6 +1,6 @@
 """How W learns: figures of the gradient's way to it, of the words its patches become, and of what it then can do.
 
-Letters as in `config.py`; show a figure with `figures.show`.
+Each `show_…` shows a figure with its alternative text and its summary. Letters as in `config.py`.
 """
 
 import textwrap
@@ -8,20 +8,28 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from PIL import Image
 
-from minivlm.notebook.figures import BLUE, GREY, INK, MAP, ORANGE, style
-from minivlm.notebook.lenses import FACTS, UNTRUE, PatchWord
-from minivlm.notebook.plates import patches
+from minivlm.config import IGNORE_INDEX
+from minivlm.notebook.figures import BLUE, GREY, INK, MAP, ORANGE, readable, show, style
+from minivlm.notebook.lenses import FACTS, UNTRUE, PatchWord, listed, things_patches
+from minivlm.notebook.plates import ZH, patch_words, patches
+from minivlm.processor import MiniVLMProcessor
+from minivlm.scenes.facts import Scene
+from minivlm.scenes.language import noun_phrase
 
 FAINTEST = 0.002  # of a row's largest gradient: what is below is drawn alike
 MARKERS = "os^Dv"
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "")  # so that bars differ without colour, too
 SHADES = ("#C85200", "#FF800E", "#FFBC79", "#5F9ED1", "#A2C8EC", "#E6E6E6")
+
+
+Figured = Mapping[str, float | int | None]  # a figure of `minivlm.evaluate`: value, low, high, count, of
 
 
 class Moment(NamedTuple):
@@ -34,6 +42,104 @@ class Moment(NamedTuple):
 
     words: Sequence[PatchWord]
     said: str
+
+
+def show_words(
+    picture: Image.Image, scene: Scene, panels: Mapping[str, Sequence[PatchWord]], said: Sequence[str] = ()
+) -> None:
+    """The nearest words of a picture's patches, once for each way to come by them, and what the model says of each.
+
+    Args:
+        picture: what is looked at.
+        scene: its facts; its things are outlined.
+        panels: a name and N words for each way.
+        said: a sentence for each, or nothing.
+    """
+    sentences = [f": “{sentence}”" for sentence in said] or [""] * len(panels)
+    outlines = [
+        (noun_phrase(thing.kind, thing.colour, "en"), patches)
+        for thing, patches in things_patches(scene, len(next(iter(panels.values()))))
+    ]
+    titles = {f"{name}{sentence}": panels[name] for name, sentence in zip(panels, sentences, strict=True)}
+    true = {title: sorted({word.english for word in words if word.true}) for title, words in titles.items()}
+    counts = {title: sum(word.true for word in words) for title, words in titles.items()}
+    alt = (
+        f"A pale picture ({listed(scene)}), {len(panels)} times, its things outlined, a word on each patch; words "
+        "that are true of their patch are bold and framed. "
+    ) + " ".join(f"{title}: {counts[title]} true, {', '.join(true[title]) or 'none'}." for title in titles)
+    summary = "; ".join(f"{title}: {counts[title]} of {len(words)} words are true" for title, words in titles.items())
+    note = "" if readable("中") else f" ({ZH} marks a Chinese word, written in English here)"
+    wrapped = {textwrap.fill(title, 52): words for title, words in titles.items()}
+    show(patch_words(picture, wrapped, outlines), alt, f"{summary}.{note}")
+
+
+def show_gradient_path(
+    picture: Image.Image,
+    norms: torch.Tensor,
+    batch: Mapping[str, torch.Tensor],
+    processor: MiniVLMProcessor,
+    kept: torch.Tensor,
+) -> None:
+    """The gradient's way through the language model, from `lenses.gradient_map`.
+
+    Args:
+        picture: what the row shows.
+        norms: (L + 1, T).
+        batch: the one row that was learnt from.
+        processor: made the row.
+        kept: W's gradient.
+    """
+    ids = batch["input_ids"][0]
+    tokens = [processor.tokenizer.decode([token_id]).replace("\n", "↵") for token_id in ids.tolist()]
+    is_image = (ids == processor.image_token_id).numpy()
+    learnt = np.append(batch["labels"][0, 1:].numpy() != IGNORE_INDEX, False)
+    figure = gradient_path(picture, norms.numpy(), tokens, is_image, learnt, kept.norm().item())
+    top, bottom = (np.count_nonzero(norms[layer]) for layer in (-1, 0))
+    alt = (
+        "A map: the row's tokens from left to right, the layers from top to bottom, the gradient's size as brightness. "
+        f"At the top only {top} places have any, those where a word of the caption is predicted. One layer below, all "
+        "that stands before them has some, the picture's places too. Below the map: the picture with a dot on each "
+        "patch, the larger, the more arrives there; from there an arrow to W."
+    )
+    summary = (
+        f"Out of the last layer {top} of {len(ids)} places have a gradient, of what goes in {bottom} do, all "
+        f"{np.count_nonzero(norms[0][is_image])} of the picture's among them; W keeps it."
+    )
+    show(figure, alt, summary)
+
+
+def show_lighting_up(picture: Image.Image, moments: Mapping[int, Moment]) -> None:
+    """A picture at several steps of the training; see `lighting_up`."""
+    lit = {step: sum(word.true for word in moment.words) for step, moment in moments.items()}
+    told = " ".join(f"Step {step}: {count}, “{moments[step].said}”." for step, count in lit.items())
+    alt = f"The same picture {len(moments)} times. Only patches whose nearest word is true are in colour. {told}"
+    patches = len(next(iter(moments.values())).words)
+    summary = f"The picture lights up as W learns: {' → '.join(map(str, lit.values()))} of its {patches} patches."
+    show(lighting_up(picture, moments), alt, summary)
+
+
+def show_facts(rows: Mapping[str, Mapping[str, int]]) -> None:
+    """What the nearest words of things' patches say; see `facts_bars`."""
+    true = {name: 1 - counts[UNTRUE] / sum(counts.values()) for name, counts in rows.items()}
+    said = " ".join(
+        f"{name}: " + ", ".join(f"{fact} {counts[fact] / sum(counts.values()):.0%}" for fact in (*FACTS, UNTRUE)) + "."
+        for name, counts in rows.items()
+    )
+    summary = ", ".join(f"{name} {share:.0%}" for name, share in true.items())
+    alt = f"Stacked bars of what the nearest word says of the thing on its patch. {said}"
+    show(facts_bars(rows), alt, f"Patches of things whose nearest word is true of the thing: {summary}.")
+
+
+def show_intervals(rows: Mapping[str, Mapping[str, Figured]], label: str) -> None:
+    """Shares with their intervals and counts; see `intervals`."""
+    told = [
+        f"{who}, {what}: {found['count']} of {found['of']}" for who, row in rows.items() for what, found in row.items()
+    ]
+    alt = f"Points with intervals, {label}. {'; '.join(told)}."
+    first, *others = rows
+    what = next(iter(rows[first]))
+    named = [f"{who} {rows[who][what]['count']} of {rows[who][what]['of']}" for who in (first, *others)]
+    show(intervals(rows, label), alt, f"{what}: {', '.join(named)}.")
 
 
 def gradient_path(
@@ -183,22 +289,22 @@ def facts_bars(rows: Mapping[str, Mapping[str, int]]) -> Figure:
     return figure
 
 
-def intervals(rows: Mapping[str, Mapping[str, Mapping[str, float | int]]], label: str) -> Figure:
+def intervals(rows: Mapping[str, Mapping[str, Figured]], label: str) -> Figure:
     """Shares as points with their intervals, and their counts written out.
 
     Args:
-        rows: who is measured -> what is measured -> a figure of `minivlm.evaluate`: value, low, high, count, of.
+        rows: who is measured -> what is measured -> the figure.
         label: of the axis.
     """
     measured = list(next(iter(rows.values())))
     with style():
-        figure = Figure(figsize=(9.2, 0.34 * len(rows) * len(measured) + 1.3), layout="constrained")
+        figure = Figure(figsize=(9.2, 0.3 * len(rows) * (len(measured) + 0.45) + 1.0), layout="constrained")
         axes = figure.add_subplot()
         ticks = []
         for place, (who, figures) in enumerate(rows.items()):
             for number, (what, found) in enumerate(figures.items()):
-                y = place * (len(measured) + 0.7) + number
-                ticks.append((y, f"{who}: {what}" if number == 0 else what))
+                y = place * (len(measured) + 0.45) + number
+                ticks.append((y, who if len(measured) == 1 else f"{who}: {what}" if number == 0 else what))
                 if found["value"] is None:
                     axes.annotate("nothing named", (0, y), (6, 0), textcoords="offset points", va="center", fontsize=9)
                     continue

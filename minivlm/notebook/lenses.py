@@ -20,6 +20,7 @@ from minivlm.placeholders import replace_placeholders
 from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes.draw import layout
 from minivlm.scenes.facts import Scene, Thing, random_stream
+from minivlm.scenes.language import in_reading_order, noun_phrase
 from minivlm.scenes.words import LANGUAGES
 
 NO_WORD = "·"  # stands for a token that is no word: punctuation, half a character
@@ -139,6 +140,12 @@ def things_patches(scene: Scene, patches: int) -> list[tuple[Thing, np.ndarray]]
     pairs = zip(scene.things, layout(scene), strict=True)
     placed = [(thing, covered(box, int(patches**0.5))) for thing, box in pairs]
     return sorted(placed, key=lambda pair: pair[0].distance == "near")
+
+
+def listed(scene: Scene) -> str:
+    """A scene's things and setting, for people."""
+    things = [noun_phrase(thing.kind, thing.colour, "en") for thing in in_reading_order(scene)]
+    return f"{', '.join(things)}; {scene.setting}"
 
 
 def typed_picture(model: MiniVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scene: Scene):
