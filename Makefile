@@ -28,7 +28,7 @@ timed = @start=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - start)) s
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help environment run test check lint unit notebooks lab
+.PHONY: help environment run test check lint unit nbval notebooks lab
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F '|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -36,7 +36,7 @@ help: ## this list
 run: environment ## make the environment, train both stages, evaluate, write the page
 	$(BIN)/minivlm run $(ARGS)
 
-test: environment lint unit notebooks ## make the environment, run every test
+test: environment lint unit nbval ## make the environment, run every test
 
 check: environment ## the quick part of the tests, in two minutes
 	$(call timed,quick tests,$(BIN)/python -m pytest -m "not slow")
@@ -50,8 +50,13 @@ lint: environment ## ruff: style and format
 unit: environment ## the package's tests, with line coverage
 	$(call timed,tests,$(BIN)/python -m pytest --durations=10 $(COVERAGE))
 
-notebooks: environment ## run every notebook from top to bottom
-	$(call timed,notebooks,$(BIN)/python -m pytest --timeout=0 $(NBVAL) notebooks)
+nbval: environment ## run every notebook and worked answer, and compare what they say
+	$(call timed,notebooks,$(BIN)/python -m pytest --timeout=0 $(NBVAL) $(wildcard notebooks/*.ipynb))
+	$(call timed,solutions,$(BIN)/python -m pytest --timeout=0 $(NBVAL) $(wildcard notebooks/solutions/*.ipynb))
+
+notebooks: environment ## run every notebook and worked answer, and write them back with what they took
+	$(call timed,notebooks,$(BIN)/python -m minivlm.notebook.refresh \
+	  $(wildcard notebooks/*.ipynb) $(wildcard notebooks/solutions/*.ipynb))
 
 environment: $(STAMP) ## make the virtual environment, or bring it up to date
 

@@ -1,4 +1,4 @@
-"""Fill the measured numbers into README.md: `python scripts/readme.py`. Nobody types them.
+"""Fill the measured numbers into README.md and its sisters (`PAGES`): `python scripts/readme.py`. Nobody types them.
 
 A slot is a comment that names its source, its present content, and a closing comment:
 
@@ -19,6 +19,7 @@ from functools import reduce
 from pathlib import Path
 
 EMPTY = "…"
+PAGES = ("README.md", "README.zh.md", "notebooks/README.md")
 SLOT = re.compile(
     r"<!-- n: (?P<file>[^#\s]+?)(?:#(?P<key>[^:/\s]+)(?:/(?P<unit>\d+))?(?::(?P<format>\S+))?)? -->.*?<!-- /n -->",
     re.DOTALL,
@@ -63,5 +64,6 @@ def filled(text: str, root: Path) -> str:
 
 
 if __name__ == "__main__":
-    page = Path(__file__).parents[1] / "README.md"
-    page.write_text(filled(page.read_text(encoding="utf-8"), page.parent), encoding="utf-8")
+    root = Path(__file__).parents[1]
+    for page in PAGES:
+        (root / page).write_text(filled((root / page).read_text(encoding="utf-8"), root), encoding="utf-8")

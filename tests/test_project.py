@@ -183,7 +183,7 @@ class TestMake:
         assert end.value.code in (0, None)
         shown = capsys.readouterr().out
         named = set(re.findall(r"\bminivlm ([a-z]+)", "\n".join(code_of_readme())))
-        commands = {"run", "train", "evaluate", "caption", "chat", "data", "base"}
+        commands = {"run", "train", "evaluate", "caption", "chat", "data", "base", "experiment"}
         assert named and named <= commands
         assert {name for name in commands if not re.search(rf"\b{name}\b", shown)} == set()
 
@@ -256,17 +256,31 @@ class TestReadme:
         assert {name for depth, name, _ in readme_tree() if depth == 0} == top
         assert {name for depth, name, _ in readme_tree() if depth == 1} == inside
 
-    def test_links_lead_somewhere(self):
-        targets = re.findall(r"\]\(([^)#\s]+)", read("README.md")) + re.findall(r'src="([^"]+)"', read("README.md"))
-        assert [name for name in targets if "://" not in name and not (ROOT / name).exists()] == []
+    @pytest.mark.parametrize("page", ["README.md", "README.zh.md", "notebooks/README.md", "data/README.md"])
+    def test_links_lead_somewhere(self, page):
+        targets = re.findall(r"\]\(([^)#\s]+)", read(page)) + re.findall(r'src="([^"]+)"', read(page))
+        folder = (ROOT / page).parent
+        assert [name for name in targets if "://" not in name and not (folder / name).exists()] == []
 
-    def test_every_number_is_measured(self):
-        page = read("README.md")
+    @pytest.mark.parametrize("name", ["README.md", "README.zh.md", "notebooks/README.md"])
+    def test_every_number_is_measured(self, name):
+        page = read(name)
         script = runpy.run_path(str(ROOT / "scripts/readme.py"))
+        assert name in script["PAGES"]
         slots = list(script["SLOT"].finditer(page))
-        assert {"data/results/table.md", "data/results/metrics.md"} <= {slot["file"] for slot in slots}
-        assert [slot["file"] for slot in slots if script["EMPTY"] in slot.group(0)] == [], "empty slots"
+        if name != "notebooks/README.md":
+            assert {"data/results/table.md", "data/results/metrics.md"} <= {slot["file"] for slot in slots}
+        assert slots and [slot["file"] for slot in slots if script["EMPTY"] in slot.group(0)] == [], "empty slots"
         assert script["filled"](page, ROOT) == page, "run: python scripts/readme.py"
+
+    def test_the_chinese_page_has_the_same_commands_and_slots(self):
+        def commands(page: str) -> list[str]:
+            blocks = re.findall(r"^```(?:sh|bat|python)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+            return [line.split("#")[0].strip() for line in "".join(blocks).splitlines() if line.split("#")[0].strip()]
+
+        slots = [re.findall(r"<!-- n: (\S+)", read(page)) for page in ("README.md", "README.zh.md")]
+        assert commands(read("README.zh.md")) == commands(read("README.md"))
+        assert slots[0] == slots[1]
 
     def test_slots_are_filled_from_files(self, tmp_path):
         filled = runpy.run_path(str(ROOT / "scripts/readme.py"))["filled"]
