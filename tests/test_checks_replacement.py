@@ -52,6 +52,12 @@ def test_right_answers(answer):
     assert verdict("replace_placeholders", answer) == "Right."
 
 
+def test_it_does_not_matter_whether_the_notebook_wants_gradients():
+    with torch.no_grad():
+        assert verdict("replace_placeholders", by_index_put) == "Right."
+        assert not torch.is_grad_enabled()
+
+
 def swapped(change, embeds, ids, images, image):
     """A right swap of pictures that were changed before."""
     return by_index_put(embeds, ids, change(images), image)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minivlm.notebook.figures import BLUE, ORANGE, png
-from minivlm.notebook.sequences import LOOKS, cache_plate, rows_plate
+from minivlm.notebook.sequences import LOOKS, answers, cache_plate, prompts, rows_plate, user
 
 IMAGE = 9
 
@@ -13,6 +13,21 @@ def bars(figure) -> list[tuple[int, int, float, float]]:
     """Row, start, length and height of each bar of a strip, from top to bottom; the legend left out."""
     rows = [patch for patch in figure.axes[0].patches if patch.get_height() > 0.5]
     return [(patch.get_y(), patch.get_x(), patch.get_width()) for patch in rows]
+
+
+def test_messages_prompts_and_answers(model, processor, picture):
+    asked = user("Look:", picture, "What is it?")
+    assert [part["type"] for part in asked[0]["content"]] == ["text", "image", "text"]
+    assert user(None)[0]["content"] == [{"type": "image"}]
+    batch = prompts(processor, asked, user("What?"))
+    assert batch["images_per_row"].tolist() == [1, 0] and batch["attention_mask"][1, 0] == 0
+    head = processor.tokenizer.encode("assistant\n")
+    assert batch["input_ids"][:, -len(head) :].tolist() == [head, head]
+    together = answers(model, processor, batch, tokens=5)
+    alone = answers(model, processor, prompts(processor, asked), tokens=5)
+    assert len(together) == 2 and together[0] == alone[0]
+    shorter = prompts(processor, user("What?"), padding_side="right")
+    assert torch.equal(shorter["attention_mask"], torch.ones_like(shorter["input_ids"]))
 
 
 def test_runs_of_words_placeholders_and_padding():

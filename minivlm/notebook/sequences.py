@@ -1,4 +1,4 @@
-"""Sequences as pictures: which places of a batch are words, pictures or padding, and what a step has to compute.
+"""Sequences: prompts and answers in one line each, and pictures of what stands where and what a step computes.
 
 Letters as in `config.py`.
 """
@@ -12,11 +12,40 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
+from transformers import BatchFeature
 
+from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.notebook.figures import BLUE, GREY, INK, ORANGE, style
+from minivlm.processor import MiniVLMProcessor
 
+Part = str | Image.Image | None
 KEPT = "#DCDCDC"  # what is in the cache and is not computed again
 ROW = 0.62  # height of a row's strip
+
+
+def user(*parts: Part) -> list[dict]:
+    """A conversation of one message: text, pictures, and None for a picture that is handed over separately."""
+    content = []
+    for part in parts:
+        shown = {} if part is None else {"image": part}
+        content.append({"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} | shown)
+    return [{"role": "user", "content": content}]
+
+
+def prompts(processor: MiniVLMProcessor, *conversations: list[dict], **options) -> BatchFeature:
+    """Conversations as one batch, padded on the left, each ending where the answer begins.
+
+    `options` are those of `processor.apply_chat_template`.
+    """
+    wanted = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    return processor.apply_chat_template(list(conversations), **(wanted | options))
+
+
+def answers(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, batch, tokens: int = 60) -> list[str]:
+    """What the model writes on each row of a batch from `prompts`, greedily."""
+    written = model.generate(**batch, max_new_tokens=tokens, do_sample=False)
+    return processor.tokenizer.batch_decode(written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def rows_plate(
