@@ -175,19 +175,10 @@ W_ALONE, W_AND_LM = ("projector",), ("projector", "language_model")
 # (595,376 captions four times, then 158,720 conversations six times).
 STAGES: dict[str, dict[str, Stage]] = {
     "scenes": {
-        # at 2e-2 captions are as good, but W grows until its patches are no longer near any word (notebook 03)
-        "pretrain": Stage("pretrain", W_ALONE, {"projector": 3e-3}, 700, 32, 40, "base", final_lr_share=0.02),
+        "pretrain": Stage("pretrain", W_ALONE, {"projector": 2e-2}, 800, 32, 40, "base"),
         # two passes of 16 rows make a step: half of the memory, the same gradient
         "sft": Stage(
-            "sft",
-            W_AND_LM,
-            {"projector": 1e-3, "language_model": 1e-3},
-            460,
-            16,
-            40,
-            "pretrain",
-            final_lr_share=0.02,
-            accumulation=2,
+            "sft", W_AND_LM, {"projector": 2e-3, "language_model": 1e-3}, 420, 16, 40, "pretrain", accumulation=2
         ),
     },
     "clip-26m": {
