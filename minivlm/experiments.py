@@ -10,7 +10,10 @@ their language model; they differ in one thing.
 * **lm**: the same two stages upon a smaller language model ("small lm"), made by the same text-only recipe as the
   shipped one (`minivlm experiment small-lm`). Its score **from words** says how good it is before it sees anything.
 
-Each arm is scored on pictures of the "dev" split, after stage 1 and after stage 2. An effect is claimed only where the
+Each arm is scored on pictures of the "dev" split, after stage 1 and after stage 2, in two ways of decoding: greedily,
+where the most probable word is taken each time, and **sampled**, where words are drawn as probable as the model finds
+them. A habit that the model has in three answers of ten is never the most probable one, and greedy decoding hides it.
+An effect is claimed only where the
 means of two arms lie further apart than the seeds of either arm do (`effect`). What differs from seed to seed is W at
 the start, the wording of the rows and their order; the language models are the same for all seeds.
 
@@ -28,7 +31,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from minivlm.answers import Asked, answer
+from minivlm.answers import Asked, answer, prompt_ids
 from minivlm.base import language_model, loop
 from minivlm.checkpoint import load_checkpoint, read_meta, save_checkpoint
 from minivlm.config import PROMPTS, STAGES, MiniVLMConfig, Stage
@@ -296,15 +299,27 @@ def score(
         patch_features: (I, N, Dv), those of `scenes`.
 
     Returns:
-        "precision", "recall" (kind with colour), "chair_i", "chair_s", "length", "usual" (of `usual_share`): figures;
-        "mentions": what `invented_by_mention` gives; "pope": way -> accuracy, yes_ratio; "samples": the first texts.
+        What `score_texts` gives for greedy answers; "sampled": the same for sampled ones; "pope": way -> accuracy,
+        yes_ratio (greedy).
     """
     asked = [Asked(PROMPTS[lang], i) for i in range(len(scenes))]
     texts = answer(model, processor, asked, patch_features, LONG, title=f"descriptions, {lang}")
+    drawn = sampled(model, processor, patch_features, PROMPTS[lang])
     items: list[Item] = pope_questions(scenes, lang)
     asked = [Asked(item.question.text, item.picture) for item in items]
     said = answer(model, processor, asked, patch_features, SHORT, title=f"yes or no, {lang}")
     pope = score_pope([Reply(item, text) for item, text in zip(items, said, strict=True)])
+    pope = {way: {name: pope[way][name] for name in ("accuracy", "yes_ratio")} for way in POPE_WAYS}
+    return score_texts(scenes, texts, lang) | {"sampled": score_texts(scenes, drawn, lang), "pope": pope}
+
+
+def score_texts(scenes: Sequence[Scene], texts: Sequence[str], lang: str) -> dict[str, Any]:
+    """Score one description per scene.
+
+    Returns:
+        "precision", "recall" (kind with colour), "chair_i", "chair_s", "length", "usual" (of `usual_share`): figures;
+        "mentions": what `invented_by_mention` gives; "samples": the first texts.
+    """
     scored = score_descriptions(scenes, texts, lang, fully=False)
     things = scored["things"]["pair"]["all"]["any"]
     return {
@@ -313,9 +328,29 @@ def score(
         **{name: scored[name] for name in ("chair_i", "chair_s", "length")},
         "usual": usual_share(scenes, texts),
         "mentions": invented_by_mention(scenes, texts),
-        "pope": {way: {name: pope[way][name] for name in ("accuracy", "yes_ratio")} for way in POPE_WAYS},
         "samples": list(texts[:SAMPLES]),
     }
+
+
+@torch.no_grad()
+def sampled(
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    patch_features: torch.Tensor,
+    prompt: str,
+    seed: int = 0,
+    batch_size: int = 100,
+) -> list[str]:
+    """One answer to a prompt about each picture (I, N, Dv), each word drawn as probable as the model finds it."""
+    shared, own = prompt_ids(processor, Asked(prompt, 0))
+    texts = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for shown in patch_features.split(batch_size):
+            ids = torch.tensor([shared + own] * len(shown))  # (B, T)
+            whole = model.generate(input_ids=ids, patch_features=shown, do_sample=True, top_k=0, max_new_tokens=LONG)
+            texts += processor.tokenizer.batch_decode(whole[:, ids.shape[1] :], skip_special_tokens=True)
+    return texts
 
 
 def invented_by_mention(scenes: Sequence[Scene], texts: Sequence[str], mentions: int = MENTIONS) -> list[Figure]:
@@ -370,18 +405,23 @@ def values(results: Mapping[str, Any], arm: str, measure: str, lang: str = "en",
     """One measure of an arm, one value per seed.
 
     Args:
-        measure: a name of `score`, or "pope" for the accuracy on the adversarial questions.
+        measure: a name of `score_texts`; behind "sampled ", of sampled answers; or "pope" for the accuracy on the
+            adversarial questions.
     """
-    found = []
-    for run in results["arms"][arm]["runs"]:
-        scored = run[stage][lang]
-        found.append((scored["pope"]["adversarial"]["accuracy"] if measure == "pope" else scored[measure])["value"])
-    return found
+    return [figure_of(run[stage][lang], measure)["value"] for run in results["arms"][arm]["runs"]]
+
+
+def figure_of(scored: Mapping[str, Any], measure: str) -> Figure:
+    """One measure, named as in `values`, of what `score` gives."""
+    if measure == "pope":
+        return scored["pope"]["adversarial"]["accuracy"]
+    way, _, name = measure.rpartition(" ")
+    return (scored[way] if way else scored)[name]
 
 
 def as_text(results: Mapping[str, Any], lang: str = "en") -> str:
     """The results as a table for a terminal: the mean of the seeds, and the smallest and largest."""
-    measures = ("precision", "recall", "chair_i", "chair_s", "pope", "length")
+    measures = ("precision", "recall", "chair_i", "chair_s", "sampled chair_i", "pope", "length")
     lines = [f"{'':<22}" + "".join(f"{name:>20}" for name in measures)]
     for stage in ("pretrain", "sft"):
         for arm in results["arms"]:

@@ -1,6 +1,7 @@
 """The three experiments: what differs between arms and what does not, hand-counted scores, and a whole small run."""
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from training import save_base
 
 from minivlm import experiments
+from minivlm.answers import Asked, prompt_ids
 from minivlm.base import loop
 from minivlm.base.language_model import ROUNDS
 from minivlm.checkpoint import load_checkpoint, read_meta
@@ -16,7 +18,9 @@ from minivlm.config import PROMPTS, scenes_config
 from minivlm.experiments import (
     ARMS,
     EXPERIMENTS,
+    SHIPPED,
     SMALL_LM,
+    STEPS,
     Arm,
     Plan,
     as_text,
@@ -24,6 +28,7 @@ from minivlm.experiments import (
     experiment,
     invented_by_mention,
     make_small_lm,
+    sampled,
     small_config,
     usual_share,
     values,
@@ -125,6 +130,38 @@ class TestScores:
         assert found.spread == pytest.approx(max(max(before) - min(before), max(after) - min(after)))
 
 
+class TestSampled:
+    """Sampled answers are the model's own: as probable as it finds them, and the same again for the same seed."""
+
+    def features(self, model, count):
+        random = torch.Generator().manual_seed(1)
+        return torch.randn(1, model.config.num_image_tokens, model.config.vision_width, generator=random).expand(
+            count, -1, -1
+        )
+
+    def test_first_words_come_as_often_as_they_are_probable(self, model, processor, monkeypatch):
+        monkeypatch.setattr(experiments, "LONG", 1)
+        count = 2000
+        texts = sampled(model, processor, self.features(model, count), "What?", batch_size=count)
+        shared, own = prompt_ids(processor, Asked("What?", 0))
+        ids = torch.tensor([shared + own])
+        with torch.no_grad():
+            logits = model(input_ids=ids, patch_features=self.features(model, 1)).logits[0, -1]
+        chances = Counter()  # several ids may be written alike
+        for token, chance in enumerate(logits.softmax(-1).tolist()):
+            chances[processor.tokenizer.decode([token], skip_special_tokens=True)] += chance
+        for text, chance in chances.most_common(5):
+            error = (chance * (1 - chance) / count) ** 0.5
+            assert texts.count(text) / count == pytest.approx(chance, abs=5 * error)
+
+    def test_the_same_seed_says_the_same_and_leaves_randomness_alone(self, model, processor, monkeypatch):
+        monkeypatch.setattr(experiments, "LONG", 4)
+        before = torch.random.get_rng_state()
+        first, again, other = (sampled(model, processor, self.features(model, 3), "What?", seed) for seed in (0, 0, 1))
+        assert first == again != other
+        assert torch.equal(before, torch.random.get_rng_state())
+
+
 class TestRun:
     @pytest.fixture
     def data(self, tmp_path, model, processor):
@@ -157,7 +194,7 @@ class TestRun:
             assert [run["seed"] for run in arm["runs"]] == [0, 1]
         assert results == json.loads((plan.out / "experiments.json").read_text("utf-8"))
         assert results["language_models"][SMALL_LM]["from_words"] == {"list en": {"recall": 0.5}}
-        assert len(values(results, "short", "chair_s")) == 2 and len(values(results, "long", "pope")) == 2
+        assert len(values(results, "short", "sampled chair_s")) == 2 and len(values(results, "long", "pope")) == 2
         assert "sft, noise 30%" in as_text(results)
         monkeypatch.setattr(experiments, "train", lambda *_, **__: pytest.fail("it was trained before"))
         assert experiment(plan)["arms"] == results["arms"]
@@ -202,3 +239,31 @@ def test_the_command_says_what_it_wants(capsys):
     with pytest.raises(SystemExit):
         main(["experiment", "--help"])
     assert "small-lm" in capsys.readouterr().out
+
+
+class TestShipped:
+    @pytest.fixture(scope="class")
+    def results(self):
+        return json.loads((data_folder() / SHIPPED).read_text("utf-8"))
+
+    def test_every_arm_has_three_seeds_and_was_made_by_the_documented_command(self, results):
+        assert results["command"] == "minivlm experiment" and results["seeds"] == [0, 1, 2]
+        assert set(results["arms"]) == set(ARMS)
+        for arm in results["arms"].values():
+            assert [run["seed"] for run in arm["runs"]] == results["seeds"]
+            assert all(len(run["losses"]) == results["steps"]["sft"] == STEPS["sft"] for run in arm["runs"])
+
+    def test_both_language_models_are_the_ones_that_lie_here(self, results):
+        for name, about in results["language_models"].items():
+            meta = read_meta(data_folder() / name)
+            assert about["hash"] == meta["hashes"]["language_model"][:12]
+            assert about["from_words"] == meta["metrics"]["language_model"]
+        sizes = [about["parameters"] for about in results["language_models"].values()]
+        assert max(sizes) > 5 * min(sizes)
+
+    def test_the_smaller_language_model_is_small_and_trained_beside_the_same_encoder(self):
+        folder = data_folder() / SMALL_LM
+        assert sum(file.stat().st_size for file in folder.iterdir()) < 2e6
+        model, _, meta = load_checkpoint(folder)
+        assert meta["command"] == "minivlm experiment small-lm"
+        assert model.config.language_width == 128 and model.config.text_config.num_hidden_layers == 3

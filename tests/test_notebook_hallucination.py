@@ -124,7 +124,7 @@ def some_results():
         for s in range(3):
             one = {"value": 0.1 * a + 0.01 * s}
             scored = dict.fromkeys(("precision", "recall", "chair_i", "chair_s", "length"), one)
-            runs.append({"sft": {"en": scored | {"pope": {"adversarial": {"accuracy": one}}}}})
+            runs.append({"sft": {"en": scored | {"sampled": scored}}})
         arms[arm] = {"runs": runs}
     return {"arms": arms}
 
@@ -149,7 +149,7 @@ class TestFigures:
         assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2 and later"]
 
     def test_experiment_panels_show_all_seeds_and_the_live_run(self):
-        made = h.experiment_panels(some_results(), {"noise 30%": {"chair_i": 0.5}})
+        made = h.experiment_panels(some_results(), {"noise 30%": {"sampled chair_i": 0.5}})
         assert len(made.axes) == 9
         noise = made.axes[1]
         assert [label.get_text() for label in noise.get_xticklabels()] == ["long", "noise 10%", "noise 30%"]

@@ -35,7 +35,7 @@ CELL = "text-align:left;vertical-align:top;padding:6px 14px;max-width:27em;white
 GREY_BOX = (128, 128, 128)
 SHADOW = 0.18  # of its width that a thing's shadow reaches beyond its box
 GRID = "#E8E8E8"
-MEASURES = {"chair_i": "CHAIR_i", "recall": "recall", "pope": "POPE, adversarial"}
+MEASURES = {"sampled chair_i": "CHAIR_i, sampled", "chair_i": "CHAIR_i, greedy", "recall": "recall, greedy"}
 
 # ---- answers with their errors marked
 
@@ -340,7 +340,7 @@ def experiment_panels(results: Mapping[str, Any], live: Mapping[str, Mapping[str
                 axes.set_title(f"{name}: {title}")
                 if name == "lm":
                     axes.set_xticks(range(len(arms)), [arm if "lm" in arm else "large lm" for arm in arms])
-            if measure == "chair_i":
+            if "chair" in measure:
                 panels[row, 0].set_ylim(0, None)
     return figure
 
