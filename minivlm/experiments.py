@@ -155,7 +155,7 @@ class Plan:
     steps: Mapping[str, int] = field(default_factory=lambda: dict(STEPS))
     pictures: int = 5000
     scored: int = 400
-    languages: tuple[str, ...] = ("en", "zh")
+    languages: tuple[str, ...] = ("en",)
     precision: str = "auto"
     command: str = "minivlm experiment"
 
