@@ -178,6 +178,7 @@ class TestAlbum:
         assert (weight == 4).all()
         with album.at(0, model):
             assert torch.equal(weight, first)
+        assert torch.equal(album[0], first) and (album[4] == 4).all()
 
     def test_w_comes_back_whatever_happens(self, model):
         album, now = Album(model, []), model.projector.weight.detach().clone()

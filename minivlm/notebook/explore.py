@@ -63,6 +63,16 @@ class Album:
         """The steps that are kept, in order."""
         return sorted(self._kept)
 
+    def __getitem__(self, step: int) -> torch.Tensor:
+        """W after a step, (Dl, Dv).
+
+        Raises:
+            ValueError: that step was not kept.
+        """
+        if step not in self._kept:
+            raise ValueError(f"step {step} was not kept; choose one of {', '.join(map(str, self.steps))}")
+        return self._kept[step]
+
     @contextmanager
     def at(self, step: int, model: MiniVLMForConditionalGeneration) -> Iterator[None]:
         """The model with the W of a step, inside the block; after it, its own W again, to the bit.
@@ -70,12 +80,10 @@ class Album:
         Raises:
             ValueError: that step was not kept.
         """
-        if step not in self._kept:
-            raise ValueError(f"step {step} was not kept; choose one of {', '.join(map(str, self.steps))}")
-        weight = model.projector.weight
+        weight, then = model.projector.weight, self[step]
         now = weight.detach().clone()
         try:
-            weight.data.copy_(self._kept[step])
+            weight.data.copy_(then)
             yield
         finally:
             weight.data.copy_(now)
