@@ -42,6 +42,7 @@ def test_several_go_out_as_highlighted_html_and_plain_text(monkeypatch):
     show_source(expand_placeholders, replace_placeholders)
     assert bundles[0]["text/plain"] == f"{source_of(expand_placeholders)}\n\n{source_of(replace_placeholders)}"
     assert "highlight" in bundles[0]["text/html"]
+    assert f'<pre style="{source.LOOK}">' in bundles[0]["text/html"] and "monospace" in source.LOOK
 
 
 def test_what_has_no_file_is_refused():

@@ -7,6 +7,12 @@ from collections.abc import Callable
 
 from IPython.display import Code, display
 
+# said here, as not every page that shows a notebook sets code in its own type
+LOOK = (
+    "font-family:ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace;font-size:13px;line-height:1.4;margin:0;"
+    "padding:8px 12px;border-left:3px solid #ABABAB;background:#F7F7F7;color:#3B3B3B;overflow-x:auto"
+)
+
 
 def show_source(*functions: Callable, docstrings: bool = False) -> None:
     """Show the source of functions, methods or classes as they are installed, highlighted.
@@ -19,8 +25,8 @@ def show_source(*functions: Callable, docstrings: bool = False) -> None:
         TypeError: there is no source: the function was not written in a file or a cell.
     """
     code = "\n\n".join(source_of(function, docstrings) for function in functions)
-    highlighted = Code(data=code, language="python")
-    display({"text/html": highlighted._repr_html_(), "text/plain": code}, raw=True)
+    page = Code(data=code, language="python")._repr_html_().replace("<pre>", f'<pre style="{LOOK}">')
+    display({"text/html": page, "text/plain": code}, raw=True)
 
 
 def source_of(function: Callable, docstrings: bool = False) -> str:
