@@ -112,13 +112,15 @@ def _compare(result: torch.Tensor, batch: Batch) -> None:
 
 def _typical(batch: Batch) -> list[tuple[torch.Tensor, str]]:
     """Wrong results and what is wrong with each."""
-    text, images, mask = batch.inputs_embeds, batch.image_embeds, batch.mask
-    side, expected = int(N**0.5), by_definition(batch)
+    return _wrong_places(batch) + _wrong_order(batch) + _wrong_values(batch)
+
+
+def _wrong_places(batch: Batch) -> list[tuple[torch.Tensor, str]]:
+    """Not all placeholders are filled."""
+    text, mask, expected = batch.inputs_embeds, batch.mask, by_definition(batch)
     first = torch.zeros_like(mask)
     first[0] = mask[0]
     one_each = mask & (mask.cumsum(1) <= N)
-    columns = images.reshape(-1, side, side, WIDTH).transpose(1, 2).reshape_as(images)
-    crossed = images.transpose(0, 1).reshape_as(images)
     return [
         (
             text,
@@ -134,28 +136,38 @@ def _typical(batch: Batch) -> list[tuple[torch.Tensor, str]]:
             torch.where(one_each[..., None], expected, text),
             "a row with two pictures gets only the first of them: only its first N placeholders are filled",
         ),
+    ]
+
+
+def _wrong_order(batch: Batch) -> list[tuple[torch.Tensor, str]]:
+    """All placeholders are filled, with patches of other places or pictures."""
+    images, side = batch.image_embeds, int(N**0.5)
+    columns = images.reshape(-1, side, side, WIDTH).transpose(1, 2).reshape_as(images)
+    orders = [
         (
-            by_definition(batch, images[:1].expand_as(images)),
+            images[:1].expand_as(images),
             "every picture is the first one. `image_embeds` holds I pictures, row after row: use all of them",
         ),
         (
-            by_definition(batch, images.flip(1)),
+            images.flip(1),
             "the patches of each picture stand in reverse order: the last placeholder got the first patch",
         ),
+        (images.flip(0), "the pictures stand in reverse order: the last row got the first picture"),
+        (images.flip(0, 1), "all embeddings stand in reverse order, from the last to the first"),
+        (columns, "the patches of each picture stand column by column; they come row by row, as one reads"),
         (
-            by_definition(batch, images.flip(0)),
-            "the pictures stand in reverse order: the last row got the first picture",
-        ),
-        (by_definition(batch, images.flip(0, 1)), "all embeddings stand in reverse order, from the last to the first"),
-        (
-            by_definition(batch, columns),
-            "the patches of each picture stand column by column; they come row by row, as one reads",
-        ),
-        (
-            by_definition(batch, crossed),
+            images.transpose(0, 1).reshape_as(images),
             "the pictures are shuffled together: first all first patches, then all second ones. `image_embeds` is "
             "(I, N, Dl), so `flatten(0, 1)` gives picture after picture; no axis has to be transposed",
         ),
+    ]
+    return [(by_definition(batch, wrong), message) for wrong, message in orders]
+
+
+def _wrong_values(batch: Batch) -> list[tuple[torch.Tensor, str]]:
+    """The places are right, and what stands there, or elsewhere, is not."""
+    text, images, mask = batch.inputs_embeds, batch.image_embeds, batch.mask
+    return [
         (
             by_definition(batch, images.mean(1, keepdim=True).expand_as(images)),
             "every placeholder got the mean of its picture's patches: what stands where is lost. Patch k goes to "
@@ -167,7 +179,7 @@ def _typical(batch: Batch) -> list[tuple[torch.Tensor, str]]:
             "no row for <image>): put the picture in its place",
         ),
         (
-            expected * mask[..., None],
+            by_definition(batch) * mask[..., None],
             "the words are gone: where no placeholder stands there are zeros now. Begin with the text's embeddings",
         ),
     ]
