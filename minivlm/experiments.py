@@ -22,7 +22,6 @@ Letters as in `config.py`.
 
 import json
 import os
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -191,7 +190,7 @@ def experiment(plan: Plan, names: Iterable[str] = tuple(EXPERIMENTS)) -> dict[st
         raise ValueError(f"no experiment {', '.join(sorted(unknown))}; choose from {', '.join(EXPERIMENTS)}")
     arms = [arm for arm in ARMS if any(arm in EXPERIMENTS[name] for name in names)]
     bases = {ARMS[arm].base: read_meta(plan.data / ARMS[arm].base) for arm in arms}
-    began, lab = time.perf_counter(), Lab.of(plan)
+    lab = Lab.of(plan)
     runs = {arm: [] for arm in arms}
     for seed in plan.seeds:
         for arm in arms:
@@ -204,7 +203,6 @@ def experiment(plan: Plan, names: Iterable[str] = tuple(EXPERIMENTS)) -> dict[st
         "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": bases[BASE]["versions"] if BASE in bases else {},
         "minutes": round(sum(run["seconds"] for arm in arms for run in runs[arm]) / 60, 1),
-        "last_sitting_minutes": round((time.perf_counter() - began) / 60, 1),
         "language_models": {name: _about(plan.data / name, meta) for name, meta in bases.items()},
         "arms": {arm: {"base": ARMS[arm].base, "runs": runs[arm]} for arm in arms},
     }
@@ -424,7 +422,8 @@ def as_text(results: Mapping[str, Any], lang: str = "en") -> str:
     measures = ("precision", "recall", "chair_i", "chair_s", "sampled chair_i", "pope", "length")
     lines = [f"{'':<22}" + "".join(f"{name:>20}" for name in measures)]
     for stage in ("pretrain", "sft"):
-        for arm in results["arms"]:
+        bases = {about["base"]: arm for arm, about in reversed(results["arms"].items())}
+        for arm in bases.values() if stage == "pretrain" else results["arms"]:  # arms of one base share stage 1
             cells = []
             for name in measures:
                 found = [value for value in values(results, arm, name, lang, stage) if value is not None]
