@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,7 +99,9 @@ class TestFigures:
         assert f"stage 1 trains W, {share:.1%} of all" in alt and f"Stage 1 trains {share:.1%}" in summary
 
     def test_each_rate_is_named_with_its_peak(self):
-        texts = [text.get_text() for text in stages.rates_figure(STAGES["scenes"]["sft"]).axes[0].texts]
+        rates = {"projector": 5e-4, "language_model": 1e-3}
+        figure = stages.rates_figure(replace(STAGES["scenes"]["sft"], learning_rates=rates))
+        texts = [text.get_text() for text in figure.axes[0].texts]
         assert texts == ["W: at most 0.0005", "language model: at most 0.001"]
 
 
