@@ -242,7 +242,7 @@ def test_the_command_says_what_it_wants(capsys):
 
 
 class TestShipped:
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def results(self):
         return json.loads((data_folder() / SHIPPED).read_text("utf-8"))
 
