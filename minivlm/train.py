@@ -101,7 +101,8 @@ def train(
 
     Raises:
         TrainingError: the model is not the parent's; `out` is the parent, holds another run or a damaged one; the loss
-            is not finite; a frozen weight moved; there are no rows, or fewer in a step than processes.
+            is not finite; a step has no supervised token; a frozen weight moved; there are no rows, or fewer in a step
+            than processes.
         CheckpointError, RowError, PictureError, FeatureError: what was given cannot be used.
         OSError: the checkpoint cannot be written: found out before the first step, but for a disk that fills up.
         KeyboardInterrupt: Ctrl-C. The step at hand was finished and a checkpoint written.
@@ -199,6 +200,12 @@ class Run:
         """
         began, rows = time.perf_counter(), self.order[step]
         supervised = sum(label != IGNORE_INDEX for row in rows for label in row.labels[1:])
+        if not supervised:
+            raise TrainingError(
+                f"step {step + 1} has no supervised token, so there is nothing to learn: all labels of its {len(rows)} "
+                f"rows are {IGNORE_INDEX}. Its first rows are {', '.join(row.where for row in rows[:4])}. Render one of "
+                "them and look at its labels: was it written in the chat template of another model?"
+            )
         rates = learning_rates(step, self.stage)
         for group in self.optimizer.param_groups:
             group["lr"] = rates[group["part"]]

@@ -21,6 +21,7 @@ from minivlm.checkpoint import CheckpointError, load_checkpoint, read_meta, save
 from minivlm.config import IGNORE_INDEX
 from minivlm.data import Row
 from minivlm.features import FeatureCache
+from minivlm.notebook.faults import planted
 from minivlm.processor import RowError
 from minivlm.train import (
     LOG,
@@ -179,6 +180,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(start, tmp_path, config):
     broken = FeatureCache(some_features(config).features * math.inf)
     with pytest.raises(TrainingError, match=r"step 1 has the loss nan.*row \d+"):
         start("pretrain", tmp_path / "out", features=broken)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_in_which_nothing_is_supervised_are_told_from_a_broken_loss(start, tmp_path):
+    message = r"step 1 has no supervised token.* all labels of its 4 rows are -100\. .*row \d+.*template"
+    with planted("template_of_another_model"), pytest.raises(TrainingError, match=message):
+        start("pretrain", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
