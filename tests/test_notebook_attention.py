@@ -19,7 +19,10 @@ from minivlm.notebook.attention import (
     words_of,
 )
 from minivlm.notebook.figures import png
+from minivlm.notebook.lenses import things_patches
 from minivlm.processor import RowError
+from minivlm.scenes.facts import sample_scene
+from minivlm.scenes.words import KIND_WORDS
 
 QUESTION = "What is in this picture?"
 ANSWER = "a small blue bird"
@@ -124,6 +127,30 @@ class TestAgainstTheLibrary:
             assert model.language_model.config._attn_implementation == "eager"
             raise RuntimeError("stop")
         assert model.language_model.config._attn_implementation == "sdpa"
+
+
+class TestThings:
+    def test_looking_everywhere_alike_is_chance(self, model, processor):
+        """Without queries every position looks at all before it alike, so the thing gets its share of patches."""
+        blind(model)
+        scenes = [sample_scene("dev", i) for i in range(3)]
+        found = attention.attention_to_things(model, processor, scenes, torch.randn(3, 4, 16))
+        assert found.on_thing == pytest.approx(found.by_chance, rel=1e-5) and 0 < found.by_chance < 1
+        assert 0 < found.on_picture < 4 / 5
+
+    def test_by_hand(self, model, processor, monkeypatch):
+        scene = next(scene for scene in (sample_scene("dev", i) for i in range(40)) if len(scene.things) == 1)
+        thing, patches = things_patches(scene, 4)[0]
+        row = np.array([0.1, 0.2, 0.3, 0.2])
+        words = ["a", KIND_WORDS["en"][thing.kind].split()[-1].upper(), "somewhere"]
+        looks = Looks(words, np.stack([np.zeros(4), row, np.ones(4)]))
+        monkeypatch.setattr(attention, "attention_to_patches", lambda *_, **__: looks)
+        found = attention.attention_to_things(model, processor, [scene], torch.zeros(1, 4, 16))
+        assert found == pytest.approx((0.8, row[patches].sum() / 0.8, len(patches) / 4))
+
+    def test_no_scene_is_refused(self, model, processor):
+        with pytest.raises(ValueError, match="no description names a thing"):
+            attention.attention_to_things(model, processor, [], torch.zeros(0, 4, 16))
 
 
 class TestRefusals:

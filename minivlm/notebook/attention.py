@@ -16,9 +16,14 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from minivlm.config import PROMPTS
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.notebook.figures import BLUE, readable, show, style
+from minivlm.notebook.lenses import things_patches
 from minivlm.processor import MiniVLMProcessor
+from minivlm.scenes.facts import Scene, random_stream
+from minivlm.scenes.language import description
+from minivlm.scenes.words import KIND_WORDS
 
 FADED, PAPER = 0.8, (244, 242, 238)  # how far a patch that is not looked at fades, and to which colour
 ACROSS, ROWS = 5, 2  # words in a figure
@@ -36,6 +41,20 @@ class Looks(NamedTuple):
 
     words: list[str]
     patches: np.ndarray
+
+
+class AtThings(NamedTuple):
+    """Where the words for things looked, on average over many pictures.
+
+    Attributes:
+        on_picture: the share of their attention that went to the picture.
+        on_thing: of that, the share that went to the patches of the very thing.
+        by_chance: the share of the patches that the thing covers: what looking everywhere alike would give.
+    """
+
+    on_picture: float
+    on_thing: float
+    by_chance: float
 
 
 @contextmanager
@@ -102,6 +121,37 @@ def attention_to_patches(
     writers = [[len(prompt) + token - 1 for token in tokens] for _, tokens in words]
     rows = [table[positions][:, columns].mean(dim=0) for positions in writers]  # A rows of N
     return Looks([word for word, _ in words], torch.stack(rows).cpu().numpy())
+
+
+def attention_to_things(
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    scenes: Sequence[Scene],
+    patch_features: torch.Tensor,
+) -> AtThings:
+    """How well the words for things find their things, while the model is shown right English descriptions.
+
+    The descriptions are the same whichever model is asked, so that two models can be compared word by word.
+
+    Args:
+        patch_features: (I, N, Dv), those of `scenes`.
+
+    Raises:
+        ValueError: no description names a thing.
+    """
+    kinds, found = {word.split()[-1]: kind for kind, word in KIND_WORDS["en"].items()}, []
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPTS["en"]}]}]
+    for number, (scene, features) in enumerate(zip(scenes, patch_features, strict=True)):
+        told = description(scene, "en", random_stream("looked at", number))
+        looks = attention_to_patches(model, processor, asked, told, patch_features=features[None])
+        for word, row in zip(looks.words, looks.patches, strict=True):
+            if kind := kinds.get(word.lower()):
+                own = [patches for thing, patches in things_patches(scene, len(row)) if thing.kind == kind]
+                covered = np.unique(np.concatenate(own))
+                found.append((row.sum(), row[covered].sum() / row.sum(), len(covered) / len(row)))
+    if not found:
+        raise ValueError("no description names a thing; give scenes that have some")
+    return AtThings(*(float(value) for value in np.mean(found, axis=0)))
 
 
 def words_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[tuple[str, list[int]]]:

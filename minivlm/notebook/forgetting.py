@@ -4,14 +4,17 @@
 
 trains W and parts of the language model from `data/pretrain`, with and without the rows that have no picture, and
 writes what came out into `data/results/forgetting.json`, which notebook 04 reads. A run that is there already is not
-done again, so a command that was stopped goes on.
+done again, so a command that was stopped goes on; `--seeds 0` does those of one seed. The file counts the sittings.
 
 **Forgetting** is measured on text alone, without any picture: held-out translations, small talk, and questions about
 listed scenes, all written by `minivlm.base.corpus`, from which the language model learnt them in the first place. An
 answer is right if it is the exact one, up to capital letters and punctuation.
 
-**An effect** of one way of training against another is the difference of their means over seeds. It is claimed only if
-it is larger than the spread of either, the distance from the lowest to the highest seed.
+**Looking** is measured while the model writes the word for a thing, in a right description that is the same for all:
+how much of its attention goes to the picture, and how much of that to the thing's own patches.
+
+An effect of one way of training against another is claimed as everywhere (`minivlm.experiments.effect`): only where the
+difference of the means over seeds is larger than the spread of the seeds.
 """
 
 import argparse
@@ -32,8 +35,10 @@ from minivlm.checkpoint import load_checkpoint
 from minivlm.config import PROMPTS, STAGES
 from minivlm.data import Row
 from minivlm.evaluate import exam_questions, is_right, normalised
+from minivlm.experiments import Effect, effect
 from minivlm.features import FeatureCache
 from minivlm.model import MiniVLMForConditionalGeneration
+from minivlm.notebook.attention import attention_to_things
 from minivlm.notebook.figures import BLUE, GREY, INK, ORANGE, style
 from minivlm.notebook.stages import blocks, only, size
 from minivlm.paths import data_folder
@@ -47,8 +52,8 @@ from minivlm.train import choose_precision, train
 COMMAND = "python -m minivlm.notebook.forgetting"
 RESULTS = Path("results") / "forgetting.json"
 SEEDS = (0, 1, 2)
-PICTURES = 1920  # one for each row of a run
-STAGE = replace(STAGES["scenes"]["sft"], steps=120, batch_size=8, accumulation=2, warmup_steps=20)
+PICTURES = 1600  # one for each row of a run
+STAGE = replace(STAGES["scenes"]["sft"], steps=100, batch_size=8, accumulation=2, warmup_steps=20)
 LAYERS = tuple(f"layer {i}" for i in range(1, 6))
 TEXT_EXAM = 30_000_000  # texts from here on: neither base training, nor its exam, nor any stage reaches them
 TEXTS, PICTURES_ASKED = 120, 40  # of each kind of text, and how many pictures are asked about
@@ -131,7 +136,7 @@ def text_scores(
 def picture_scores(
     model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, exam: Exam, precision: str = "fp32"
 ) -> Scores:
-    """In both languages: questions answered right; of descriptions precision, recall, and words in English."""
+    """In both languages: questions answered right; of descriptions precision and recall. In English: words, looking."""
     right = asked_in_all = named = true = hit = 0
     lengths = {}
     for lang in LANGUAGES:
@@ -146,8 +151,10 @@ def picture_scores(
             there, said_there = {(t.kind, t.colour) for t in scene.things}, set(read_facts(text).things)
             hit, named, true = hit + len(there & said_there), named + len(said_there), true + len(there)
         lengths[lang] = sum(len(text.split() if lang == "en" else text) for text in told) / len(told)
-    shares = {"questions": right / asked_in_all, "precision": hit / max(1, named), "recall": hit / true}
-    return {name: round(share, 4) for name, share in (shares | {"words": lengths["en"]}).items()}
+    scores = {"questions": right / asked_in_all, "precision": hit / max(1, named), "recall": hit / true}
+    looks = attention_to_things(model, processor, exam.scenes, exam.features)
+    scores |= {"words": lengths["en"], "on the picture": looks.on_picture, "on the thing": looks.on_thing}
+    return {name: round(score, 4) for name, score in scores.items()}
 
 
 def picture_rows(seed: int, count: int, pictures: int = PICTURES, text_rows: bool = True) -> list[Row]:
@@ -186,24 +193,6 @@ def seeds_of(results: Mapping[str, Any], arm: str, measure: str) -> list[float]:
     return [scores[measure] for scores in results["arms"][arm]["seeds"].values()]
 
 
-class Effect(NamedTuple):
-    """One arm against another: the difference of their means over seeds, and the larger spread of the two."""
-
-    difference: float
-    spread: float
-
-    @property
-    def claimed(self) -> bool:
-        """Whether the difference exceeds the spread."""
-        return abs(self.difference) > self.spread
-
-
-def effect(of: Sequence[float], against: Sequence[float]) -> Effect:
-    """What the seeds of one arm show against those of another. A single value has no spread."""
-    spread = max(max(values) - min(values) for values in (of, against))
-    return Effect(sum(of) / len(of) - sum(against) / len(against), spread)
-
-
 def in_words(name: str, found: Effect) -> str:
     """An effect as a sentence that claims no more than was measured."""
     points = f"{name}: {100 * found.difference:+.1f} points, spread of the seeds {100 * found.spread:.1f}"
@@ -215,6 +204,7 @@ def run(file: Path, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
     parent = data_folder() / "pretrain"
     model, processor, meta = load_checkpoint(parent)
     results = _begin(file, meta)
+    results["sittings"] += 1
     exam, precision = Exam.of(model, processor), results["precision"] or choose_precision(model)
     results["precision"] = precision
     results["before"] = text_scores(model, processor, exam) | picture_scores(model, processor, exam)
@@ -241,7 +231,8 @@ def _begin(file: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     sizes = {"texts": TEXTS, "pictures": PICTURES_ASKED}
     if file.is_file() and made_from.items() <= (found := read_results(file)).items():
         return found
-    return made_from | {"sizes": sizes, "cores": os.cpu_count(), "precision": None, "seconds": 0, "arms": {}}
+    about = {"sizes": sizes, "cores": os.cpu_count(), "precision": None, "sittings": 0, "seconds": 0}
+    return made_from | about | {"arms": {}}
 
 
 def _about(arm: Arm, model: MiniVLMForConditionalGeneration) -> dict[str, Any]:
@@ -316,7 +307,7 @@ def main() -> None:
     options = parser.parse_args()
     results = run(data_folder() / RESULTS, options.seeds)
     for task in TEXT_TASKS:
-        print(in_words(task, effect(seeds_of(results, WITH, task), seeds_of(results, WITHOUT, task))))
+        print(in_words(task, effect(seeds_of(results, WITHOUT, task), seeds_of(results, WITH, task))))
 
 
 if __name__ == "__main__":

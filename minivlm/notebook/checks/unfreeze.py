@@ -7,9 +7,10 @@ from typing import Any
 import torch
 
 from minivlm.config import preset_config
+from minivlm.experiments import effect
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.notebook.checks.frame import Wrong, called, exercise, forbidden
-from minivlm.notebook.forgetting import CHOICES, effect, read_results, seeds_of
+from minivlm.notebook.forgetting import CHOICES, read_results, seeds_of
 from minivlm.notebook.stages import chosen, size
 
 W, TABLE, HEAD = "projector.", "language_model.model.embed_tokens.", "language_model.lm_head"
@@ -117,7 +118,7 @@ def predict_unfreezing(answer: Sequence[str]) -> None:
     results = read_results()
     for place, lower in enumerate(answer):
         for higher in answer[place + 1 :]:
-            found = effect(seeds_of(results, lower, PREDICTED), seeds_of(results, higher, PREDICTED))
+            found = effect(seeds_of(results, higher, PREDICTED), seeds_of(results, lower, PREDICTED))
             if found.claimed and found.difference > 0:
                 raise Wrong(
                     f"{lower!r} comes before {higher!r} in your list, but with it {100 * found.difference:.0f} points "
