@@ -1,24 +1,34 @@
 """What stage 2 buys and costs: how it is measured, and when an effect is claimed."""
 
+import io
 import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 from training import some_features
 
-from minivlm.checkpoint import save_checkpoint
+from minivlm.checkpoint import read_meta, save_checkpoint
 from minivlm.config import IMAGE_TOKEN
 from minivlm.experiments import effect
 from minivlm.features import FeatureCache
-from minivlm.notebook import forgetting
+from minivlm.notebook import figures, forgetting
 from minivlm.notebook.attention import AtThings
 from minivlm.notebook.forgetting import ARMS, CHOICES, TEXT_TASKS, WITH, WITHOUT, Arm, Exam, in_words
+from minivlm.paths import data_folder
 from minivlm.recipes import TEXT_OFFSET, SceneRows
 from minivlm.scenes.facts import sample_scene
 from minivlm.train import text_probe
 
+ROWS = {WITH: (0.75, 0.85), WITHOUT: (0.1, 0.3)}
 MEASURES = (*TEXT_TASKS, "questions", "precision", "recall", "words", "on the picture", "on the thing")
+
+
+@pytest.fixture(scope="module")
+def shipped() -> dict:
+    """The results that notebook 04 shows."""
+    return forgetting.read_results()
 
 
 class TestQuestions:
@@ -128,9 +138,37 @@ class TestRun:
 
 
 class TestEffect:
+    def test_against_another_arm_and_against_the_beginning(self):
+        arms = {name: {"seeds": {str(i): {"recall": v} for i, v in enumerate(row)}} for name, row in ROWS.items()}
+        results = {"before": {"recall": 0.5}, "arms": arms}
+        assert forgetting.mean_of(results, WITH, "recall") == pytest.approx(0.8)
+        found = forgetting.compared(results, WITH, "recall", WITHOUT)
+        assert found.difference == pytest.approx(0.6) and found.spread == pytest.approx(0.2) and found.claimed
+        found = forgetting.compared(results, WITH, "recall")
+        assert found.difference == pytest.approx(0.3) and found.spread == pytest.approx(0.1)
+
     def test_in_words(self):
         assert (
             in_words("small talk", effect([0.5], [0.9]))
             == "small talk: +40.0 points, spread of the seeds 0.0: an effect"
         )
         assert in_words("x", effect([0.6, 0.7], [0.5, 0.9])).endswith("no effect that three seeds could show")
+
+
+class TestShipped:
+    def test_all_arms_with_three_seeds_each_and_the_command(self, shipped):
+        assert shipped["command"] == forgetting.COMMAND == "python -m minivlm.notebook.forgetting"
+        assert set(shipped["arms"]) == set(ARMS)
+        for arm in shipped["arms"].values():
+            assert set(arm["seeds"]) == {"0", "1", "2"}
+            assert all(set(scores) == set(MEASURES) for scores in arm["seeds"].values())
+        assert set(shipped["before"]) == set(MEASURES)
+
+    def test_they_began_at_the_shipped_weights(self, shipped):
+        assert shipped["parent"] == read_meta(data_folder() / "pretrain")["hashes"]["projector"]
+
+    def test_figures(self, shipped):
+        live = dict.fromkeys(TEXT_TASKS, 0.4)
+        measures = {"questions": "questions right", "words": "words"}
+        for figure in (forgetting.forgetting_figure(shipped, live), forgetting.choices_figure(shipped, measures)):
+            assert Image.open(io.BytesIO(figures.png(figure))).width > 500

@@ -193,6 +193,20 @@ def seeds_of(results: Mapping[str, Any], arm: str, measure: str) -> list[float]:
     return [scores[measure] for scores in results["arms"][arm]["seeds"].values()]
 
 
+def mean_of(results: Mapping[str, Any], arm: str, measure: str) -> float:
+    """What the seeds of an arm reached in a measure, on average."""
+    values = seeds_of(results, arm, measure)
+    return sum(values) / len(values)
+
+
+def compared(results: Mapping[str, Any], arm: str, measure: str, against: str | None = None) -> Effect:
+    """An arm in a measure against another one, or against the weights from which all began, which have no spread."""
+    return effect(
+        seeds_of(results, against, measure) if against else [results["before"][measure]],
+        seeds_of(results, arm, measure),
+    )
+
+
 def in_words(name: str, found: Effect) -> str:
     """An effect as a sentence that claims no more than was measured."""
     points = f"{name}: {100 * found.difference:+.1f} points, spread of the seeds {100 * found.spread:.1f}"
@@ -249,8 +263,13 @@ def _write(file: Path, results: Mapping[str, Any]) -> None:
 # ---- figures
 
 
-def forgetting_figure(results: Mapping[str, Any]) -> Figure:
-    """Text tasks before stage 2 and after it, with and without text rows: one mark for each seed."""
+def forgetting_figure(results: Mapping[str, Any], live: Scores | None = None) -> Figure:
+    """Text tasks before stage 2 and after it, with and without text rows: one mark for each seed.
+
+    Args:
+        results: from `read_results`.
+        live: scores of one more run, made on the spot without text rows; a star.
+    """
     looks = {WITH: (BLUE, "o", "after, with text rows", 0.2), WITHOUT: (ORANGE, "^", "after, without", -0.2)}
     with style():
         figure = Figure(figsize=(8.6, 3.2), layout="constrained")
@@ -264,6 +283,9 @@ def forgetting_figure(results: Mapping[str, Any]) -> Figure:
                 axes.plot([min(values), max(values)], [y, y], color=colour, linewidth=1.2, zorder=2)
                 label = name if place == 0 else None
                 axes.plot(values, [y] * len(values), mark, color=colour, markersize=8, alpha=0.8, label=label, zorder=3)
+            if live is not None:
+                star = {"markersize": 13, "color": "white", "markeredgecolor": ORANGE, "markeredgewidth": 1.6}
+                axes.plot(live[task], -place - 0.2, "*", label="this run" if place == 0 else None, zorder=4, **star)
         axes.plot([], [], color=GREY, linewidth=3, label="before stage 2")
         axes.set_yticks([-place for place in range(len(TEXT_TASKS))], TEXT_TASKS)
         axes.set(xlim=(-0.02, 1.03), ylim=(-len(TEXT_TASKS) + 0.4, 0.6), xlabel="share of exact answers, text alone")
@@ -271,7 +293,7 @@ def forgetting_figure(results: Mapping[str, Any]) -> Figure:
         axes.grid(axis="x", color="#E8E8E8")
         axes.set_axisbelow(True)
         axes.tick_params(axis="y", length=0)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.45, 1.2), ncols=3, frameon=False, fontsize=9)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.45, 1.2), ncols=4, frameon=False, fontsize=9)
     return figure
 
 
@@ -307,7 +329,7 @@ def main() -> None:
     options = parser.parse_args()
     results = run(data_folder() / RESULTS, options.seeds)
     for task in TEXT_TASKS:
-        print(in_words(task, effect(seeds_of(results, WITHOUT, task), seeds_of(results, WITH, task))))
+        print(in_words(task, compared(results, WITH, task, WITHOUT)))
 
 
 if __name__ == "__main__":

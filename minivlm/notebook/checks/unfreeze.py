@@ -1,20 +1,21 @@
 """Exercise of notebook 04: choose what to unfreeze under a budget of parameters, and predict what comes of it."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
 import torch
 
 from minivlm.config import preset_config
-from minivlm.experiments import effect
+from minivlm.experiments import Effect
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.notebook.checks.frame import Wrong, called, exercise, forbidden
-from minivlm.notebook.forgetting import CHOICES, read_results, seeds_of
+from minivlm.notebook.forgetting import CHOICES, compared, read_results
 from minivlm.notebook.stages import chosen, size
 
 W, TABLE, HEAD = "projector.", "language_model.model.embed_tokens.", "language_model.lm_head"
-PREDICTED = "questions"  # the measure by which the choices are to be ordered
+# what is to be predicted of each choice -> the measure that decides it, and the least change that is worth naming
+PREDICTED = {"longer": ("words", 10), "forgets": ("translation", -0.02)}
 
 
 @lru_cache(maxsize=1)
@@ -103,24 +104,61 @@ def _check_choice(model: MiniVLMForConditionalGeneration, prefixes: Collection[s
 
 
 @exercise
-def predict_unfreezing(answer: Sequence[str]) -> None:
-    """Check an order of the measured choices, from the fewest questions answered right to the most.
+def predict_unfreezing(answer: Mapping[str, Collection[str]]) -> None:
+    """Check which of the measured choices make answers longer, and which make the language model forget.
 
-    Two choices whose difference does not exceed the spread of their seeds may stand either way.
+    The measurements decide. A change counts if it exceeds the spread of the seeds and is worth naming (`PREDICTED`):
+    seeds that happen to agree have no spread at all, and would make an effect of a tenth of a word.
     """
     if answer is None or answer is Ellipsis:
         raise NotImplementedError
-    if sorted(answer) != sorted(CHOICES):
-        missing, unknown = set(CHOICES) - set(answer), set(answer) - set(CHOICES)
-        named = [f"missing: {', '.join(sorted(missing))}"] * bool(missing)
-        named += [f"not among them: {', '.join(map(str, unknown))}"] * bool(unknown)
-        raise Wrong(f"put each of the measured choices into the list once ({'; '.join(named) or 'one is there twice'})")
+    if not isinstance(answer, Mapping) or set(answer) != set(PREDICTED):
+        raise Wrong(f"give a dict with exactly these keys: {', '.join(map(repr, PREDICTED))}")
+    if any(names is Ellipsis for names in answer.values()):
+        raise NotImplementedError
+    for key, names in answer.items():
+        _check_names_of_choices(key, names)
     results = read_results()
-    for place, lower in enumerate(answer):
-        for higher in answer[place + 1 :]:
-            found = effect(seeds_of(results, higher, PREDICTED), seeds_of(results, lower, PREDICTED))
-            if found.claimed and found.difference > 0:
-                raise Wrong(
-                    f"{lower!r} comes before {higher!r} in your list, but with it {100 * found.difference:.0f} points "
-                    f"more were right, and the seeds spread over {100 * found.spread:.0f} only"
-                )
+    for key, names in answer.items():
+        for name in CHOICES:
+            _check_prediction(key, name, name in names, results)
+
+
+def _check_names_of_choices(key: str, names: Any) -> None:
+    """What is listed under a key are names of choices."""
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise Wrong(f"under {key!r} stands {names!r}; give a list of choices, even if it is one or none")
+    if unknown := [name for name in names if name not in CHOICES]:
+        raise Wrong(f"under {key!r} stands {unknown[0]!r}, which was not measured; choose from {', '.join(CHOICES)}")
+
+
+def _check_prediction(key: str, name: str, predicted: bool, results: Mapping[str, Any]) -> None:
+    """One choice under one key: the measurement says whether it happened, and the message says by how much."""
+    measure, _ = PREDICTED[key]
+    found = compared(results, name, measure)
+    if predicted == happened(key, found):
+        return
+    unit = 1 if measure == "words" else 100
+    told = (
+        f"with {name!r}, {measure} went from {unit * found.before:.0f} to {unit * found.after:.0f}, and the seeds "
+        f"spread over {unit * found.spread:.1f}"
+    )
+    if not predicted:
+        raise Wrong(f"{name!r} belongs under {key!r}, too: {told}")
+    if results["arms"][name]["trains"] == ["W"] and key == "forgets":
+        raise Wrong(
+            f"{name!r} cannot forget: its language model is the same to the last bit, and a text without a picture "
+            f"never meets W. Take it out of {key!r}"
+        )
+    if results["arms"][name]["trains"] == ["W"]:
+        raise Wrong(
+            f"{name!r} does not belong under {key!r}: {told}. W decides what is seen; how an answer to this prompt "
+            "is built, the language model decides, and it stays as it was"
+        )
+    raise Wrong(f"{name!r} does not belong under {key!r}: {told}. That is nothing which three seeds could show")
+
+
+def happened(key: str, found: Effect) -> bool:
+    """Whether an effect is what a key of `PREDICTED` says."""
+    least = PREDICTED[key][1]
+    return found.claimed and found.difference / least >= 1
