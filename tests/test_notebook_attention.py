@@ -18,7 +18,7 @@ from minivlm.notebook.attention import (
     where,
     words_of,
 )
-from minivlm.notebook.figures import png
+from minivlm.notebook.figures import png, readable
 from minivlm.notebook.lenses import things_patches
 from minivlm.processor import RowError
 from minivlm.scenes.facts import sample_scene
@@ -259,3 +259,22 @@ class TestFigures:
     def test_no_word_is_refused(self, picture):
         with pytest.raises(ValueError, match="no word is chosen"):
             attention_figure(picture, self.looks, [])
+
+    def test_two_models_in_rows_with_the_same_words(self, picture, monkeypatch):
+        other = self.looks._replace(patches=self.looks.patches[:, ::-1])
+        models = {"before": self.looks, "after": other}
+        panels = attention.compared_figure(picture, models, [0, 3]).axes
+        assert [one.get_title() for one in panels[:2]] == ["On", "左" if readable("左") else "word 4"]
+        assert [one.get_ylabel() for one in panels] == ["before", "", "after", ""]
+        assert panels[2].patches[0].get_xy() == (-0.5, 111.5)
+        shown = []
+        monkeypatch.setattr(attention, "show", lambda figure, alt, summary: shown.append((alt, summary)))
+        attention.show_compared(picture, models, [0, 3])
+        assert "after, looked at most: On: bottom left; 左: top left." in shown[0][0]
+        assert shown[0][1].endswith("before 40%, after 40%.")
+
+    @pytest.mark.parametrize("chosen", [[], [0]])
+    def test_different_words_cannot_be_compared(self, picture, chosen):
+        other = self.looks._replace(words=["In", *self.looks.words[1:]]) if chosen else self.looks
+        with pytest.raises(ValueError, match="at least one word"):
+            attention.compared_figure(picture, {"before": self.looks, "after": other}, chosen)

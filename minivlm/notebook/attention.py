@@ -5,12 +5,13 @@ What changes when a thing is hidden says more about that (Jain and Wallace, arXi
 Explanation", section 4).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
@@ -236,19 +237,54 @@ def attention_figure(picture: Image.Image, looks: Looks, chosen: Sequence[int] |
         figure = Figure(figsize=(min(len(chosen), ACROSS) * 2.1, rows * 2.5))
         for number, place in enumerate(chosen, 1):
             axes = figure.add_subplot(rows, min(len(chosen), ACROSS), number)
-            weights = looks.patches[place]
-            axes.imshow(faded(picture, weights))
-            across = round(len(weights) ** 0.5)
-            row, column, size = *divmod(int(weights.argmax()), across), 224 / across
-            corner = (column * size - 0.5, row * size - 0.5)
-            axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=BLUE, linewidth=2))
-            word = looks.words[place]
-            axes.set_title(word if readable(word) else f"word {place + 1}", fontweight="bold", loc="center")
-            axes.set_xlabel(f"{weights.sum():.0%} on the picture", fontsize=8.5)
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
+            _looked(axes, picture, looks.patches[place])
+            axes.set_title(_titled(looks, place), fontweight="bold", loc="center")
         figure.subplots_adjust(wspace=0.06, hspace=0.36, left=0, right=1)
     return figure
+
+
+def compared_figure(picture: Image.Image, models: Mapping[str, Looks], chosen: Sequence[int]) -> Figure:
+    """The same words of the same answer as several models read them: a row for each model, a column for each word.
+
+    Args:
+        picture: the one that was asked about.
+        models: a name, and where its words looked.
+        chosen: places of words.
+
+    Raises:
+        ValueError: no word is chosen, or the models read different words.
+    """
+    first = next(iter(models.values()))
+    if not chosen or any(looks.words != first.words for looks in models.values()):
+        raise ValueError("choose at least one word, of an answer that is the same for all")
+    with style():
+        figure = Figure(figsize=(0.6 + 1.85 * len(chosen), 2.25 * len(models)))
+        panels = figure.subplots(len(models), len(chosen), squeeze=False)
+        for line, (name, looks) in zip(panels, models.items(), strict=True):
+            for axes, place in zip(line, chosen, strict=True):
+                _looked(axes, picture, looks.patches[place])
+                if looks is first:
+                    axes.set_title(_titled(looks, place), fontweight="bold", loc="center")
+            line[0].set_ylabel(name, fontweight="bold", labelpad=8)
+        figure.subplots_adjust(wspace=0.06, hspace=0.2, left=0.03, right=1)
+    return figure
+
+
+def _looked(axes: Axes, picture: Image.Image, weights: np.ndarray) -> None:
+    """The picture as a word saw it by its attention (N,), a frame around the patch looked at most."""
+    axes.imshow(faded(picture, weights))
+    across = round(len(weights) ** 0.5)
+    row, column, size = *divmod(int(weights.argmax()), across), 224 / across
+    corner = (column * size - 0.5, row * size - 0.5)
+    axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=BLUE, linewidth=2))
+    axes.set_xlabel(f"{weights.sum():.0%} on the picture", fontsize=8.5)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _titled(looks: Looks, place: int) -> str:
+    """A word as the figures' fonts can write it."""
+    return looks.words[place] if readable(looks.words[place]) else f"word {place + 1}"
 
 
 def show_attention(picture: Image.Image, looks: Looks, chosen: Sequence[int] | None = None) -> None:
@@ -262,3 +298,21 @@ def show_attention(picture: Image.Image, looks: Looks, chosen: Sequence[int] | N
     )
     most = looks.words[int(looks.patches.sum(axis=1).argmax())]
     show(figure, alt, f"{len(chosen)} words and where each looked; “{most}” looked at the picture more than any other.")
+
+
+def show_compared(picture: Image.Image, models: Mapping[str, Looks], chosen: Sequence[int]) -> None:
+    """`compared_figure` with alternative text and a one-line summary."""
+    told = []
+    for name, looks in models.items():
+        patches = looks.patches.shape[1]
+        words = [f"{looks.words[k]}: {where(int(looks.patches[k].argmax()), patches)}" for k in chosen]
+        told.append(f"{name}, looked at most: {'; '.join(words)}.")
+    alt = f"The picture once for each of {len(chosen)} words in {len(models)} rows, faded where the word did not look. "
+    shares = ", ".join(
+        f"{name} {np.mean([looks.patches[k].sum() for k in chosen]):.0%}" for name, looks in models.items()
+    )
+    show(
+        compared_figure(picture, models, chosen),
+        alt + " ".join(told),
+        f"Of these words' attention on the picture: {shares}.",
+    )
