@@ -203,8 +203,8 @@ class Run:
         if not supervised:
             raise TrainingError(
                 f"step {step + 1} has no supervised token, so there is nothing to learn: all labels of its {len(rows)} "
-                f"rows are {IGNORE_INDEX}. Its first rows are {', '.join(row.where for row in rows[:4])}. Render one of "
-                "them and look at its labels: was it written in the chat template of another model?"
+                f"rows are {IGNORE_INDEX}. Its first rows are {', '.join(row.where for row in rows[:4])}. Render one "
+                "and look at its labels: was it written in the chat template of another model?"
             )
         rates = learning_rates(step, self.stage)
         for group in self.optimizer.param_groups:
