@@ -28,7 +28,7 @@ timed = @start=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - start)) s
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help environment run test check lint unit nbval notebooks lab
+.PHONY: help environment run test check lint unit nbval browser notebooks lab
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F '|' '{printf "%-18s %s\n", $$1, $$2}'
@@ -36,10 +36,10 @@ help: ## this list
 run: environment ## make the environment, train both stages, evaluate, write the page
 	$(BIN)/minivlm run $(ARGS)
 
-test: environment lint unit nbval ## make the environment, run every test
+test: environment lint unit nbval browser ## make the environment, run every test
 
 check: environment ## the quick part of the tests, in two minutes
-	$(call timed,quick tests,$(BIN)/python -m pytest -m "not slow")
+	$(call timed,quick tests,$(BIN)/python -m pytest -m "not slow and not browser")
 
 lab: environment ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
@@ -48,11 +48,14 @@ lint: environment ## ruff: style and format
 	$(call timed,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
 
 unit: environment ## the package's tests, with line coverage
-	$(call timed,tests,$(BIN)/python -m pytest --durations=10 $(COVERAGE))
+	$(call timed,tests,$(BIN)/python -m pytest -m "not browser" --durations=10 $(COVERAGE))
 
 nbval: environment ## run every notebook and worked answer, and compare what they say
 	$(call timed,notebooks,$(BIN)/python -m pytest --timeout=0 $(NBVAL) $(wildcard notebooks/*.ipynb))
 	$(call timed,solutions,$(BIN)/python -m pytest --timeout=0 $(NBVAL) $(wildcard notebooks/solutions/*.ipynb))
+
+browser: environment ## open notebooks in JupyterLab and Chromium, and use them as a reader does
+	$(call timed,browser,$(BIN)/python -m pytest -m browser -ra tests/test_browser.py)
 
 notebooks: environment ## run every notebook and worked answer, and write them back with what they took
 	$(call timed,notebooks,$(BIN)/python -m minivlm.notebook.refresh \

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache
+from transformers.generation.streamers import BaseStreamer
 
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
@@ -79,6 +80,28 @@ def describe(
     """
     features = model.vision(processor.pixels(list(pictures)).to(model.device))  # (I, N, Dv)
     return answer(model, processor, [Asked(prompt, i) for i in range(len(features))], features, max_new_tokens)
+
+
+@torch.no_grad()
+def reply(
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    messages: Sequence[dict],
+    max_new_tokens: int = 96,
+    streamer: BaseStreamer | None = None,
+) -> str:
+    """The model's greedy answer to a conversation that ends with a question, pictures as image parts.
+
+    Args:
+        streamer: is given every token as soon as it is written.
+
+    Raises:
+        PictureError, RowError: as `processor.apply_chat_template` raises them.
+    """
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    batch = processor.apply_chat_template(list(messages), add_generation_prompt=True, **options).to(model.device)
+    written = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
+    return processor.tokenizer.decode(written[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
 def prompt_ids(processor: MiniVLMProcessor, one: Asked) -> tuple[list[int], list[int]]:

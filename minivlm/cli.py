@@ -188,41 +188,32 @@ def _experiment(options: argparse.Namespace) -> None:
 
 def _caption(options: argparse.Namespace) -> None:
     from minivlm.answers import describe
+    from minivlm.processor import without_shorthand
 
     model, processor = _model(options)
-    prompt = _without_shorthand(options.prompt)
+    prompt = without_shorthand(options.prompt)
     for file in options.file:
         print(f"{file}: {describe(model, processor, [file], prompt)[0]}")
 
 
 def _chat(options: argparse.Namespace) -> None:
+    from minivlm.answers import reply
     from minivlm.pictures import open_picture
+    from minivlm.processor import without_shorthand
 
     picture = open_picture(options.file)
     model, processor = _model(options)
     messages = []
     print("Ask about the picture; an empty line ends.")
     for line in sys.stdin:
-        text = line.strip() if messages else _without_shorthand(line.strip())
+        text = line.strip() if messages else without_shorthand(line.strip())
         if not text:
             break
         shown = [] if messages else [{"type": "image", "image": picture}]
         messages.append({"role": "user", "content": [*shown, {"type": "text", "text": text}]})
-        batch = processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
-        written = model.generate(**batch, max_new_tokens=96, do_sample=False)[0, batch["input_ids"].shape[1] :]
-        answer = processor.tokenizer.decode(written, skip_special_tokens=True)
+        answer = reply(model, processor, messages)
         messages.append({"role": "assistant", "content": answer})
         print(answer, flush=True)
-
-
-def _without_shorthand(text: str) -> str:
-    """Take off a leading "<image>" and the end of its line, real or typed as "\\n"; all other text is as it was."""
-    for newline in ("\n", "\\n"):
-        if text.startswith(IMAGE_TOKEN + newline):
-            return text.removeprefix(IMAGE_TOKEN + newline)
-    return text
 
 
 def _model(options: argparse.Namespace):

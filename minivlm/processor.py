@@ -334,6 +334,14 @@ def messages_from_row(conversations: list[dict], images: list, where: str = "") 
     return messages
 
 
+def without_shorthand(text: str) -> str:
+    """Take off a leading "<image>" and the end of its line, real or typed as "\\n"; all other text is as it was."""
+    for newline in ("\n", "\\n"):
+        if text.startswith(IMAGE_TOKEN + newline):
+            return text.removeprefix(IMAGE_TOKEN + newline)
+    return text
+
+
 def check_answers(messages: list[dict], where: str = "") -> None:
     """Refuse a conversation from which nothing can be learnt.
 

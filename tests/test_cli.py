@@ -14,6 +14,7 @@ from minivlm import cli
 from minivlm.checkpoint import read_meta
 from minivlm.config import PROMPTS
 from minivlm.paths import data_folder
+from minivlm.processor import without_shorthand
 from minivlm.report import STAGES
 from minivlm.scenes.facts import SETTINGS, Scene, Thing
 from minivlm.scenes.language import read_facts
@@ -72,9 +73,9 @@ def test_caption_takes_the_shorthand_off(typed, capsys, monkeypatch):
     "text", ["<image>", "<image> What?", "\n\nWhat?", "What is <image>\n?", "What is <image>\\n?", "<image>What?"]
 )
 def test_other_text_is_not_the_shorthand(text):
-    assert cli._without_shorthand(text) == text
+    assert without_shorthand(text) == text
     for newline in ("\n", "\\n"):
-        assert cli._without_shorthand(f"<image>{newline}{text}") == text  # once, not again in what follows
+        assert without_shorthand(f"<image>{newline}{text}") == text  # once, not again in what follows
 
 
 def test_only_the_first_line_of_a_chat_may_be_shorthand(capsys, monkeypatch, model, processor, picture, tmp_path):

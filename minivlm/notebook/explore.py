@@ -4,9 +4,7 @@ All controls work by keyboard; what they show is text in HTML, Chinese included.
 a notebook shows a figure of the same before it.
 """
 
-import base64
 import html
-import io
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,11 +12,10 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 from IPython.display import display
-from PIL import Image
 
 from minivlm.config import PROMPTS
 from minivlm.model import MiniVLMForConditionalGeneration
-from minivlm.notebook.figures import BLUE, INK, ORANGE
+from minivlm.notebook.figures import BLUE, INK, ORANGE, data_uri
 from minivlm.notebook.learning import Moment
 from minivlm.notebook.lenses import (
     NO_WORD,
@@ -196,7 +193,7 @@ def drawing(scene: Scene, words: Sequence[PatchWord], chosen: int | None = None)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" width="{size}" '
         f'style="max-width:100%;background:white" role="img" aria-label="{html.escape(label)}">',
-        f'<image href="{_data_uri(draw(scene, size))}" width="{size}" height="{size}" opacity="0.4"/>',
+        f'<image href="{data_uri(draw(scene, size))}" width="{size}" height="{size}" opacity="0.4"/>',
         *(_outline(covered, side) for _, covered in things_patches(scene, len(words))),
         *(_cell(place, side, word) for place, word in enumerate(words)),
     ]
@@ -270,9 +267,3 @@ def _outline(covered: np.ndarray, side: int) -> str:
     """A line around the patches of a thing."""
     lines = "".join("M{} {}L{} {}".format(*(end * CELL for end in piece)) for piece in border(covered, side))
     return f'<path d="{lines}" stroke="{BLUE}" stroke-width="2.5" stroke-linecap="round" fill="none"/>'
-
-
-def _data_uri(picture: Image.Image) -> str:
-    stream = io.BytesIO()
-    picture.save(stream, format="WEBP", quality=82)
-    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"

@@ -112,6 +112,13 @@ def png(figure: Figure) -> bytes:
     return small.getvalue()
 
 
+def data_uri(picture: Image.Image) -> str:
+    """A picture as the `src` of an `<img>`, its bytes inside: nothing is fetched."""
+    stream = io.BytesIO()
+    picture.save(stream, format="WEBP", quality=82)
+    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
 class LiveCurve:
     """A loss curve that grows while `train` runs: pass it as `on_step`.
 

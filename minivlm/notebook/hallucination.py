@@ -3,9 +3,7 @@
 Letters as in `config.py`.
 """
 
-import base64
 import html
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +21,7 @@ from minivlm import evaluate
 from minivlm.answers import Asked, describe, prompt_ids
 from minivlm.experiments import EXPERIMENTS, effect, values
 from minivlm.model import MiniVLMForConditionalGeneration
-from minivlm.notebook.figures import BLUE, GREY, INK, MAP, ORANGE, smoothed, style
+from minivlm.notebook.figures import BLUE, GREY, INK, MAP, ORANGE, data_uri, smoothed, style
 from minivlm.processor import MiniVLMProcessor
 from minivlm.report import marked
 from minivlm.scenes.draw import SIZE, Box, draw, layout
@@ -75,10 +73,8 @@ def facts_of(scene: Scene) -> str:
 
 
 def _drawn(name: str, scene: Scene, side: int) -> str:
-    stream, alt = io.BytesIO(), f"{name}: {facts_of(scene)}"
-    draw(scene).save(stream, format="WEBP", quality=80)
-    source = f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
-    return f'<img src="{source}" width="{side}" height="{side}" alt="{html.escape(alt)}">'
+    alt = f"{name}: {facts_of(scene)}"
+    return f'<img src="{data_uri(draw(scene))}" width="{side}" height="{side}" alt="{html.escape(alt)}">'
 
 
 # ---- curves and intervals

@@ -1,0 +1,220 @@
+"""JupyterLab on loopback, and a notebook in a real browser: what `test_browser.py` drives.
+
+The browser is the system's own (Debian: `apt-get install chromium`), since nothing is downloaded here.
+"""
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
+SECONDS = 60  # for a cell to finish: importing torch is the longest here
+
+# no news, no tour, no questions; every cell is in the page, also those that are scrolled away
+SETTINGS = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
+
+
+def find_browser() -> str | None:
+    """Where the system's Chromium lies, or None."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A JupyterLab that is running: its address, its token, and the folder that it shows."""
+
+    address: str
+    token: str
+    folder: Path
+
+    def link(self, name: str) -> str:
+        """The address of a notebook, by itself on the page."""
+        return f"{self.address}/doc/tree/{name}.ipynb?token={self.token}"
+
+
+@contextmanager
+def running_lab(place: Path) -> Iterator[Lab]:
+    """JupyterLab on a free port of loopback, showing a copy of the notebooks; ended whatever happens.
+
+    Outputs are dropped from the copy: what a test sees was made while it looked.
+
+    Raises:
+        RuntimeError: it did not start; the message ends with what it said.
+    """
+    folder = place / "notebooks"
+    folder.mkdir()
+    for file in NOTEBOOKS.glob("*.ipynb"):
+        (folder / file.name).write_text(json.dumps(without_outputs(json.loads(file.read_text("utf-8")))), "utf-8")
+    for name, values in SETTINGS.items():
+        file = place / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values), "utf-8")
+    token, port, said = secrets.token_hex(16), _free_port(), place / "lab.log"
+    lab = Lab(f"http://127.0.0.1:{port}", token, folder)
+    with said.open("wb") as log:
+        process = subprocess.Popen(
+            _command(port), cwd=folder, env=_environment(place, token), stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            _wait_for(lab, process, said)
+            yield lab
+        finally:
+            _end(process)
+
+
+@contextmanager
+def browser(executable: str) -> Iterator[Browser]:
+    """The system's Chromium without a window."""
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=executable, args=list(FLAGS))
+        try:
+            yield chromium
+        finally:
+            chromium.close()
+
+
+class NotebookPage:
+    """One notebook, open in the browser: cells are found by what they say, and run by keyboard."""
+
+    def __init__(self, page: Page, lab: Lab, name: str):
+        self.page = page
+        self.cells = ["".join(c["source"]) for c in json.loads((lab.folder / f"{name}.ipynb").read_text())["cells"]]
+        page.goto(lab.link(name))
+        expect(page.locator(".jp-Notebook .jp-Cell")).to_have_count(len(self.cells), timeout=30_000)
+        expect(page.get_by_text(re.compile(r"\| Idle$"))).to_be_visible(timeout=30_000)
+
+    def place_of(self, text: str) -> int:
+        """The place of the one code cell whose source has this text."""
+        found = [place for place, source in enumerate(self.cells) if text in source]
+        assert len(found) == 1, f"{len(found)} cells have the text {text!r}"
+        return found[0]
+
+    def cell(self, text: str) -> Locator:
+        """The one cell whose source has this text."""
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(self.place_of(text))
+
+    def run(self, text: str, seconds: int = SECONDS) -> Locator:
+        """Run a cell with Shift+Enter and wait until it has its number. Returns what it shows.
+
+        Cells that were started before come first, and their time counts, too.
+        """
+        cell = self.cell(text)
+        before = cell.locator(".jp-InputPrompt").inner_text()
+        cell.locator(".cm-content").click()
+        self.page.keyboard.press("Shift+Enter")
+        done = re.compile(rf"^(?!{re.escape(before)}$)\[\d+\]:$")
+        expect(cell.locator(".jp-InputPrompt")).to_have_text(done, timeout=seconds * 1000)
+        return cell.locator(".jp-OutputArea").first
+
+    def run_above(self, text: str) -> None:
+        """Run every cell above one, through the menu."""
+        self.cell(text).locator(".cm-content").click()
+        self.page.get_by_role("menuitem", name="Run", exact=True).click()
+        self.page.get_by_role("menuitem", name="Run All Above Selected Cell").click()
+
+    def alternative_texts(self) -> list[str | None]:
+        """Those of all pictures that the notebook shows now, in order."""
+        return [image.get_attribute("alt") for image in self.page.locator(".jp-OutputArea img").all()]
+
+    def write(self, text: str, source: str) -> None:
+        """Put the cursor into the cell that has `text` and replace all that stands there."""
+        place = self.place_of(text)
+        self.cell(text).locator(".cm-content").click()
+        self.page.keyboard.press("ControlOrMeta+a")
+        self.page.keyboard.insert_text(source)
+        self.cells[place] = source
+
+
+def shorten(lab: Lab, name: str, changes: dict[str, str]) -> None:
+    """Change constants in a notebook of the copy; each must stand there once."""
+    file = lab.folder / f"{name}.ipynb"
+    text = file.read_text("utf-8")
+    for old, new in changes.items():
+        assert text.count(old) == 1, f"{old!r} stands in {name} {text.count(old)} times"
+        text = text.replace(old, new)
+    file.write_text(text, "utf-8")
+
+
+def without_outputs(notebook: dict) -> dict:
+    """The notebook as if it had never been run."""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            cell["outputs"], cell["execution_count"] = [], None
+    return notebook
+
+
+def _command(port: int) -> list[str]:
+    options = {
+        "ServerApp.ip": "127.0.0.1",
+        "ServerApp.port": port,
+        "ServerApp.port_retries": 0,
+        "ServerApp.open_browser": False,
+        "ServerApp.allow_root": True,
+        "ServerApp.terminals_enabled": False,
+        "LabApp.extension_manager": "readonly",
+    }
+    return [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def _environment(place: Path, token: str) -> dict[str, str]:
+    """The user's own settings, extensions and workspaces stay out, and are not touched."""
+    own = {name: str(place / name) for name in ("config", "data", "runtime", "settings", "workspaces", "ipython")}
+    return os.environ | {
+        "JUPYTER_TOKEN": token,
+        "JUPYTER_CONFIG_DIR": own["config"],
+        "JUPYTER_DATA_DIR": own["data"],
+        "JUPYTER_RUNTIME_DIR": own["runtime"],
+        "JUPYTERLAB_SETTINGS_DIR": own["settings"],
+        "JUPYTERLAB_WORKSPACES_DIR": own["workspaces"],
+        "IPYTHONDIR": own["ipython"],
+        "MPLBACKEND": "agg",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for(lab: Lab, process: subprocess.Popen, said: Path) -> None:
+    until = time.monotonic() + SECONDS
+    while process.poll() is None and time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(f"{lab.address}/api?token={lab.token}", timeout=5):
+                return
+        except (urllib.error.URLError, TimeoutError):
+            time.sleep(0.2)
+    raise RuntimeError(f"JupyterLab did not start:\n{said.read_text('utf-8', 'replace')[-3000:]}")
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End the server and its group; kernels, in sessions of their own, are ended by it, or end when it is gone."""
+    for sign, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, sign)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            continue
