@@ -172,3 +172,17 @@ class TestShipped:
         measures = {"questions": "questions right", "words": "words"}
         for figure in (forgetting.forgetting_figure(shipped, live), forgetting.choices_figure(shipped, measures)):
             assert Image.open(io.BytesIO(figures.png(figure))).width > 500
+
+    def test_they_are_told_in_words(self, shipped, monkeypatch):
+        told = []
+        monkeypatch.setattr(forgetting, "show", lambda figure, alt, summary: told.append((alt, summary)))
+        forgetting.show_forgetting(shipped, dict.fromkeys(TEXT_TASKS, 0.4))
+        before, means = shipped["before"], [forgetting.mean_of(shipped, arm, "translation") for arm in (WITH, WITHOUT)]
+        line = f"translation {before['translation']:.0%} before, {means[0]:.0%} after it with text rows, {means[1]:.0%}"
+        assert line in told[0][0] and line in told[0][1]
+        assert "A star for this run: translation 40%, small talk 40%, listed scene 40%." in told[0][0]
+        forgetting.show_forgetting(shipped)
+        assert "star" not in told[1][0]
+        forgetting.show_choices(shipped, {"words": "words an answer", "recall": "recall"})
+        assert f"where all began: words an answer {before['words']:.0f}, recall {before['recall']:.0%}." in told[2][0]
+        assert f"W alone {forgetting.mean_of(shipped, 'W alone', 'words'):.0f};" in told[2][1]

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from minivlm.answers import Asked, answer
 from minivlm.base.corpus import Conversation, listed_scene, small_talk, translation
@@ -39,7 +40,7 @@ from minivlm.experiments import Effect, effect
 from minivlm.features import FeatureCache
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.notebook.attention import attention_to_things
-from minivlm.notebook.figures import BLUE, GREY, INK, ORANGE, style
+from minivlm.notebook.figures import BLUE, GREY, INK, ORANGE, show, style
 from minivlm.notebook.stages import blocks, only, size
 from minivlm.paths import data_folder
 from minivlm.processor import MiniVLMProcessor
@@ -303,23 +304,75 @@ def choices_figure(results: Mapping[str, Any], measures: Mapping[str, str]) -> F
     Args:
         measures: name of a measure in the results -> the panel's title.
     """
+    names = _by_size(results)
     with style():
-        figure = Figure(figsize=(11.5, 3.3), layout="constrained")
-        panels = figure.subplots(1, len(measures), sharey=True)
-        names = sorted(CHOICES, key=lambda name: results["arms"][name]["parameters"])
-        for axes, (measure, title) in zip(panels, measures.items(), strict=True):
+        figure = Figure(figsize=(11.5, 3.2), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12)
+        for number, (measure, title) in enumerate(measures.items()):
+            axes = figure.add_subplot(1, len(measures), number + 1)
             axes.axvline(results["before"][measure], color=GREY, linewidth=2, linestyle="--")
             for place, name in enumerate(names):
                 values = seeds_of(results, name, measure)
                 axes.plot([min(values), max(values)], [-place] * 2, color=BLUE, linewidth=1.2)
-                axes.plot(values, [-place] * len(values), "o", color=BLUE, markersize=7, alpha=0.8)
+                axes.plot(values, [-place] * len(values), "o", color=BLUE, markersize=7, alpha=0.7)
             axes.set_title(title)
+            axes.margins(x=0.12)
+            axes.set_ylim(-len(names) + 0.5, 0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_formatter(lambda value, _, measure=measure: _shown(measure, value))
             axes.grid(axis="x", color="#E8E8E8")
             axes.set_axisbelow(True)
             axes.tick_params(axis="y", length=0)
-        labels = [f"{name}\n{results['arms'][name]['parameters']:,}" for name in names]
-        panels[0].set_yticks([-place for place in range(len(names))], labels, fontsize=9, color=INK)
+            labels = [f"{name}\n{results['arms'][name]['parameters']:,}" for name in names] if number == 0 else []
+            axes.set_yticks([-place for place in range(len(labels))], labels, fontsize=9, color=INK)
+        began = (results["before"][next(iter(measures))], -len(names) + 1.5)
+        figure.axes[0].annotate("before", began, (5, 0), textcoords="offset points", fontsize=8.5, va="center")
     return figure
+
+
+def _by_size(results: Mapping[str, Any]) -> list[str]:
+    """The choices, that with the fewest parameters first."""
+    return sorted(CHOICES, key=lambda name: results["arms"][name]["parameters"])
+
+
+def show_forgetting(results: Mapping[str, Any], live: Scores | None = None) -> None:
+    """`forgetting_figure` with alternative text and a summary."""
+    told = [
+        f"{task} {results['before'][task]:.0%} before, {mean_of(results, WITH, task):.0%} after it with text rows, "
+        f"{mean_of(results, WITHOUT, task):.0%} without"
+        for task in TEXT_TASKS
+    ]
+    star = (
+        "" if live is None else f" A star for this run: {', '.join(f'{task} {live[task]:.0%}' for task in TEXT_TASKS)}."
+    )
+    alt = f"Three rows, one for each task; a mark for each seed. Right answers, on average: {'; '.join(told)}.{star}"
+    show(forgetting_figure(results, live), alt, f"Right without any picture: {'; '.join(told)}.")
+
+
+def show_choices(results: Mapping[str, Any], measures: Mapping[str, str]) -> None:
+    """`choices_figure` with alternative text and a summary."""
+    told = {
+        name: ", ".join(
+            f"{title} {_shown(measure, mean_of(results, name, measure))}" for measure, title in measures.items()
+        )
+        for name in _by_size(results)
+    }
+    began = ", ".join(f"{title} {_shown(measure, results['before'][measure])}" for measure, title in measures.items())
+    alt = (
+        f"{len(measures)} panels, a row for each choice, a dot for each seed, a dashed line where all began: {began}. "
+    )
+    first = next(iter(measures))
+    shown = "; ".join(f"{name} {_shown(first, mean_of(results, name, first))}" for name in told)
+    show(
+        choices_figure(results, measures),
+        alt + " ".join(f"{name}: {line}." for name, line in told.items()),
+        f"{measures[first].capitalize()}: {shown}; before {_shown(first, results['before'][first])}.",
+    )
+
+
+def _shown(measure: str, value: float) -> str:
+    """A measure's value as people write it: words as a number, all else as a share."""
+    return f"{value:.0f}" if measure == "words" else f"{value:.0%}"
 
 
 def main() -> None:
