@@ -14,7 +14,7 @@ from PIL import Image
 
 from minivlm.notebook import figures, plates, refresh, tables
 from minivlm.notebook.figures import LiveCurve, loss_curve, readable, show, smoothed
-from minivlm.notebook.tables import show_answers, show_picture, show_supervision
+from minivlm.notebook.tables import show_answers, show_picture, show_supervision, show_taught
 from minivlm.processor import Rendered
 from minivlm.scenes.draw import draw
 from minivlm.scenes.facts import sample_scene
@@ -176,6 +176,19 @@ class TestTables:
     def test_a_row_without_a_picture(self, shown, processor):
         show_supervision(Rendered([5, 6], [-100, 6]), processor.tokenizer)
         assert "1 of 2" in shown[0]["text/plain"]
+
+    def test_rows_of_several_kinds_with_their_masks(self, shown, processor):
+        rows = {"with <one>": Rendered([5, 6], [-100, 6]), "without": Rendered([5, 6, 7], [-100, -100, 7])}
+        show_taught(rows, [(Image.new("RGB", (8, 8)), "black"), None], processor.tokenizer)
+        page = shown[0]["text/html"]
+        assert page.count("<img ") == 1 and 'alt="black"' in page and ">none</td>" in page
+        assert "<b>with &lt;one&gt;</b>" in page and page.count("underline;") == 2
+        assert shown[0]["text/plain"] == "with <one>: 1 of 2 tokens are learnt; without: 1 of 3 tokens are learnt"
+
+    @pytest.mark.parametrize("pictures", [[], [(Image.new("RGB", (8, 8)), " ")]])
+    def test_rows_need_their_pictures_and_these_a_text(self, processor, pictures):
+        with pytest.raises(ValueError, match=r"alternative text|zip"):
+            show_taught({"a": Rendered([5, 6], [-100, 6])}, pictures, processor.tokenizer)
 
 
 class TestRefresh:
