@@ -16,10 +16,20 @@ from minivlm.notebook.refresh import MEASURED, WIDGET, code_hash, measured, meas
 HERE = Path(__file__).parents[1] / "notebooks"
 FILES = sorted(HERE.glob("*.ipynb"))
 SOLUTIONS = sorted((HERE / "solutions").glob("*.ipynb"))
-NAMES = ["01_architecture", "02_placeholder_embeddings", "03_projector_pretraining", "04_sft_unfreezing"]
+NAMES = {  # and the minutes that "Run all" may take on two cores
+    "00_see_it_work": 1,
+    "01_architecture": 2,
+    "02_placeholder_embeddings": 2,
+    "03_projector_pretraining": 5,
+    "04_sft_unfreezing": 5,
+    "05_results_and_hallucination": 2,
+    "A1_base_models": 2,
+}
+MINUTES_IN_ALL, GIGABYTES = 14, 2.0
 TAGS = {"nbval-check-output", "nbval-ignore-output"}  # a cell that raises shows it itself: `try`, and print the error
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|Users|root|tmp|work|usr|opt|mnt|var|private)/|\b[A-Z]:\\")
 NUMBER = re.compile(r"(?<![\w/])\d[\d,.]*\d")  # of two digits or more; ViT-B/16 is a name
+CHECK = re.compile(r"""^check\(["'](\w+)["']""", re.MULTILINE)
 MEGABYTES = 1.5
 PREDICTIONS, COMPARED = 3, 6  # at least so many in each notebook
 
@@ -51,8 +61,31 @@ def html_of(output: dict) -> str:
     return "".join(output.get("data", {}).get("text/html", ""))
 
 
-def test_the_four_notebooks_are_there():
-    assert [file.stem for file in FILES][: len(NAMES)] == NAMES
+def test_all_notebooks_are_there():
+    assert [file.stem for file in FILES] == list(NAMES)
+
+
+def test_they_took_no_longer_and_no_more_memory_than_a_class_has():
+    taken = {file.stem: measured(file) for file in FILES}
+    assert {name for name, entry in taken.items() if entry["seconds"] > 60 * NAMES[name]} == set()
+    assert sum(entry["seconds"] for entry in taken.values()) <= 60 * MINUTES_IN_ALL
+    assert {name for name, entry in taken.items() if entry["megabytes"] > 1000 * GIGABYTES} == set()
+
+
+def test_every_exercise_has_a_worked_answer_that_is_right():
+    asked = {(file.stem[:2], name) for file in FILES for name in CHECK.findall("\n".join(sources(file, "code")))}
+    solved = {(file.stem[:2], name) for file in SOLUTIONS for name in CHECK.findall("\n".join(sources(file, "code")))}
+    assert asked == solved and {number for number, _ in asked} == {"01", "02", "03", "04", "05"}
+    for file in SOLUTIONS:
+        said = [text_of(output) for output in outputs(file)]
+        assert any(text.startswith("Right.") for text in said), file.name
+
+
+def test_no_exercise_is_solved_in_its_notebook():
+    for file in FILES:
+        for source in sources(file, "code"):
+            if CHECK.search(source):
+                assert "raise NotImplementedError" in source or "PREDICTED" in source, source
 
 
 @pytest.mark.parametrize("file", FILES + SOLUTIONS, ids=lambda file: file.stem)
