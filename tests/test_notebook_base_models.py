@@ -13,9 +13,15 @@ from minivlm.base.encoder import contrast_loss
 from minivlm.base.language_model import Lessons, MosaicReader
 from minivlm.base.mosaic import Lexicon, mosaic
 from minivlm.base.tokenizer import train_tokenizer
+from minivlm.checkpoint import load_checkpoint, save_checkpoint
+from minivlm.config import W_ALONE, Stage
+from minivlm.experiments import effect
+from minivlm.features import FeatureCache
 from minivlm.notebook import base_models, base_plates
+from minivlm.recipes import SceneRows
 from minivlm.scenes.facts import Scene, Thing, random_stream, sample_scene
 from minivlm.scenes.language import caption
+from minivlm.train import text_probe, train
 
 CAPTIONS = ["a red car in the park", "a green tree", "a panda", "a blue bird above a quiet lake"]
 RECIPE = loop.Recipe(steps=3, batch_size=4, muon_lr=0.02, adam_lr=0.001, warmup=1)
@@ -96,9 +102,28 @@ def test_agreement_by_hand():
     scenes = [park, Scene("park", (CAR, TREE), 2), Scene("snow", (TREE,), 3)]
     chosen = np.array([[0, 1, 0], [0, 1, 0], [0, 1, 0]])  # every picture chooses the second caption
     assert base_models.agreement(chosen, scenes) == pytest.approx(
-        {"the setting": 2 / 3, "how many things": 1 / 3, "a kind of thing": 1, "it is its own": 1 / 3}
+        {"the setting": 2 / 3, "how many things": 1 / 3, "a kind of thing": 1, "its own caption": 1 / 3}
     )
     assert set(base_models.agreement(np.eye(3), scenes).values()) == {1.0}
+
+
+def test_hard_batches_are_of_one_setting_every_other_time(config, tokenizer, monkeypatch):
+    config.vision_config.hidden_act = "gelu"
+    scenes = [Scene(setting, (CAR,), seed) for seed in range(6) for setting in ("park", "snow")]
+    seen = []
+    monkeypatch.setattr(base_models, "caption", lambda scene, lang, rng: seen.append(scene.setting) or scene.setting)
+    towers = base_models.Towers(
+        config.vision_config, tokenizer, np.zeros((12, 8, 8, 3), np.uint8), scenes, 6, hard=True
+    )
+    settings = []
+    for step in range(8):
+        seen.clear()
+        towers.step_loss(step)
+        settings.append(set(seen))
+    assert all(len(one) == 1 for one in settings[1::2]) and {"park", "snow"} == set().union(*settings[1::2])
+    assert any(len(one) == 2 for one in settings[::2])
+    with pytest.raises(ValueError, match="fewer than 7"):
+        base_models.Towers(config.vision_config, tokenizer, towers.pictures, scenes, 7, hard=True)
 
 
 class TestBytePairs:
@@ -174,22 +199,73 @@ class TestTypedBags:
             self.cells(model, processor, "upside down")
 
 
+def test_w_is_trained_as_stage_1_trains_it_and_nothing_is_kept(make_model, processor, tmp_path, capsys):
+    model = make_model()
+    probe = {"stage": "base", "text_probe": text_probe(model, processor)}
+    parent = save_checkpoint(tmp_path / "base", model, processor, probe)
+    rows, features = SceneRows("pretrain", 4, 8), FeatureCache(torch.randn(4, 4, 16))
+    stage = Stage("pretrain", W_ALONE, {"projector": 0.01}, steps=3, batch_size=4, warmup_steps=1, parent="base")
+    losses, taught = base_models.train_w(parent, rows, stage, features, seed=5, precision="fp32")
+    assert capsys.readouterr().out == "" and [path.name for path in tmp_path.iterdir()] == ["base"]
+    options = {"parent": parent, "seed": 5, "features": features, "precision": "fp32"}
+    log = train(load_checkpoint(parent)[0], processor, rows, stage, tmp_path / "out", **options)
+    assert losses == [row["loss"] for row in log]
+    torch.testing.assert_close(taught.projector.weight, load_checkpoint(tmp_path / "out")[0].projector.weight)
+
+
+class TestWhatFiguresSay:
+    """Every figure is described with its numbers, for those who do not see it."""
+
+    @pytest.fixture(autouse=True)
+    def shown(self, monkeypatch):
+        told = []
+        monkeypatch.setattr(base_plates, "show", lambda figure, alt, summary: told.append((alt, summary)))
+        return told
+
+    def test_the_square(self, shown, picture):
+        base_plates.show_matching([picture] * 2, ["a car", "a cat"], np.array([[0.9, 0.1], [0.8, 0.5]]))
+        [(alt, summary)] = shown
+        assert "“a car” chooses number 1." in alt and "“a cat” chooses number 1." in alt
+        assert summary == (
+            "1 of 2 pictures choose their own caption; in the mean the cosine to it is 0.70, to the others 0.45."
+        )
+
+    def test_what_is_learnt_when(self, shown):
+        base_plates.show_learnt_when({"one": {0: {"a": 0.1}, 9: {"a": 0.9}}}, "of the pictures")
+        assert "one, step 0: a 10%. one, step 9: a 90%." in shown[0][0]
+        assert shown[0][1] == "At the end, one: a 90%."
+
+    def test_rounds(self, shown):
+        rows = ((0, 9.0, "list drill"), (0, 2.0, "text"), (20, 0.5, "text"), (40, 0.1, "text"), (60, 0.3, "mosaic"))
+        base_plates.show_rounds([{"step": step, "loss": loss, "kind": kind} for step, loss, kind in rows], "rounds")
+        assert "It begins at 9.00." in shown[0][0]
+        assert shown[0][1] == "The loss in the last round, in the median: talk about mosaics 0.30, text 0.50."
+
+    def test_two_tongues(self, shown):
+        named = {"blind": [0.0, 0.02], "reader": [0.5, 0.6]}
+        base_plates.show_two_tongues(
+            {"blind": [[2.0, 1.5]] * 2, "reader": [[2.0, 0.5]] * 2}, named, effect(*named.values())
+        )
+        assert "blind: 1.50, 1.50; reader: 0.50, 0.50" in shown[0][0] and "reader: 50%, 60%" in shown[0][0]
+        assert shown[0][1] == "Things named in the mean of 2 seeds: 1% and 55%; the seeds of one lie within 10%."
+
+
 class TestFigures:
     def test_the_square_frames_what_each_picture_chooses(self, picture):
         values = np.array([[0.9, 0.1], [0.8, -0.02]])
-        figure = base_plates.matching([picture] * 2, ["a car", "a cat"], {"before": values, "after": values})
-        before = figure.axes[0]
-        frames = [patch.get_xy() for patch in before.patches]
+        square, beside = base_plates.matching([picture] * 2, ["a car", "a cat"], values).axes
+        frames = [patch.get_xy() for patch in square.patches]
         assert [(round(x + 0.46), round(y + 0.46)) for x, y in frames] == [(0, 0), (0, 1)]
-        assert [text.get_text() for text in before.texts] == ["0.9", "0.1", "0.8", "0.0"]
-        assert [text.get_text() for text in figure.texts] == ["1", "a car", "2", "a cat"]
+        assert [text.get_text() for text in square.texts] == ["0.9", "0.1", "0.8", "0.0"]
+        assert [text.get_text() for text in beside.texts] == ["1", "a car", "2", "a cat"]
 
     def test_what_is_learnt_when_has_a_line_for_each_name(self):
-        figure = base_plates.learnt_when({0: {"a": 0.1, "b": 0.5}, 9: {"a": 0.9, "b": 0.9}}, "title", "share")
-        [axes] = figure.axes
+        run = {0: {"a": 0.1, "b": 0.5}, 9: {"a": 0.9, "b": 0.9}}
+        axes, other = base_plates.learnt_when({"one": run, "two": run}, "of the pictures").axes
+        assert [panel.get_title(loc="left") for panel in (axes, other)] == ["one", "two"]
         assert [line.get_ydata().tolist() for line in axes.lines] == [[0.1, 0.9], [0.5, 0.9]]
         heights = [text.xy[1] for text in axes.texts]
-        assert [text.get_text() for text in axes.texts] == ["90%  a", "90%  b"]
+        assert [text.get_text() for text in axes.texts] == ["90% a", "90% b"]
         assert abs(heights[0] - heights[1]) >= 0.05, "names that would lie on each other are moved apart"
 
     def test_rounds_are_counted_on(self):
@@ -205,7 +281,7 @@ class TestFigures:
         figure = base_plates.two_tongues(losses, {"blind": [0.0, 0.1], "reader": [0.8, 0.9]})
         assert isinstance(figure, Figure)
         left, right = figure.axes
-        assert [line.get_ydata()[-1] for line in left.lines] == [1.5, 1.75, 1.25, 1.2]
+        assert [line.get_ydata()[-1] for line in left.lines if len(line.get_ydata())] == [1.5, 1.75, 1.25, 1.2]
         assert [line.get_xdata()[-1] for line in right.lines] == [0.1, 0.9]
 
     def test_cuts_are_shown_with_their_numbers_and_as_text(self, monkeypatch):

@@ -9,10 +9,12 @@
 The figures are in `base_plates.py`. Letters as in `config.py`.
 """
 
+import io
 import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,11 +29,15 @@ from minivlm.base import loop
 from minivlm.base.encoder import TextTower, contrast_loss, normalised
 from minivlm.base.language_model import MosaicReader
 from minivlm.base.mosaic import Lexicon, mosaic
-from minivlm.config import PROMPTS
+from minivlm.checkpoint import load_checkpoint
+from minivlm.config import PROMPTS, Stage
+from minivlm.data import Row
+from minivlm.features import FeatureCache
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor, Rendered, messages_from_row
 from minivlm.scenes.facts import Scene, random_stream, sample_scene
 from minivlm.scenes.language import caption
+from minivlm.train import train
 
 Pair = tuple[str, str]
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # GPT-2's alphabet: a character a byte
@@ -47,7 +53,12 @@ class Towers(nn.Module):
         tokenizer: cuts the captions.
         pictures: uint8 (I, H, W, 3), to be learnt from.
         scenes: what they show.
-        batch_size: pictures in a batch, drawn from all of them.
+        batch_size: pictures in a batch.
+        hard: every other batch is of one setting (as `minivlm/base/encoder.py` has it, there of one number of things,
+            too); otherwise all are drawn from all pictures.
+
+    Raises:
+        ValueError: there are fewer pictures than a batch needs, or fewer of a setting where batches are hard.
     """
 
     def __init__(
@@ -57,6 +68,7 @@ class Towers(nn.Module):
         pictures: np.ndarray,
         scenes: Sequence[Scene],
         batch_size: int,
+        hard: bool = False,
     ):
         super().__init__()
         self.encoder = CLIPVisionModel(config)
@@ -64,11 +76,20 @@ class Towers(nn.Module):
         self.text = TextTower(len(tokenizer), config.hidden_size)
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.tokenizer, self.pictures, self.scenes, self.batch_size = tokenizer, pictures, scenes, batch_size
+        settings = np.array([scene.setting for scene in scenes])
+        self.everything = np.arange(len(scenes))
+        self.groups = [np.flatnonzero(settings == setting) for setting in np.unique(settings)] if hard else []
+        if min(map(len, [self.everything, *self.groups])) < batch_size:
+            raise ValueError(
+                f"a batch is drawn from fewer than {batch_size} pictures; pass more, or a smaller batch_size"
+            )
 
     def step_loss(self, step: int) -> tuple[torch.Tensor, dict[str, float]]:
         """The contrast of batch number `step`."""
         rng = random_stream("towers", step)
-        chosen = rng.choice(len(self.scenes), self.batch_size, replace=False)
+        hard = self.groups and step % 2
+        pool = self.groups[rng.integers(len(self.groups))] if hard else self.everything
+        chosen = rng.choice(pool, self.batch_size, replace=False)
         captions = [caption(self.scenes[i], "en", rng) for i in chosen]
         seen = self.encoder(pixel_values=normalised(self.pictures[chosen])).pooler_output  # (B, Dv)
         spoken = self.text(self.ids(captions))  # (B, Dv)
@@ -144,7 +165,7 @@ def agreement(cosines: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
         "the setting": float(np.mean([own.setting == chosen.setting for own, chosen in pairs])),
         "how many things": float(np.mean([len(own.things) == len(chosen.things) for own, chosen in pairs])),
         "a kind of thing": float(np.mean([bool(_kinds(own) & _kinds(chosen)) for own, chosen in pairs])),
-        "it is its own": float(np.mean([own is chosen for own, chosen in pairs])),
+        "its own caption": float(np.mean([own is chosen for own, chosen in pairs])),
     }
 
 
@@ -235,6 +256,17 @@ def typed(
         ids, weights = np.take_along_axis(ids, moved, axis=0), np.take_along_axis(weights, moved, axis=0)
     table = model.get_input_embeddings().weight.detach()  # (V, Dl)
     return (table[torch.from_numpy(ids)] * torch.from_numpy(weights)[..., None]).sum(dim=1)
+
+
+def train_w(
+    parent: Path, rows: Sequence[Row], stage: Stage, features: FeatureCache, seed: int, precision: str
+) -> tuple[list[float], MiniVLMForConditionalGeneration]:
+    """Stage 1 upon a base checkpoint, with nothing kept on disk and no ledger printed: its losses, and the model."""
+    model, processor, _ = load_checkpoint(parent)
+    options = {"parent": parent, "seed": seed, "features": features, "precision": precision}
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        log = train(model, processor, rows, stage, f"{folder}/pretrain", **options)
+    return [row["loss"] for row in log], model
 
 
 def _kinds(scene: Scene) -> set[str]:

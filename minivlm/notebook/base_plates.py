@@ -1,6 +1,7 @@
 """Figures and tables of notebook A1: CLIP's square, what it learns when, cuts into tokens, rounds of reading, two W.
 
-The numbers come from `base_models.py`. Letters as in `config.py`.
+Each `show_…` shows a figure with its alternative text and its summary; the numbers come from `base_models.py`. Letters
+as in `config.py`.
 """
 
 import html
@@ -13,45 +14,99 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from minivlm.notebook.figures import BLUE, GREY, INK, ORANGE, smoothed, style
+from minivlm.experiments import Effect
+from minivlm.notebook.figures import BLUE, GREY, INK, ORANGE, show, smoothed, style
 from minivlm.notebook.tables import CELL
 
 GRID = "#E8E8E8"
-STROKES = ((BLUE, "-", "o"), ("#5F9ED1", "--", "s"), (INK, ":", "^"), (ORANGE, "-", "D"), ("#C85200", "--", "v"))
+PALE_BLUE = "#5F9ED1"
+STROKES = ((BLUE, "-", "o"), (PALE_BLUE, "--", "s"), (INK, ":", "^"), (ORANGE, "-", "D"), ("#C85200", "--", "v"))
 FORMS = {"drill": ("o", BLUE), "roll call": ("s", ORANGE), "mosaic": ("^", INK), "text": ("x", GREY)}
 TITLES = {"drill": "drills", "roll call": "roll calls", "mosaic": "talk about mosaics", "text": "text"}
 
 
-def matching(pictures: Sequence[Image.Image], captions: Sequence[str], panels: Mapping[str, np.ndarray]) -> Figure:
+def show_matching(pictures: Sequence[Image.Image], captions: Sequence[str], cosines: np.ndarray) -> None:
+    """CLIP's square, see `matching`."""
+    chosen = cosines.argmax(axis=1)
+    alt = (
+        f"A square of {len(pictures)} pictures against their captions; the brighter, the better they go together. "
+    ) + " ".join(f"“{line}” chooses number {best + 1}." for line, best in zip(captions, chosen, strict=True))
+    own = int((chosen == np.arange(len(chosen))).sum())
+    apart = cosines[~np.eye(len(cosines), dtype=bool)].mean()
+    means = f"in the mean the cosine to it is {cosines.diagonal().mean():.2f}, to the others {apart:.2f}"
+    summary = f"{own} of {len(pictures)} pictures choose their own caption; {means}."
+    show(matching(pictures, captions, cosines), alt, summary)
+
+
+def show_learnt_when(runs: Mapping[str, Mapping[int, Mapping[str, float]]], label: str) -> None:
+    """What was learnt when, see `learnt_when`."""
+    told = {
+        f"{title}, step {step}": ", ".join(f"{name} {share:.0%}" for name, share in moment.items())
+        for title, moments in runs.items()
+        for step, moment in moments.items()
+    }
+    ends = {title: moments[max(moments)] for title, moments in runs.items()}
+    alt = f"{len(runs)} panels of lines over the steps. " + " ".join(f"{when}: {row}." for when, row in told.items())
+    summary = "At the end, " + "; ".join(
+        f"{title}: " + ", ".join(f"{name} {share:.0%}" for name, share in end.items()) for title, end in ends.items()
+    )
+    show(learnt_when(runs, label), alt, f"{summary}.")
+
+
+def show_rounds(log: Sequence[Mapping], title: str) -> None:
+    """A language model's rounds, see `rounds`."""
+    last = max(place for place, row in enumerate(log) if row["step"] == 0)  # the last round begins here
+    losses = {name: [row["loss"] for row in log[last:] if form_of(row["kind"]) == name] for name in FORMS}
+    told = ", ".join(f"{TITLES[name]} {np.median(row):.2f}" for name, row in losses.items() if row)
+    alt = (
+        "Points of the training loss on a logarithmic scale, round after round, a mark for each form of batch. "
+        f"It begins at {log[0]['loss']:.2f}. In the last round, in the median: {told}."
+    )
+    show(rounds(log, title), alt, f"The loss in the last round, in the median: {told}.")
+
+
+def show_two_tongues(
+    losses: Mapping[str, Sequence[Sequence[float]]], found: Mapping[str, Sequence[float]], gap: Effect
+):
+    """W upon two language models, see `two_tongues`; `gap` compares what is found upon the one and upon the other."""
+    ends = "; ".join(f"{name}: {', '.join(f'{row[-1]:.2f}' for row in rows)}" for name, rows in losses.items())
+    shares = "; ".join(f"{name}: {', '.join(f'{share:.0%}' for share in row)}" for name, row in found.items())
+    alt = f"Left, losses of W, a line for each seed; at the end {ends}. Right, the share of things named. {shares}."
+    summary = (
+        f"Things named in the mean of {len(next(iter(found.values())))} seeds: {gap.before:.0%} and {gap.after:.0%}"
+    )
+    show(two_tongues(losses, found), alt, f"{summary}; the seeds of one lie within {gap.spread:.0%}.")
+
+
+def matching(pictures: Sequence[Image.Image], captions: Sequence[str], cosines: np.ndarray) -> Figure:
     """CLIP's square: a row for each picture, a column for each caption, how well they go together.
 
     A frame marks the caption that each picture chooses; the right one stands on the diagonal.
 
     Args:
         pictures: one per row.
-        captions: one per column; numbered, and written out below.
-        panels: title -> cosines (I, I), side by side.
+        captions: one per column; numbered, and written out beside the square.
+        cosines: (I, I).
     """
     count = len(pictures)
     with style():
-        figure = Figure(figsize=(5.4 * len(panels), 5.3 + 0.24 * count))
-        text = 0.24 * count / (5.3 + 0.24 * count)  # the share of the page that the captions take
-        for number, (title, values) in enumerate(panels.items()):
-            left = (number + 0.14) / len(panels)
-            axes = figure.add_axes((left, text + 0.03, 0.84 / len(panels), 0.87 - text))
-            _square(axes, title, values)
-            for row, picture in enumerate(pictures):
-                inset = axes.inset_axes((-1.5, row - 0.47, 0.94, 0.94), transform=axes.transData)
-                inset.imshow(np.asarray(picture))
-                inset.axis("off")
+        figure = Figure(figsize=(11, 5.2))
+        axes = figure.add_axes((0.07, 0.02, 0.44, 0.9))
+        _square(axes, cosines)
+        for row, picture in enumerate(pictures):
+            inset = axes.inset_axes((-1.5, row - 0.47, 0.94, 0.94), transform=axes.transData)
+            inset.imshow(np.asarray(picture))
+            inset.axis("off")
+        beside = figure.add_axes((0.53, 0.02, 0.46, 0.9))
+        beside.set(xlim=(0, 1), ylim=(count - 0.5, -0.5))
+        beside.axis("off")
         for place, line in enumerate(captions):
-            height = text * (1 - (place + 0.3) / count)
-            figure.text(0.045, height, f"{place + 1}", va="top", ha="right", fontsize=10, fontweight="bold")
-            figure.text(0.055, height, line, va="top", fontsize=10)
+            beside.text(0.03, place, f"{place + 1}", va="center", ha="right", fontsize=11, fontweight="bold")
+            beside.text(0.06, place, line, va="center", fontsize=11)
     return figure
 
 
-def _square(axes: Axes, title: str, values: np.ndarray) -> None:
+def _square(axes: Axes, values: np.ndarray) -> None:
     """A matrix of cosines with numbers in it, and a frame around the largest of each row."""
     count = len(values)
     axes.imshow(values, vmin=-1, vmax=1)
@@ -69,33 +124,40 @@ def _square(axes: Axes, title: str, values: np.ndarray) -> None:
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(title, pad=8)
 
 
-def learnt_when(moments: Mapping[int, Mapping[str, float]], title: str, label: str) -> Figure:
-    """Shares over the steps of a training, each line with its name at its end.
+def learnt_when(runs: Mapping[str, Mapping[int, Mapping[str, float]]], label: str) -> Figure:
+    """Shares over the steps of trainings, a panel for each, every line with its name at its end.
 
     Args:
-        moments: step -> name -> share; the same names at every step.
+        runs: title -> step -> name -> share; the same names at every step.
+        label: what the shares are of.
     """
-    steps, names = list(moments), list(next(iter(moments.values())))
-    ends = _apart([moments[steps[-1]][name] for name in names], 0.055)
     with style():
-        figure = Figure(figsize=(9, 4.2), layout="constrained")
-        axes = figure.add_subplot()
-        for (colour, dashes, mark), name, end in zip(STROKES, names, ends, strict=False):
-            shares = [moment[name] for moment in moments.values()]
-            axes.plot(steps, shares, dashes, color=colour, marker=mark, markersize=5, linewidth=2)
-            axes.annotate(f"{shares[-1]:.0%}  {name}", (steps[-1], end), (9, 0), textcoords="offset points",
-                          va="center", color=colour if colour != "#5F9ED1" else BLUE)  # fmt: skip
-        axes.set(xlim=(0, steps[-1] * 1.42), ylim=(-0.02, 1.05), xlabel="step", ylabel=label)
-        axes.set_xticks([step for step in axes.get_xticks() if step <= steps[-1]])
-        axes.set_yticks(np.linspace(0, 1, 5), [f"{share:.0%}" for share in np.linspace(0, 1, 5)])
-        axes.spines["bottom"].set_bounds(0, steps[-1])
-        axes.grid(axis="y", color=GRID)
-        axes.set_axisbelow(True)
-        axes.set_title(title)
+        figure = Figure(figsize=(6.2 * len(runs), 4.2), layout="constrained")
+        panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+        for axes, (title, moments) in zip(panels, runs.items(), strict=True):
+            _shares(axes, moments)
+            axes.set_title(title)
+        panels[0].set_ylabel(label)
+        panels[0].set_yticks(np.linspace(0, 1, 5), [f"{share:.0%}" for share in np.linspace(0, 1, 5)])
     return figure
+
+
+def _shares(axes: Axes, moments: Mapping[int, Mapping[str, float]]) -> None:
+    """One panel of `learnt_when`."""
+    steps, names = list(moments), list(next(iter(moments.values())))
+    ends = _apart([moments[steps[-1]][name] for name in names], 0.06)
+    for (colour, dashes, mark), name, end in zip(STROKES, names, ends, strict=False):
+        shares = [moment[name] for moment in moments.values()]
+        axes.plot(steps, shares, dashes, color=colour, marker=mark, markersize=5, linewidth=2)
+        axes.annotate(f"{shares[-1]:.0%} {name}", (steps[-1], end), (9, 0), textcoords="offset points",
+                      va="center", fontsize=9.5, color=colour if colour != PALE_BLUE else BLUE)  # fmt: skip
+    axes.set(xlim=(0, steps[-1] * 1.5), ylim=(-0.02, 1.12), xlabel="step")
+    axes.set_xticks([step for step in axes.get_xticks() if step <= steps[-1]])
+    axes.spines["bottom"].set_bounds(0, steps[-1])
+    axes.grid(axis="y", color=GRID)
+    axes.set_axisbelow(True)
 
 
 def _apart(values: Sequence[float], least: float) -> list[float]:
@@ -180,15 +242,16 @@ def two_tongues(losses: Mapping[str, Sequence[Sequence[float]]], found: Mapping[
     with style():
         figure = Figure(figsize=(10.5, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-        for place, (name, (colour, dashes, mark)) in enumerate(zip(losses, STROKES[::3], strict=False)):
+        for place, (name, (colour, dashes, mark)) in enumerate(zip(losses, STROKES[::4], strict=False)):
             for curve in losses[name]:
                 mean = smoothed(curve, window=8)
                 left.plot(np.arange(1, len(mean) + 1), mean, dashes, color=colour, linewidth=1.6)
-            left.annotate(name, (len(mean), mean[-1]), (0, 8), textcoords="offset points", ha="right", color=colour)
+            left.plot([], [], dashes, color=colour, label=name)
             right.plot(found[name], [place] * len(found[name]), mark, color=colour, markersize=9, alpha=0.8)
-            right.text(0, place - 0.2, name, color=colour)
+            right.text(0, place - 0.18, name, color=colour)
         left.set(ylim=(0, None), xlabel="step", ylabel="loss", title="Training W: a line for each seed")
         right.set(xlim=(-0.03, 1.03), ylim=(len(losses) - 0.6, -0.6), title="Things named, held-out pictures")
+        left.legend(frameon=False, loc="upper right")
         right.set_yticks([])
         right.set_xticks(np.linspace(0, 1, 5), [f"{share:.0%}" for share in np.linspace(0, 1, 5)])
         for axes, axis in ((left, "y"), (right, "x")):
