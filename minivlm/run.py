@@ -82,9 +82,10 @@ def run(plan: Plan) -> dict[str, Any]:
         model, processor, _ = load_checkpoint(plan.data / BASE)
         precision = _precision(plan, model)
         cache = training_features(plan, model, processor, precision)
+    helpers_gb = helpers_memory_gb(plan.workers or os.cpu_count() or 1)  # now: see there
     with clock("exam"):
         exam = _exam(plan, model, processor)
-    drawing_gb = most_memory_gb(helpers=plan.workers or os.cpu_count() or 1)  # helpers draw; later there are none
+    drawing_gb = most_memory_gb(helpers_gb)  # helpers draw; later there are none
     record = {"ledgers": {}, "losses": {}, "exam": {}, "answers": {}}
     for name, parent in ((PRETRAIN, plan.data / BASE), (SFT, plan.out / PRETRAIN)):
         stage = plan.stage(name)
@@ -168,18 +169,31 @@ def table_answers(model: MiniVLMForConditionalGeneration, processor: MiniVLMProc
     return {lang: describe(model, processor, pictures, prompt) for lang, prompt in PROMPTS.items()}
 
 
-def most_memory_gb(helpers: int = 0) -> float | None:
-    """The most memory that this process held until now, in GB; None where the system does not tell.
+def most_memory_gb(helpers_gb: float | None = 0.0) -> float | None:
+    """The most memory that this process held until now and its helpers beside it, in GB; None if it is not known."""
+    if sys.platform == "win32" or helpers_gb is None:
+        return None
+    import resource
 
-    With `helpers`, the most that so many helpers may have held at the same time is added.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _unit() / 1e9 + helpers_gb
+
+
+def helpers_memory_gb(helpers: int) -> float | None:
+    """The most that so many helpers may have held at the same time, in GB; None where the system does not tell.
+
+    To be asked after the first helpers, while this process is small: Linux counts for a child what its parent held
+    when it was started, until it holds more itself (`exec` keeps the high-water mark of the memory before it).
     """
     if sys.platform == "win32":
         return None
     import resource
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    own, one_helper = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return (own + helpers * one_helper) * unit / 1e9
+    return helpers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _unit() / 1e9
+
+
+def _unit() -> int:
+    """Bytes in one of the units in which the system counts a process's memory."""
+    return 1 if sys.platform == "darwin" else 1024
 
 
 def _check_places(plan: Plan) -> None:

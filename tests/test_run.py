@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +14,7 @@ from training import deadly, in_a_child, save_base, some_features, some_rows, st
 import minivlm.run
 from minivlm.checkpoint import META, CheckpointError, read_meta
 from minivlm.paths import BASE, PRETRAIN, SFT
-from minivlm.run import RESULTS, Clock, Plan, most_memory_gb, run
+from minivlm.run import RESULTS, Clock, Plan, run
 from minivlm.train import train
 
 
@@ -123,8 +125,15 @@ def test_a_run_finds_out_that_it_cannot_write_before_it_draws_anything(plan, don
     assert done == []
 
 
-def test_memory_counts_the_helpers_only_while_they_draw():
-    own, with_two = most_memory_gb(), most_memory_gb(helpers=2)
-    if own is None:
-        pytest.skip("this system does not tell")
-    assert 0.05 < own <= with_two < 100
+@pytest.mark.skipif(sys.platform == "win32", reason="this system does not tell")
+def test_memory_is_that_of_this_process_and_of_its_helpers_beside_it():
+    code = (
+        "import subprocess, sys\n"
+        "from minivlm.run import helpers_memory_gb, most_memory_gb\n"
+        "subprocess.run([sys.executable, '-c', 'held = bytearray(900_000_000)'], check=True)\n"
+        "print(helpers_memory_gb(2), most_memory_gb(), most_memory_gb(1.5), most_memory_gb(None))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    helpers, own, both = map(float, said[:3])
+    assert 2 * 0.9 < helpers < 2 * 1.0 and 0.05 < own < 0.9
+    assert both == pytest.approx(own + 1.5, abs=0.05) and said[3] == "None"
