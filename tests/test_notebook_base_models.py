@@ -231,9 +231,9 @@ class TestWhatFiguresSay:
         )
 
     def test_what_is_learnt_when(self, shown):
-        base_plates.show_learnt_when({"one": {0: {"a": 0.1}, 9: {"a": 0.9}}}, "of the pictures")
-        assert "one, step 0: a 10%. one, step 9: a 90%." in shown[0][0]
-        assert shown[0][1] == "At the end, one: a 90%."
+        base_plates.show_learnt_when({0: {"a": 0.1}, 5: {"a": 0.4}, 9: {"a": 0.9}}, "Learnt", "of the pictures")
+        assert shown[0][0] == "Lines over the steps. Learnt: step 0, a 10%. step 5, a 40%. step 9, a 90%."
+        assert shown[0][1] == "Step 5: a 40%. Step 9: a 90%."
 
     def test_rounds(self, shown):
         rows = ((0, 9.0, "list drill"), (0, 2.0, "text"), (20, 0.5, "text"), (40, 0.1, "text"), (60, 0.3, "mosaic"))
@@ -260,9 +260,7 @@ class TestFigures:
         assert [text.get_text() for text in beside.texts] == ["1", "a car", "2", "a cat"]
 
     def test_what_is_learnt_when_has_a_line_for_each_name(self):
-        run = {0: {"a": 0.1, "b": 0.5}, 9: {"a": 0.9, "b": 0.9}}
-        axes, other = base_plates.learnt_when({"one": run, "two": run}, "of the pictures").axes
-        assert [panel.get_title(loc="left") for panel in (axes, other)] == ["one", "two"]
+        [axes] = base_plates.learnt_when({0: {"a": 0.1, "b": 0.5}, 9: {"a": 0.9, "b": 0.9}}, "title", "share").axes
         assert [line.get_ydata().tolist() for line in axes.lines] == [[0.1, 0.9], [0.5, 0.9]]
         heights = [text.xy[1] for text in axes.texts]
         assert [text.get_text() for text in axes.texts] == ["90% a", "90% b"]

@@ -38,19 +38,15 @@ def show_matching(pictures: Sequence[Image.Image], captions: Sequence[str], cosi
     show(matching(pictures, captions, cosines), alt, summary)
 
 
-def show_learnt_when(runs: Mapping[str, Mapping[int, Mapping[str, float]]], label: str) -> None:
+def show_learnt_when(moments: Mapping[int, Mapping[str, float]], title: str, label: str) -> None:
     """What was learnt when, see `learnt_when`."""
     told = {
-        f"{title}, step {step}": ", ".join(f"{name} {share:.0%}" for name, share in moment.items())
-        for title, moments in runs.items()
-        for step, moment in moments.items()
+        step: ", ".join(f"{name} {share:.0%}" for name, share in moment.items()) for step, moment in moments.items()
     }
-    ends = {title: moments[max(moments)] for title, moments in runs.items()}
-    alt = f"{len(runs)} panels of lines over the steps. " + " ".join(f"{when}: {row}." for when, row in told.items())
-    summary = "At the end, " + "; ".join(
-        f"{title}: " + ", ".join(f"{name} {share:.0%}" for name, share in end.items()) for title, end in ends.items()
-    )
-    show(learnt_when(runs, label), alt, f"{summary}.")
+    steps = list(told)
+    alt = f"Lines over the steps. {title}: " + " ".join(f"step {step}, {row}." for step, row in told.items())
+    midway, end = steps[len(steps) // 2], steps[-1]
+    show(learnt_when(moments, title, label), alt, f"Step {midway}: {told[midway]}. Step {end}: {told[end]}.")
 
 
 def show_rounds(log: Sequence[Mapping], title: str) -> None:
@@ -126,38 +122,31 @@ def _square(axes: Axes, values: np.ndarray) -> None:
     axes.spines[:].set_visible(False)
 
 
-def learnt_when(runs: Mapping[str, Mapping[int, Mapping[str, float]]], label: str) -> Figure:
-    """Shares over the steps of trainings, a panel for each, every line with its name at its end.
+def learnt_when(moments: Mapping[int, Mapping[str, float]], title: str, label: str) -> Figure:
+    """Shares over the steps of a training, each line with its name at its end.
 
     Args:
-        runs: title -> step -> name -> share; the same names at every step.
+        moments: step -> name -> share; the same names at every step.
         label: what the shares are of.
     """
-    with style():
-        figure = Figure(figsize=(6.2 * len(runs), 4.2), layout="constrained")
-        panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-        for axes, (title, moments) in zip(panels, runs.items(), strict=True):
-            _shares(axes, moments)
-            axes.set_title(title)
-        panels[0].set_ylabel(label)
-        panels[0].set_yticks(np.linspace(0, 1, 5), [f"{share:.0%}" for share in np.linspace(0, 1, 5)])
-    return figure
-
-
-def _shares(axes: Axes, moments: Mapping[int, Mapping[str, float]]) -> None:
-    """One panel of `learnt_when`."""
     steps, names = list(moments), list(next(iter(moments.values())))
-    ends = _apart([moments[steps[-1]][name] for name in names], 0.06)
-    for (colour, dashes, mark), name, end in zip(STROKES, names, ends, strict=False):
-        shares = [moment[name] for moment in moments.values()]
-        axes.plot(steps, shares, dashes, color=colour, marker=mark, markersize=5, linewidth=2)
-        axes.annotate(f"{shares[-1]:.0%} {name}", (steps[-1], end), (9, 0), textcoords="offset points",
-                      va="center", fontsize=9.5, color=colour if colour != PALE_BLUE else BLUE)  # fmt: skip
-    axes.set(xlim=(0, steps[-1] * 1.5), ylim=(-0.02, 1.12), xlabel="step")
-    axes.set_xticks([step for step in axes.get_xticks() if step <= steps[-1]])
-    axes.spines["bottom"].set_bounds(0, steps[-1])
-    axes.grid(axis="y", color=GRID)
-    axes.set_axisbelow(True)
+    ends = _apart([moments[steps[-1]][name] for name in names], 0.055)
+    with style():
+        figure = Figure(figsize=(9, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for (colour, dashes, mark), name, end in zip(STROKES, names, ends, strict=False):
+            shares = [moment[name] for moment in moments.values()]
+            axes.plot(steps, shares, dashes, color=colour, marker=mark, markersize=5, linewidth=2)
+            axes.annotate(f"{shares[-1]:.0%} {name}", (steps[-1], end), (9, 0), textcoords="offset points",
+                          va="center", color=colour if colour != PALE_BLUE else BLUE)  # fmt: skip
+        axes.set(xlim=(0, steps[-1] * 1.3), ylim=(-0.02, 1.12), xlabel="step", ylabel=label)
+        axes.set_xticks([step for step in axes.get_xticks() if step <= steps[-1]])
+        axes.set_yticks(np.linspace(0, 1, 5), [f"{share:.0%}" for share in np.linspace(0, 1, 5)])
+        axes.spines["bottom"].set_bounds(0, steps[-1])
+        axes.grid(axis="y", color=GRID)
+        axes.set_axisbelow(True)
+        axes.set_title(title)
+    return figure
 
 
 def _apart(values: Sequence[float], least: float) -> list[float]:
