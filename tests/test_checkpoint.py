@@ -83,6 +83,13 @@ def test_loaded_is_what_was_saved(saved, model, processor, make_batch):
     assert {"python", "torch", "transformers"} <= meta["versions"].keys()
 
 
+def test_how_to_generate_is_saved_and_loaded(model, processor, tmp_path):
+    model.generation_config.no_repeat_ngram_size = 7
+    model.generation_config.eos_token_id = [2, 5]
+    loaded, _, _ = load_checkpoint(save_checkpoint(tmp_path / "unusual", model, processor, META))
+    assert loaded.generation_config.no_repeat_ngram_size == 7 and loaded.generation_config.eos_token_id == [2, 5]
+
+
 def test_a_fresh_process_gets_the_same_logits(saved, model, make_batch, tmp_path):
     batch = make_batch([1, 2])
     safetensors.torch.save_file(batch, tmp_path / "batch.safetensors")

@@ -10,9 +10,11 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from training import deadly, die, in_a_child, save_base, some_features, some_rows, stage, train_both
 
 import minivlm.checkpoint
@@ -167,6 +169,57 @@ def test_two_passes_of_two_rows_equal_one_of_four(start, tmp_path):
     torch.testing.assert_close(two.projector.weight, one.projector.weight, rtol=0, atol=1e-6)
 
 
+def by_hand(base, processor, config, rows) -> tuple[float, dict[str, torch.Tensor]]:
+    """The mean loss over all supervised tokens of some rows, read one by one, and its gradient in W."""
+    model, _, _ = load_checkpoint(base)
+    minivlm.train.draw_projector(model, 0)
+    features, losses = some_features(config), []
+    for row in rows:
+        shown = {"patch_features": features[row.pictures]} if row.pictures else {}
+        ids = torch.tensor([row.input_ids])
+        images = torch.tensor([len(row.pictures)])
+        chances = model(input_ids=ids, images_per_row=images, **shown).logits[0].log_softmax(-1)  # (T, V)
+        losses += [-chances[t - 1, label] for t, label in enumerate(row.labels) if t and label != IGNORE_INDEX]
+    assert len(losses) > len(rows)
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    return loss.item(), model.projector.weight.grad
+
+
+@pytest.fixture
+def gradients():
+    """The gradients with which the optimizer goes its steps: a list that grows with every step."""
+    seen = []
+
+    def note(optimizer, *_):
+        seen.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
+
+    hook = register_optimizer_step_pre_hook(note)
+    yield seen
+    hook.remove()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_loss_of_a_step_is_the_mean_over_its_supervised_tokens(
+    accumulation, base, start, tmp_path, processor, config, gradients
+):
+    loss, gradient = by_hand(base, processor, config, RowOrder(some_rows(), processor, 4, seed=0)[0])
+    changes = {"batch_size": 4 // accumulation, "accumulation": accumulation, "steps": 1, "clip_norm": 1e9}
+    _, log = start("pretrain", tmp_path / "out", changes=changes)
+    assert log[0]["loss"] == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(gradients[0][0], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_is_scaled_down_to_the_norm_of_the_stage(base, start, tmp_path, processor, config, gradients):
+    _, gradient = by_hand(base, processor, config, RowOrder(some_rows(), processor, 4, seed=0)[0])
+    norm = gradient.square().sum().sqrt().item()
+    for clip_norm in (norm / 50, norm * 2):
+        _, log = start("pretrain", tmp_path / f"{clip_norm}", changes={"steps": 1, "clip_norm": clip_norm})
+        assert log[0]["grad_norm"] == pytest.approx(norm, rel=1e-4)  # as it was before
+        expected = gradient * min(1.0, clip_norm / norm)
+        torch.testing.assert_close(gradients[-1][0], expected, rtol=1e-3, atol=1e-7)
+
+
 def test_features_give_what_pictures_give(start, tmp_path, model, processor):
     pictures = [Image.fromarray(torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8).numpy()) for _ in range(6)]
     features = FeatureCache(model.vision(processor.pixels(pictures)))
@@ -224,6 +277,21 @@ def test_every_row_comes_once_before_any_comes_again(processor):
     assert set(Counter(names[:24]).values()) == {1}
     assert set(Counter(names[24:]).values()) == {1}
     assert names[:24] != names[24:]
+
+
+def test_rows_are_drawn_from_anywhere_in_the_file(processor):
+    """Each epoch is a permutation that its seed decides: what comes together did not stand together."""
+    rows, halves = some_rows(24), []
+    for seed in range(3):
+        order = RowOrder(rows, processor, rows_per_step=3, seed=seed)
+        numbers = [int(row.where.removeprefix("row ")) for step in range(16) for row in order[step]]
+        assert sorted(numbers[:24]) == sorted(numbers[24:]) == list(range(24))
+        for epoch in (0, 1):  # within a window rows are sorted by length, so windows are compared as sets
+            window = numbers[24 * epoch : 24 * epoch + 12]
+            permuted = np.random.default_rng((seed, epoch)).permutation(24)
+            assert set(window) == set(permuted[:12].tolist()) != set(range(12))
+            halves.append(frozenset(window))
+    assert len(set(halves)) == 6
 
 
 def test_the_order_depends_on_seed_and_step_alone(processor):
