@@ -2,8 +2,9 @@
 
 A checkpoint is a folder: one safetensors file for each part of the model (with an index, so that the library's own
 `from_pretrained` reads the folder too), config, tokenizer and image processor, and `minivlm.json`, which names the
-stage, the seed, the command, the metrics, and the hash of every part. It may hold only what its stage trained; then
-`minivlm.json` says in which folder the other parts lie, and their hashes must be the ones it was trained with.
+stage, the seed, the command, the metrics, and the hashes of every part and of the config. It may hold only what its
+stage trained; then `minivlm.json` says in which folder the other parts lie, and their hashes must be the ones it was
+trained with.
 """
 
 import errno
@@ -16,7 +17,8 @@ import pickle
 import platform
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -33,11 +35,13 @@ from minivlm.processor import MiniVLMProcessor
 
 FORMAT = 1
 META = "minivlm.json"
+OWN = "put the checkpoint's own file back"
 UNNAMED = ("", "..")  # the names of Path(".") and Path("..")
 BUILT_ON = "is, or holds, a checkpoint that the new one builds on; it is not replaced, choose another folder"
+CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
-SMALL_FILES = ("config.json", "generation_config.json", "processor_config.json", "tokenizer_config.json", TOKENIZER)
+SMALL_FILES = (CONFIG, "generation_config.json", "processor_config.json", "tokenizer_config.json", TOKENIZER)
 
 
 class CheckpointError(ValueError):
@@ -74,7 +78,8 @@ def save_checkpoint(
 
     Args:
         folder: where to.
-        meta: what `minivlm.json` shall say, `stage` at least; hashes and versions are added.
+        meta: what `minivlm.json` shall say, `stage` at least; hashes (of parts, tokenizer and config) and versions are
+            added.
         parts: which parts to write. The others are then taken from `base`.
         base: the folder of a checkpoint with the parts that are left out.
         dtype: store weights in this precision (the hashes are those of the stored values). None: as they are.
@@ -106,8 +111,7 @@ def save_checkpoint(
     files = {f"{part}.safetensors": safetensors.torch.save(named, {"format": "pt"}) for part, named in tensors.items()}
     if set(parts) == set(PARTS):
         files[INDEX] = _json(_index(tensors))
-    files |= dict(extra or {}) | {META: _json(about)}
-    _write_folder(folder, files, model, processor)
+    _write_folder(folder, files | dict(extra or {}), about, model, processor)
     return folder
 
 
@@ -171,14 +175,14 @@ def load_checkpoint(
         The model in evaluation mode, the processor, and what `minivlm.json` says.
 
     Raises:
-        CheckpointError: a file is missing, cut off, no safetensors, or not the one that was saved; a key is missing,
-            left over, misshapen or not finite; the head differs from the embeddings that it is tied to; tokenizer and
-            weights have different vocabularies; the base is another than the one trained with.
+        CheckpointError: a file is missing, cut off, not understood, no safetensors, or not the one that was saved; a
+            key is missing, left over, misshapen or not finite; the head differs from the embeddings that it is tied
+            to; tokenizer and weights have different vocabularies; the base is another than the one trained with.
     """
     folder = present(Path(folder))
     meta = read_meta(folder)
     processor, config = _load_processor(folder, meta)
-    with torch.random.fork_rng(devices=[]):  # building draws random weights; the caller's randomness is not ours
+    with torch.random.fork_rng(devices=[]), _understood(folder / CONFIG):  # building draws random weights
         model = MiniVLMForConditionalGeneration(config).float()
     state = {}
     for part in PARTS:
@@ -193,7 +197,8 @@ def load_checkpoint(
         state |= tensors
     state |= {head: state[embeddings] for head, embeddings in model.all_tied_weights_keys.items()}
     model.load_state_dict(state, strict=True)
-    model.generation_config = GenerationConfig.from_pretrained(folder)
+    with _understood(folder / "generation_config.json"):
+        model.generation_config = GenerationConfig.from_pretrained(folder)
     return model.eval(), processor, meta
 
 
@@ -336,10 +341,12 @@ def _check_meta(meta: Any, folder: Path) -> None:
     if not isinstance(meta.get("stage"), str):
         raise CheckpointError(f"{file}: 'stage' is missing; say which stage made the checkpoint")
     holds, hashes = meta.get("holds"), meta.get("hashes")
-    if not isinstance(holds, list) or not holds or not set(holds) <= set(PARTS):
+    if not isinstance(holds, list) or not holds or not all(part in PARTS for part in holds):
         raise CheckpointError(f"{file}: 'holds' is {holds!r}; it must name some of {', '.join(PARTS)}")
     if not isinstance(hashes, dict) or set(hashes) != {*PARTS, "tokenizer"}:
         raise CheckpointError(f"{file}: 'hashes' must name {', '.join(PARTS)} and tokenizer; copy the checkpoint again")
+    if not isinstance(meta.get("base", ""), str):
+        raise CheckpointError(f"{file}: 'base' is {meta['base']!r}; it must be the path of a folder, as a string")
 
 
 # ---- reading
@@ -352,16 +359,28 @@ def present(folder: Path) -> Path:
 
 
 def _load_processor(folder: Path, meta: dict[str, Any]) -> tuple[MiniVLMProcessor, MiniVLMConfig]:
-    for name in SMALL_FILES:
-        _read_json(folder / name)
+    small = {name: _read_json(folder / name) for name in SMALL_FILES}
+    for name, content in small.items():
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{folder / name}: holds a {type(content).__name__}, no JSON object; {OWN}")
     if _hash_tokenizer((folder / TOKENIZER).read_text("utf-8")) != meta["hashes"]["tokenizer"]:
         raise CheckpointError(
             f"{folder / TOKENIZER}: another vocabulary than the one that the weights were trained with (their hashes "
             "differ); put the checkpoint's own tokenizer back"
         )
-    if (found := _read_json(folder / "config.json").get("model_type")) != MiniVLMConfig.model_type:
-        raise CheckpointError(f"{folder / 'config.json'}: model_type is {found!r}, not {MiniVLMConfig.model_type!r}")
-    processor, config = MiniVLMProcessor.from_pretrained(folder), MiniVLMConfig.from_pretrained(folder)
+    if (found := small[CONFIG].get("model_type")) != MiniVLMConfig.model_type:
+        raise CheckpointError(f"{folder / CONFIG}: model_type is {found!r}, not {MiniVLMConfig.model_type!r}")
+    if meta.get("config", hash_config(folder)) != hash_config(folder):
+        raise CheckpointError(
+            f"{folder / CONFIG}: not the one that the checkpoint was saved with (their hashes differ); {OWN}, or, if "
+            f'you changed it on purpose, take "config" out of {META}'
+        )
+    with _understood(folder / CONFIG):
+        config = MiniVLMConfig.from_pretrained(folder)
+        if config.num_image_tokens < 1:
+            raise ValueError("a picture has no patch: image_size is smaller than patch_size")
+    with _understood(folder / "processor_config.json", folder / "tokenizer_config.json"):
+        processor = MiniVLMProcessor.from_pretrained(folder)
     _check_vocabulary(processor, config, folder)
     return processor, config
 
@@ -389,8 +408,29 @@ def _read_json(file: Path) -> Any:
         raise CheckpointError(f"{file}: the file is missing; give a folder that minivlm wrote, or copy it again")
     try:
         return json.loads(file.read_text("utf-8"))
-    except ValueError as error:  # not JSON, or not even text
+    except (ValueError, RecursionError) as error:  # not JSON, or not even text
         raise CheckpointError(f"{file}: cut off or damaged ({error}); copy it again") from error
+
+
+@contextmanager
+def _understood(*files: Path) -> Iterator[None]:
+    """Whatever the libraries raise over a file's content, and it can be anything, becomes a line that names it."""
+    try:
+        yield
+    except Exception as error:  # StrictDataclassError, KeyError, TypeError, ZeroDivisionError, RuntimeError, …
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(f"{' or '.join(map(str, files))}: not understood ({reason}); {OWN}") from error
+
+
+def hash_config(folder: Path) -> str:
+    """SHA-256 of what a checkpoint's `config.json` says; how it is laid out, and which version wrote it, do not matter.
+
+    Raises:
+        CheckpointError: the file is missing or cut off.
+    """
+    content = _read_json(folder / CONFIG)
+    content.pop("transformers_version", None)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _hash_tokenizer(text: str) -> str:
@@ -403,7 +443,11 @@ def _hash_tokenizer(text: str) -> str:
 
 
 def _write_folder(
-    folder: Path, files: Mapping[str, bytes], model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor
+    folder: Path,
+    files: Mapping[str, bytes],
+    about: Mapping[str, Any],
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
 ) -> None:
     """All files aside, on the disk for certain, then in place; or nothing at all."""
     aside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
@@ -415,6 +459,7 @@ def _write_folder(
         for name, data in files.items():
             (aside / name).write_bytes(data)
         _write_configs(aside, model, processor)
+        (aside / META).write_bytes(_json({**about, "config": hash_config(aside)}))
         for path in (*aside.iterdir(), aside):
             _sync(path)
         _swap(aside, folder)

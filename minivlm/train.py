@@ -270,15 +270,15 @@ class Run:
         file = folder / LOG
         try:
             log = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-            if not earlier["finished"]:
+            if not earlier.get("finished"):
                 file = folder / RESUME
                 state = torch.load(file, weights_only=True)
         except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise TrainingError(f"{file} is missing or cut off ({error}), so the run cannot go on; {ANEW}") from error
-        if len(log) != earlier["steps"]:
+        if len(log) != earlier.get("steps"):
             raise TrainingError(
                 f"{folder / LOG} has {len(log)} steps, but the checkpoint was written after "
-                f"{earlier['steps']}, so the run cannot go on; {ANEW}"
+                f"{earlier.get('steps')}, so the run cannot go on; {ANEW}"
             )
         saved, _, _ = load_checkpoint(self.out, base=self.parent)
         self.model.load_state_dict(saved.state_dict())

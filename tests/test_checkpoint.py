@@ -379,12 +379,93 @@ def test_no_folder_and_no_checkpoint(tmp_path):
         ({"stage": None}, "'stage' is missing"),
         ({"holds": ["projector", "ears"]}, "'holds' is .*ears"),
         ({"holds": []}, "'holds' is"),
+        ({"holds": [["projector"]]}, "'holds' is"),
+        ({"base": 5}, "'base' is 5; it must be the path of a folder"),
         ({"hashes": {"vision": ""}}, "'hashes' must name vision, projector, language_model and tokenizer"),
     ],
 )
 def test_damaged_meta(saved, changes, problem):
     edit_json(saved / "minivlm.json", **changes)
     with pytest.raises(CheckpointError, match=rf"minivlm\.json: {problem}"):
+        load_checkpoint(saved)
+
+
+def edit_config(folder: Path, part: str, key: str, value) -> None:
+    """Set a key of a part of `config.json`, or take it out (None)."""
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config[part][key] = value
+    if value is None:
+        del config[part][key]
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+
+
+EDITED = [
+    ("text_config", "num_attention_heads", 5),
+    ("text_config", "vocab_size", "1024"),
+    ("text_config", "hidden_act", "x"),
+    ("text_config", "model_type", "nonsense"),
+    ("vision_config", "patch_size", 0),
+    ("vision_config", "patch_size", 100),
+    ("vision_config", "hidden_size", -16),
+    ("vision_config", "num_attention_heads", 5),
+]
+
+
+@pytest.mark.parametrize(("part", "key", "value"), [*EDITED, ("vision_config", "num_attention_heads", None)])
+def test_a_config_that_was_edited_is_told_by_its_hash(saved, part, key, value):
+    """Even where the weights would fit: another number of heads gives other answers without a word."""
+    edit_config(saved, part, key, value)
+    with pytest.raises(CheckpointError, match=r"config\.json: not the one that .*put the checkpoint's own file back"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(("part", "key", "value"), EDITED)
+def test_a_config_that_cannot_be_understood(saved, part, key, value):
+    """As in a checkpoint that recorded no hash of its config."""
+    forget_the_config(saved)
+    edit_config(saved, part, key, value)
+    with pytest.raises(CheckpointError, match=r"config\.json: not understood \(\w+: .*; put the checkpoint's own file"):
+        load_checkpoint(saved)
+
+
+def forget_the_config(folder: Path) -> None:
+    meta = json.loads((folder / "minivlm.json").read_text("utf-8"))
+    del meta["config"]
+    (folder / "minivlm.json").write_text(json.dumps(meta), "utf-8")
+
+
+def test_the_config_may_be_laid_out_anew_or_be_changed_on_purpose(saved):
+    file = saved / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    assert read_meta(saved)["config"] == checkpoint.hash_config(saved)
+    file.write_text(json.dumps(dict(reversed(config.items())) | {"transformers_version": "9"}), "utf-8")
+    load_checkpoint(saved)
+    edit_config(saved, "text_config", "attention_dropout", 0.25)
+    forget_the_config(saved)
+    assert load_checkpoint(saved)[0].config.text_config.attention_dropout == 0.25
+
+
+@pytest.mark.parametrize("name", checkpoint.SMALL_FILES)
+@pytest.mark.parametrize("content", ["[]", "5", "null", '"text"', "[" * 100_000])
+def test_small_files_that_hold_no_object(saved, name, content):
+    (saved / name).write_text(content, "utf-8")
+    with pytest.raises(CheckpointError, match=rf"{name}: (holds a \w+, no JSON object|cut off or damaged)"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("tokenizer_config.json", {"eos_token": 7}),
+        ("tokenizer_config.json", {"pad_token": None}),
+        ("processor_config.json", {"num_image_tokens": "four"}),
+        ("processor_config.json", {"image_processor": 5}),
+        ("generation_config.json", {"max_new_tokens": -3}),
+    ],
+)
+def test_small_files_that_cannot_be_understood(saved, name, changes):
+    edit_json(saved / name, **changes)
+    with pytest.raises(CheckpointError, match=rf"{name}.*: "):
         load_checkpoint(saved)
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 import minivlm
 from minivlm.base.build import LOG_EVERY
-from minivlm.checkpoint import load_checkpoint, read_meta
+from minivlm.checkpoint import hash_config, load_checkpoint, read_meta
 from minivlm.evaluate import EXAM_PICTURES, HOLDOUT_PICTURES
 from minivlm.paths import BASE, PRETRAIN, SFT, data_folder
 from minivlm.report import read_seeds
@@ -64,6 +64,11 @@ def test_each_stage_was_made_from_the_one_that_is_shipped(stage, parent):
     made, source = (read_meta(data_folder() / name) for name in (stage, parent))
     assert made["parent"] == {"stage": parent, "hashes": source["hashes"]}
     assert made["hashes"]["vision"] == source["hashes"]["vision"]
+
+
+@pytest.mark.parametrize("name", [BASE, PRETRAIN, SFT, "small_lm"])
+def test_each_config_is_the_one_that_its_checkpoint_names(name):
+    assert read_meta(data_folder() / name)["config"] == hash_config(data_folder() / name)
 
 
 @pytest.mark.parametrize("stage", [BASE, PRETRAIN, SFT])
