@@ -47,8 +47,8 @@ def read_rows(file: str | Path, images: str | Path | None = None) -> Iterator[Ro
 
     Raises:
         RowError: the file is missing; or, with the line's number, a line is no JSON object, a turn is not understood,
-            nothing is to be learnt from it, its `<image>`s are more or fewer than its pictures, or one of these is
-            missing or lies outside the folder. The pictures themselves are not opened.
+            nothing is to be learnt from it, a text has half a character, its `<image>`s are more or fewer than its
+            pictures, or one of these is missing or lies outside the folder. The pictures themselves are not opened.
     """
     file = Path(file)
     folder = file.parent if images is None else Path(images)
@@ -63,7 +63,7 @@ def read_rows(file: str | Path, images: str | Path | None = None) -> Iterator[Ro
 def _row(line: bytes, folder: Path, where: str) -> Row:
     try:
         content = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:  # not UTF-8, or not JSON
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets in brackets without end
         cure = "one JSON object a line is read, not one array over many lines" if line[:1] == b"[" else "correct it"
         raise RowError(where, f"not a line of JSON ({error}); {cure}") from error
     if not isinstance(content, dict) or "conversations" not in content:
@@ -71,6 +71,10 @@ def _row(line: bytes, folder: Path, where: str) -> Row:
     row = Row(content["conversations"], _image_files(content.get("image"), folder, where), where)
     check_answers(row.messages(), where)
     return row
+
+
+def _short(name: str, length: int = 40) -> str:
+    return repr(name if len(name) <= length else f"{name[:length]}…")
 
 
 def _image_files(names: Any, folder: Path, where: str) -> list[Path]:
@@ -83,7 +87,11 @@ def _image_files(names: Any, folder: Path, where: str) -> list[Path]:
     for name in (name.strip() for name in names.split(",")):
         if not name or os.path.isabs(name) or os.path.normpath(name).startswith(".."):
             raise RowError(where, f"the picture {name!r} is no name inside {folder}; name files in that folder")
-        if not (folder / name).is_file():
+        try:
+            found = (folder / name).is_file()
+        except OSError as error:  # such as a name that is too long
+            raise RowError(where, f"no file can be called {_short(name)} ({error.strerror}); correct it") from error
+        if not found:
             raise RowError(where, f"the picture {folder / name} is missing; add it or drop the row")
         paths.append(folder / name)
     return paths

@@ -10,6 +10,7 @@ Letters: B batch, T sequence, N image tokens per picture, I pictures in the batc
 """
 
 import math
+import re
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN, MiniVLMConfig
 from minivlm.pictures import open_picture
 from minivlm.placeholders import expand_placeholders
 
+HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")  # a surrogate without its other half, as JSON's "\ud800" makes it
 ROLES = ("system", "user", "assistant")
 
 
@@ -265,10 +267,11 @@ class MiniVLMProcessor(ProcessorMixin):
     def _rendered(self, ids: list, labels: list, pictures: list, where: str, max_length: int | None) -> Rendered:
         limit = max_length or self.tokenizer.model_max_length
         if len(ids) > limit:
+            cures = ["shorten the text", "show fewer pictures", *(["raise max_length"] if max_length else [])]
             raise RowError(
                 where,
                 f"{len(ids)} tokens, {ids.count(self.image_token_id)} of them for pictures, where {limit} are allowed; "
-                "shorten the text, show fewer pictures or raise max_length (nothing is ever cut)",
+                f"{', '.join(cures[:-1])} or {cures[-1]} (nothing is ever cut)",
             )
         return Rendered(ids, labels, pictures, where)
 
@@ -371,6 +374,10 @@ def _parts(message: dict, where: str) -> list[dict]:
         kind = part.get("type") if isinstance(part, dict) else part
         if kind != "image" and not (kind == "text" and isinstance(part.get("text"), str)):
             raise RowError(where, f"the {role}'s turn has a part {kind!r}; parts are text (with its text) and image")
+        if kind == "text" and (half := HALF_A_CHARACTER.search(part["text"])):
+            raise RowError(
+                where, f"the {role}'s text has {half[0]!r}, half of a character (a lone surrogate); take it out"
+            )
     return parts
 
 

@@ -92,6 +92,13 @@ def test_a_row_becomes_a_batch(folder, processor):
         ({"conversations": []}, "no supervised token"),
         ({"conversations": turns("Hi", "")}, "an assistant turn is empty"),
         ({"conversations": turns("Hi", "<image>"), "image": "0.jpg"}, "a picture stands in an assistant turn"),
+        (
+            {"conversations": turns("<image>"), "image": "x" * 5000},
+            r"no file can be called 'x{40}…' \(File name too long",
+        ),
+        ("[" * 100_000, r"not a line of JSON \(.*recursion"),
+        (json.dumps({"conversations": turns("A \ud800 B")}), r"the user's text has '\\ud800', half of a character"),
+        (json.dumps({"conversations": turns("Hi", "\udfff")}), r"the assistant's text has '\\udfff'.*take it out"),
         ({"conversations": "Hi"}, "must be a list of turns"),
         ({"conversations": [{"from": "human", "value": "Hi"}]}, "must be a list of turns"),
         ({"conversations": [{"role": "robot", "content": "Hi"}]}, "role 'robot'"),

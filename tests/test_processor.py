@@ -271,8 +271,21 @@ def test_the_tokenizers_own_limit_holds_everywhere(processor, tokenizer, picture
         lambda: processor.apply_chat_template(long, tokenize=True),
         lambda: processor(text="<image><image><image>", images=[picture] * 3),
     ):
-        with pytest.raises(RowError, match=r"where 8 are allowed; shorten the text.*nothing is ever cut"):
-            refuse()
+        with pytest.raises(RowError, match=r"where 8 are allowed; shorten the text or show fewer pictures \(nothing"):
+            refuse()  # whoever gave no max_length, as at the command line, is not told to raise it
+    with pytest.raises(
+        RowError, match=r"where 9 are allowed; shorten the text, show fewer pictures or raise max_length"
+    ):
+        processor.render(long, max_length=9)
+
+
+def test_half_a_character_is_refused_in_training_and_in_chat(processor):
+    for messages in ([user(text("\ud83d")), assistant("a")], [user(text("a")), assistant("\udc00")]):
+        with pytest.raises(RowError, match=r"row 7: the \w+'s text has .*half of a character"):
+            processor.render(messages, where="row 7")
+        with pytest.raises(RowError, match="half of a character"):
+            processor.apply_chat_template(messages, tokenize=True)
+    processor.render([user(text("\U0001f600")), assistant("a")])  # a whole one
 
 
 # ---- rows from which nothing can be learnt, or that are not understood
