@@ -25,7 +25,9 @@ class Station(NamedTuple):
 STATIONS = (
     Station("00", "See it work", "What does it see,\nand what not?", ("picture", "text", "answer")),
     Station("01", "Architecture", "What is it made of?", ("picture", "encoder", "W", "language model")),
-    Station("02", "Placeholders", "How does a picture\nget into a text?", ("text", "look-up", "replace", "language model")),
+    Station(
+        "02", "Placeholders", "How does a picture\nget into a text?", ("text", "look-up", "replace", "language model")
+    ),
     Station("03", "Stage 1", "How does W learn\nto translate?", ("W",)),
     Station("04", "Stage 2", "What does unfreezing\nbuy, and cost?", ("W", "look-up", "language model")),
     Station("05", "Results", "When and why does it\nmake things up?", ("picture", "answer")),
