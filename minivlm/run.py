@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from minivlm.answers import describe
-from minivlm.checkpoint import META, load_checkpoint, present, read_meta, require_place, require_writable
+from minivlm.checkpoint import (
+    META,
+    load_checkpoint,
+    present,
+    read_meta,
+    require_parent,
+    require_place,
+    require_writable,
+)
 from minivlm.config import PROMPTS, STAGES, Stage
 from minivlm.evaluate import EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED, Exam, evaluate, prepare_exam
 from minivlm.features import FeatureCache
@@ -130,9 +138,12 @@ def train_stage(
     Raises:
         CheckpointError, TrainingError, OSError: as `train` does.
     """
+    stage = plan.stage(name)
+    require_parent(read_meta(parent), stage, parent)  # what training would refuse is refused before minutes of drawing
+    require_place(out, parent)
+    require_writable(out)
     precision = precision or _precision(plan, model)
     cache = cache or training_features(plan, model, processor, precision)
-    stage = plan.stage(name)
     rows = SceneRows(name, plan.pictures, stage.steps * stage.batch_size * stage.accumulation, plan.seed)
     return train(
         model, processor, rows, stage, out, parent=parent, seed=plan.seed,

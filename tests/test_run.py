@@ -12,7 +12,7 @@ import pytest
 from training import deadly, in_a_child, save_base, some_features, some_rows, stage
 
 import minivlm.run
-from minivlm.checkpoint import META, CheckpointError, read_meta
+from minivlm.checkpoint import META, CheckpointError, read_meta, save_checkpoint
 from minivlm.paths import BASE, PRETRAIN, SFT
 from minivlm.run import RESULTS, Clock, Plan, run
 from minivlm.train import train
@@ -61,6 +61,26 @@ def test_the_precision_of_what_was_begun_holds_whatever_the_probe_finds(plan, mo
     assert minivlm.run._precision(Plan(plan.out, plan.data, resume=False), model) == "fp32"
     assert minivlm.run._precision(Plan(plan.out, plan.data, precision="fp32"), model) == "fp32"
     assert minivlm.run._precision(Plan(plan.out / "elsewhere", plan.data), model) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("parent", "out", "complaint"),
+    [
+        ("base", "new", "starts from a 'pretrain' checkpoint, but this one is of stage 'base'"),
+        ("pretrain", "pretrain", "checkpoint that the new one builds on"),
+        ("pretrain", "thesis", "thesis exists and is no checkpoint"),
+        ("pretrain", "thesis/chapter.txt/new", "cannot be written"),
+    ],
+)
+def test_a_stage_that_would_be_refused_is_refused_before_pictures_are_drawn(
+    plan, model, processor, monkeypatch, parent, out, complaint
+):
+    save_checkpoint(plan.data / PRETRAIN, model, processor, {"stage": PRETRAIN})
+    (plan.data / "thesis").mkdir()
+    (plan.data / "thesis" / "chapter.txt").write_text("years of work")
+    monkeypatch.setattr(minivlm.run, "training_features", lambda *_: pytest.fail("drawn"))
+    with pytest.raises((CheckpointError, OSError), match=complaint):
+        minivlm.run.train_stage(plan, SFT, model, processor, plan.data / parent, plan.data / out)
 
 
 def test_a_checkpoint_that_no_stage_wrote_has_no_precision_to_keep(plan, model, monkeypatch):

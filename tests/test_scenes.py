@@ -423,6 +423,38 @@ def test_pictures_are_drawn_once_and_then_read(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["dev.npy"]
 
 
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from minivlm.scenes import gallery
+from minivlm.scenes.facts import sample_scene
+
+def interrupt():
+    while not gallery.multiprocessing.active_children():  # until the first worker begins to import
+        time.sleep(0.01)
+    time.sleep(float(sys.argv[1]))
+    os.killpg(os.getpgid(0), signal.SIGINT)  # as a terminal does
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+gallery.CHUNK = 1
+threading.Thread(target=interrupt).start()
+try:
+    gallery.draw_many([sample_scene("dev", i) for i in range(2)], 112, workers=2)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("stopped")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+@pytest.mark.parametrize("after", [0, 0.5])
+def test_ctrl_c_while_workers_start_is_the_parents_to_answer(after):
+    """No worker shows a traceback, though the terminal interrupts all of them while they import."""
+    arguments = [sys.executable, "-c", INTERRUPTED, str(after)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=100, start_new_session=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "stopped\n")
+    assert "Traceback" not in done.stderr and "KeyboardInterrupt" not in done.stderr
+
+
 def test_a_contact_sheet_holds_the_pictures_in_order():
     sheet = gallery.contact_sheet("dev", first=4, across=2, gap=6)
     assert sheet.size == (2 * 230 + 6,) * 2

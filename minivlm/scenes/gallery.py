@@ -3,8 +3,10 @@
 import hashlib
 import multiprocessing
 import os
-from collections.abc import Iterable
+import signal
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,8 @@ def draw_many(scenes: list[Scene], side: int = SIZE, workers: int | None = None,
     """Draw scenes as uint8 pictures (I, side, side, 3), in the order given.
 
     Each is drawn at 224 px and, for a smaller `side`, shrunk by the same bicubic filter as the image processor's.
-    The pictures do not depend on `workers` (by default one per core; 1 draws in this process).
+    The pictures do not depend on `workers` (by default one per core; 1 draws in this process). Ctrl-C, which a terminal
+    sends to all processes, is this one's to answer; the workers only finish the chunk at hand.
     """
     workers = workers or os.cpu_count() or 1
     chunks = [(scenes[i : i + CHUNK], side) for i in range(0, len(scenes), CHUNK)]
@@ -33,8 +36,11 @@ def draw_many(scenes: list[Scene], side: int = SIZE, workers: int | None = None,
             parts.append(_draw_chunk(chunk))
             bar.update(len(chunk[0]))
     else:  # spawned, not forked: a forked process inherits torch's threads in an unknown state
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            for part in pool.map(_draw_chunk, chunks):
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+            with _interrupts_held_back():
+                drawn = pool.map(_draw_chunk, chunks)  # starts the processes
+            for part in drawn:
                 parts.append(part)
                 bar.update(len(part))
     bar.close()
@@ -97,6 +103,22 @@ def _ends_with(file: Path, key: bytes) -> bool:
     with file.open("rb") as content:
         content.seek(-len(key), os.SEEK_END)
         return content.read() == key
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Processes started in here never see Ctrl-C, not even while they import; this one sees it right afterwards.
+
+    Where there are no signal masks (Windows), they ignore it as soon as they can: once everything is imported.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _draw_chunk(chunk: tuple[list[Scene], int]) -> np.ndarray:
