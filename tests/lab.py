@@ -24,7 +24,15 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
+FLAGS = (  # no sandbox: CI runs as root; the others keep the browser from looking for anything outside
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-quic",
+    "--disable-sync",
+)
 SECONDS = 60  # for a cell to finish: importing torch is the longest here
 
 # no news, no tour, no questions; every cell is in the page, also those that are scrolled away
