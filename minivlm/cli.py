@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     data = command("data", _data, "draw pictures of the drawn world, or check a file of rows")
     data.add_argument("what", choices=("sheet", "table", "check"))
     data.add_argument("path", type=Path, help="sheet: the PNG to write; table: the folder; check: the JSON-lines file")
-    base = command("base", _base, "make the base models: tokenizer, encoder, language model (an hour; resumable)")
+    base = command(
+        "base", _base, "make the base models: tokenizer, encoder, language model (about 80 minutes; resumable)"
+    )
     base.add_argument("--only", choices=("tokenizer", "encoder", "language_model"), help="one part alone")
     base.add_argument("--out", type=Path, default=Path("runs/base"), help="the checkpoint to write")
     base.add_argument("--work", type=Path, default=Path("runs/base-work"), help="drawn pictures, states, full logs")

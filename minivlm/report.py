@@ -16,7 +16,7 @@ from matplotlib.figure import Figure as Plot
 from matplotlib.ticker import LogLocator, NullLocator
 
 from minivlm.config import IMAGE_TOKEN, PROMPTS
-from minivlm.evaluate import CONTROLS, EVERYONE, POPE_WAYS, Figure
+from minivlm.evaluate import CONTROLLED, CONTROLS, EVERYONE, POPE_WAYS, Figure
 from minivlm.page import (
     Block,
     Fold,
@@ -140,8 +140,10 @@ DEFINITIONS = (
     "yes or no about one kind that is there and one that is not, chosen at random, among the most frequent in "
     "training, or among the usual inhabitants of the setting. What is neither yes nor no is wrong, and is no yes.",
     "Controls show what is known without looking: the same prompts with a grey picture (blank), with another picture "
-    "of the exam (another), and with no picture at all (alone). A guess is the best constant answer to a type "
-    "of question, chosen with the exam's own answers in hand.",
+    "of the exam (another), and with no picture at all (alone). A guess is the best constant answer to a type of "
+    "question, chosen with the exam's own answers in hand. With another picture the model answers about what it is "
+    "shown: to most types of question it may then do worse than the best guess, and a few of the things that it names "
+    "are there by accident. What this control shows is that it does no better than chance.",
     "Intervals are the middle 95% of 1,000 bootstrap draws over pictures. Where everything is right they have no "
     "width: look at the counts.",
 )
@@ -179,11 +181,15 @@ def _tiles(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _about_the_exam(run: Mapping[str, Any]) -> str:
     size = run["sizes"]
+    shown_another = min(CONTROLLED, size["questioned"])
     return (
         f"Measured on {size['exam']} pictures that nothing ever trained on, in each language: one to four things, a "
-        "quarter each; kinds, colours, settings and places uniform; a third of the things far away. The table gives "
-        "precision and recall of kind with colour over near things, by the number of things in the picture, with the "
-        f"counts below. {MEANINGS}."
+        "quarter each; a third of the things far away; kinds, colours, settings and places uniform, but pictures with "
+        "a held-out pair were drawn again: the shares of kinds and settings then differ by up to a quarter from equal "
+        f"ones. Descriptions are of all {size['exam']}; the questions are asked about {size['questioned']} of them, "
+        f"and with another picture as a control about {shown_another} of these. The table gives precision and recall "
+        "of kind with colour over near things, by the number of things in the picture, with the counts below. "
+        f"{MEANINGS}."
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from minivlm import report
-from minivlm.evaluate import COUNTS, DISTANCES, EVERYONE, LEVELS, POPE_WAYS
+from minivlm.evaluate import CONTROLLED, COUNTS, DISTANCES, EVERYONE, LEVELS, POPE_WAYS
 from minivlm.page import Figure, Fold, Heading, Lines, Paragraph, Span, Table, Tiles, html_page, markdown_page
 from minivlm.page import Image as Picture
 from minivlm.paths import data_folder
@@ -752,3 +752,12 @@ def test_markdown_keeps_the_spaces_between_plain_and_marked_words():
     said = ["A ", Span("red  car", "wrong"), " in ", Span(" a park ", "strong"), "."]
     assert Paragraph(said).markdown() == "A ~~red car~~ ✗ in  **a park** ."
     assert Span("", "small").markdown() == "" and Span(" ", "strong").markdown() == " "
+
+
+def test_the_page_says_how_many_pictures_each_figure_is_about(run, page):
+    said = " ".join(page.text.split())
+    assert "Descriptions are of all 500; the questions are asked about 200 of them" in said
+    assert f"with another picture as a control about {CONTROLLED} of these" in said
+    assert "pictures with a held-out pair were drawn again" in said
+    small = report._about_the_exam(run | {"sizes": run["sizes"] | {"exam": 40, "questioned": 16}})
+    assert "asked about 16 of them, and with another picture as a control about 16 of these" in small

@@ -11,7 +11,7 @@ from PIL import Image
 import minivlm
 from minivlm.base.build import LOG_EVERY
 from minivlm.checkpoint import hash_config, load_checkpoint, read_meta
-from minivlm.evaluate import EXAM_PICTURES, HOLDOUT_PICTURES
+from minivlm.evaluate import CONTROLLED, EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED
 from minivlm.paths import BASE, PRETRAIN, SFT, data_folder
 from minivlm.report import read_seeds
 from minivlm.scenes.facts import sample_scene
@@ -148,6 +148,44 @@ def test_the_data_card_gives_the_names_in_the_record():
     card = (data_folder() / "README.md").read_text("utf-8")
     assert all(f"`{name}`" in card for name in ("parent", "made_from", "drawing", "corpus"))
     assert f"every {LOG_EVERY}th step" in card
+
+
+def test_the_data_card_gives_the_language_models_figures_in_the_record():
+    card = " ".join((data_folder() / "README.md").read_text("utf-8").split())
+    measured = read_meta(data_folder() / BASE)["metrics"]["language_model"]
+    for lang, name in zip(LANGUAGES, ("in English", "in Chinese"), strict=True):
+        pairs = measured[f"list {lang}"]
+        numbers = f"{pairs['precision']:.3f} and {pairs['recall']:.3f} {name}"
+        assert numbers in card, numbers
+    right, named = 1241, 1279
+    assert f"{right}/{named} = {right / named:.4f}" in card
+    chinese = measured["list zh"]
+    assert (right / chinese["pairs"], right / named) == pytest.approx((chinese["recall"], chinese["precision"]))
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (
+            "README.md",
+            f"are asked about {QUESTIONED} of them, and as a control with another picture about {CONTROLLED}",
+        ),
+        (
+            "README.zh.md",
+            f"只问其中 {QUESTIONED} 张；作为对照、换成另一张图片再问的，是这 {QUESTIONED} 张里的 {CONTROLLED} 张",
+        ),
+    ],
+)
+def test_the_readme_says_how_many_pictures_the_questions_are_about(file, said):
+    text = (data_folder().parent / file).read_text("utf-8")
+    assert said.replace(" ", "") in "".join(text.split())
+
+
+def test_the_help_says_how_long_the_base_models_took():
+    measured = read_meta(data_folder() / BASE)["metrics"]
+    minutes = measured["encoder"]["minutes"] + sum(measured["language_model"]["minutes"])
+    said = (data_folder().parent / "minivlm" / "cli.py").read_text("utf-8")
+    assert f"about {round(minutes, -1):.0f} minutes; resumable" in said
 
 
 @pytest.mark.parametrize("file", ["../README.md", "README.md"])
