@@ -47,6 +47,7 @@ tbody tr:last-child > * { border-bottom: none; }
 .numbers td .small { white-space: nowrap; }
 .number, .sign { white-space: nowrap; }
 .headline td, .headline th { padding-right: 0.55rem; font-size: 0.88rem; }
+.headline tbody th { white-space: normal; min-width: 6.5rem; padding-right: 0.8rem; }
 .headline .small { font-size: 0.72rem; }
 .facts table { width: auto; }
 .facts tbody th { color: var(--soft); padding-right: 2rem; white-space: nowrap; }

@@ -10,6 +10,10 @@ import matplotlib
 import pytest
 from lab import BROWSERS, NotebookPage, browser, find_browser, running_lab, shorten
 from playwright.sync_api import expect
+from test_report import make_run
+
+from minivlm import report
+from minivlm.paths import data_folder
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -117,3 +121,17 @@ def test_the_chat_of_notebook_00_answers_and_shows_where_it_looked(open_notebook
     chooser.value.set_files(f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg")
     expect(conversation).to_contain_text("This model knows only drawn scenes", timeout=20_000)
     expect(shown.get_by_alt_text("your file grace_hopper.jpg")).to_be_visible()
+
+
+def test_the_table_of_seeds_is_seen_whole_on_a_laptop(chromium, tmp_path, monkeypatch):
+    """On a page 1,200 pixels wide its last column is not cut off behind a scroll bar."""
+    seeds = report.read_seeds(data_folder() / "results" / "seeds.json")
+    monkeypatch.setattr(report, "headline", lambda run: seeds[0])  # counts of a real exam: as wide as a reader's
+    context = chromium.new_context(viewport={"width": 1200, "height": 900})
+    page = context.new_page()
+    page.goto(report.write_report(tmp_path, make_run(), seeds).as_uri())
+    table = page.locator(".table").filter(has_text="the worst, Chinese")
+    expect(table).to_have_count(1)
+    needed, there = table.evaluate("table => [table.scrollWidth, table.clientWidth]")
+    context.close()
+    assert there > 1000 and needed <= there
