@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
+from textwrap import shorten
 from typing import Any
 
 import safetensors.torch
@@ -418,7 +419,7 @@ def _understood(*files: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # StrictDataclassError, KeyError, TypeError, ZeroDivisionError, RuntimeError, …
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = shorten(f"{type(error).__name__}: {error}", 300, placeholder=" …")  # some list all models they know
         raise CheckpointError(f"{' or '.join(map(str, files))}: not understood ({reason}); {OWN}") from error
 
 

@@ -708,3 +708,13 @@ def test_the_ledger_is_printed_before_the_first_step(start, tmp_path, capsys):
     seen = []
     start("pretrain", tmp_path / "out", on_step=lambda done, *_: seen.append(capsys.readouterr().out))
     assert "stage pretrain" in seen[0] and "language_model" in seen[0]
+
+
+@pytest.mark.parametrize("key", ["finished", "steps"])
+def test_a_record_without_its_progress_is_refused(key, start, pretrained):
+    file = pretrained / "minivlm.json"
+    meta = json.loads(file.read_text("utf-8"))
+    del meta[key]
+    file.write_text(json.dumps(meta), "utf-8")
+    with pytest.raises(TrainingError, match="so the run cannot go on; start anew"):
+        start("pretrain", pretrained)
