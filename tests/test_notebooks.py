@@ -82,10 +82,13 @@ def test_every_exercise_has_a_worked_answer_that_is_right():
 
 
 def test_no_exercise_is_solved_in_its_notebook():
-    for file in FILES:
-        for source in sources(file, "code"):
-            if CHECK.search(source):
-                assert "raise NotImplementedError" in source or re.search(r": \.\.\.[,}]", source), source
+    said = [
+        "".join(map(text_of, cell["outputs"]))
+        for file in FILES
+        for cell in load(file)["cells"]
+        if CHECK.search("".join(cell["source"])) and cell["cell_type"] == "code"
+    ]
+    assert len(said) == 6 and all(text.startswith("Not written yet.") for text in said), said
 
 
 @pytest.mark.parametrize("file", FILES + SOLUTIONS, ids=lambda file: file.stem)
@@ -179,7 +182,9 @@ class TestEveryNotebook:
         assert sum("nbval-check-output" in tag for tag in tags) >= COMPARED
 
     def test_numbers_in_prose_are_computed_in_a_cell(self, file):
-        prose = "\n".join(sources(file, "markdown"))
+        prose = re.sub(
+            r"\[\d\d\]\([^)]*\)", "", "\n".join(sources(file, "markdown"))
+        )  # a link named after its notebook
         prose = MEASURED.sub("", re.sub(r"`[^`]*`|\]\([^)]*\)|^#.*$", "", prose, flags=re.MULTILINE))
         prose = re.sub(r"\b0\d · \w+", "", prose)  # another notebook's name
         shown = "\n".join([*sources(file, "code"), *(text_of(output) for output in outputs(file))])
