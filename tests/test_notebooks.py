@@ -88,7 +88,7 @@ def test_no_exercise_is_solved_in_its_notebook():
         for cell in load(file)["cells"]
         if CHECK.search("".join(cell["source"])) and cell["cell_type"] == "code"
     ]
-    assert len(said) == 6 and all(text.startswith("Not written yet.") for text in said), said
+    assert len(said) == 6 and all("Not written yet." in text for text in said), said
 
 
 @pytest.mark.parametrize("file", FILES + SOLUTIONS, ids=lambda file: file.stem)
