@@ -155,5 +155,6 @@ def test_memory_is_that_of_this_process_and_of_its_helpers_beside_it():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     helpers, own, both = map(float, said[:3])
-    assert 2 * 0.9 < helpers < 2 * 1.0 and 0.05 < own < 0.9
+    # own may be what the tests' process held when it started this one: see helpers_memory_gb
+    assert 2 * 0.9 < helpers < 2 * 1.0 and own > 0.05
     assert both == pytest.approx(own + 1.5, abs=0.05) and said[3] == "None"

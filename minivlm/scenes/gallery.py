@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -38,11 +39,15 @@ def draw_many(scenes: list[Scene], side: int = SIZE, workers: int | None = None,
     else:  # spawned, not forked: a forked process inherits torch's threads in an unknown state
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-            with _interrupts_held_back():
-                drawn = pool.map(_draw_chunk, chunks)  # starts the processes
-            for part in drawn:
-                parts.append(part)
-                bar.update(len(part))
+            try:
+                with _interrupts_held_back():
+                    drawn = pool.map(_draw_chunk, chunks)  # starts the processes
+                for part in drawn:
+                    parts.append(part)
+                    bar.update(len(part))
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)  # leaving the pool would wait for every chunk
+                raise
     bar.close()
     return np.concatenate(parts)
 
@@ -107,18 +112,28 @@ def _ends_with(file: Path, key: bytes) -> bool:
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C, not even while they import; this one sees it right afterwards.
+    """Processes started in here never see Ctrl-C, not even while they import; this one answers it right afterwards.
 
-    Where there are no signal masks (Windows), they ignore it as soon as they can: once everything is imported.
+    The mask is for them: they inherit it. It does not shield this process, of which any other thread may take the
+    signal; an answer in the middle of starting a process would leave a pool that is waited for without end. Where there
+    are no masks (Windows), workers ignore Ctrl-C as soon as they can: once everything is imported.
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    in_main = threading.current_thread() is threading.main_thread()  # only there handlers can be exchanged
+    answer, came = signal.getsignal(signal.SIGINT), []
+    exchanged = in_main and callable(answer)
+    if exchanged:
+        signal.signal(signal.SIGINT, lambda *signal_and_frame: came.append(signal_and_frame))
+    masks = hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if exchanged:
+            signal.signal(signal.SIGINT, answer)
+    if came:
+        answer(*came[0])
 
 
 def _draw_chunk(chunk: tuple[list[Scene], int]) -> np.ndarray:
