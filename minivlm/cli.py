@@ -71,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     data = command("data", _data, "draw pictures of the drawn world, or check a file of rows")
     data.add_argument("what", choices=("sheet", "table", "check"))
     data.add_argument("path", type=Path, help="sheet: the PNG to write; table: the folder; check: the JSON-lines file")
+    export = command("export", _export, "write a model in the form of another library")
+    export.add_argument("folder", type=Path, help="the folder to write; it must not exist yet")
+    export.add_argument("--to", choices=("llava",), default="llava", help="LlavaForConditionalGeneration (default)")
+    export.add_argument("--model", type=Path, help="a checkpoint (default: the shipped one after stage 2)")
     base = command(
         "base", _base, "make the base models: tokenizer, encoder, language model (about 80 minutes; resumable)"
     )
@@ -240,6 +244,14 @@ def _data(options: argparse.Namespace) -> None:
         print(*write_table(options.path), sep="\n")
     else:
         print(f"{options.path}: {sum(1 for _ in read_rows(options.path))} rows, all of them usable")
+
+
+def _export(options: argparse.Namespace) -> None:
+    from minivlm.checkpoint import load_checkpoint
+    from minivlm.export import export_llava
+
+    folder = export_llava(options.folder, *load_checkpoint(options.model or data_folder() / SFT))
+    print(f"{folder}: AutoModelForImageTextToText and AutoProcessor read it; nothing of this project is needed there")
 
 
 def _base(options: argparse.Namespace) -> None:

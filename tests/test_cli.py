@@ -20,7 +20,7 @@ from minivlm.scenes.facts import SETTINGS, Scene, Thing
 from minivlm.scenes.language import read_facts
 from minivlm.scenes.table import TABLE
 
-COMMANDS = ("run", "train", "evaluate", "caption", "chat", "data", "base")
+COMMANDS = ("run", "train", "evaluate", "caption", "chat", "data", "base", "experiment", "export")
 
 
 def said(capsys, *arguments: str) -> tuple[int, str, str]:

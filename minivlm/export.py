@@ -1,0 +1,147 @@
+"""Out: a trained model as the library's own LLaVA, for every program that serves one. Letters as in `config.py`.
+
+LLaVA (arXiv:2304.08485; `LlavaForConditionalGeneration`) has the same three parts. Its projector is two linear maps
+with a function between them; with the identity for the function and for the second map it is W. Its language model also
+looks `<image>` up before the row is replaced, so the table has one row more. That row is zero, and decides nothing.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+from minivlm.checkpoint import require_writable
+from minivlm.config import IMAGE_TOKEN
+from minivlm.model import MiniVLMForConditionalGeneration
+from minivlm.processor import MiniVLMProcessor
+from minivlm.projector import Projector
+
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+---
+
+# MiniVLM as LLaVA
+
+A small vision-language model of the MiniVLM course, written as `LlavaForConditionalGeneration`. {about}
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("{name}")
+processor = AutoProcessor.from_pretrained("{name}")
+```
+
+**Limits.** If it is the model that the course ships, it knows drawn scenes only and answers about any other picture as
+if it were one. The projector has no bias: `linear_1` is W (Dl x Dv = {dl} x {dv}), `linear_2` is the identity. The last
+row of the embedding table, that of `{image_token}`, is zero; the generation config never lets it be written.
+
+Hashes of what it was made from: {hashes}
+"""
+
+
+class ExportError(ValueError):
+    """The model cannot be written in that form. The message says what is in the way, and what to do."""
+
+
+def as_llava(model: MiniVLMForConditionalGeneration) -> LlavaForConditionalGeneration:
+    """The same weights in the library's LLaVA; the first V of its V + 1 logits are the model's own.
+
+    Raises:
+        ExportError: the projector is no single linear map without bias, or the head is not tied to the table.
+    """
+    if type(model.projector) is not Projector or model.projector.bias is not None:
+        raise ExportError(
+            f"the projector is {type(model.projector).__name__}; LLaVA holds two linear maps with a function between: "
+            "only a single linear map without bias is written; keep the model in its own format (save_pretrained)"
+        )
+    if not model.config.text_config.tie_word_embeddings:
+        raise ExportError("the language model's head is not tied to its embedding table; only a tied one is written")
+    config, vocabulary = model.config, model.config.text_config.vocab_size
+    llava = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=config.vision_config.to_dict(),
+            text_config=config.text_config.to_dict() | {"vocab_size": vocabulary + 1},
+            image_token_index=config.image_token_id,
+            image_seq_length=config.num_image_tokens,
+            projector_hidden_act="linear",
+            multimodal_projector_bias=False,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="default",
+            tie_word_embeddings=True,
+        )
+    )
+    llava = llava.to(model.dtype).eval()
+    weights = model.language_model.model.state_dict()
+    table = weights["embed_tokens.weight"]  # (V, Dl)
+    weights["embed_tokens.weight"] = torch.cat([table, table.new_zeros(1, table.shape[1])])
+    llava.model.language_model.load_state_dict(weights)
+    llava.model.vision_tower.load_state_dict(model.vision.clip.state_dict())
+    with torch.no_grad():
+        llava.model.multi_modal_projector.linear_1.weight.copy_(model.projector.weight)
+        llava.model.multi_modal_projector.linear_2.weight.copy_(torch.eye(config.language_width))
+    own = model.generation_config.to_dict() | {"suppress_tokens": [config.image_token_id]}
+    llava.generation_config = GenerationConfig.from_dict(own)
+    return llava
+
+
+def llava_processor(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> LlavaProcessor:
+    """LLaVA's processor with the same tokenizer, pictures and chat template: N placeholders a picture."""
+    return LlavaProcessor(
+        image_processor=processor.image_processor,
+        tokenizer=processor.tokenizer,
+        patch_size=model.config.vision_config.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,  # the class token, which "default" takes off again
+        chat_template=processor.chat_template,
+        image_token=IMAGE_TOKEN,
+    )
+
+
+def export_llava(
+    folder: str | Path, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, meta: dict[str, Any]
+) -> Path:
+    """Write a folder that `AutoModelForImageTextToText` and `AutoProcessor` read without any code of this project.
+
+    Args:
+        folder: where to; it must not exist, or be empty.
+        meta: of the checkpoint, for the model card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ExportError: as `as_llava`, or something lies in `folder`.
+        OSError: the disk is full, or the folder cannot be written. Nothing is left half-written.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ExportError(f"{folder} exists already; it is not overwritten, choose another folder")
+    llava = as_llava(model)
+    require_writable(folder)
+    aside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    try:
+        llava.save_pretrained(aside)
+        llava_processor(model, processor).save_pretrained(aside)
+        (aside / "README.md").write_text(_card(folder, model, meta), "utf-8")
+        aside.replace(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)  # after a success there is nothing left of it
+    return folder
+
+
+def _card(folder: Path, model: MiniVLMForConditionalGeneration, meta: dict[str, Any]) -> str:
+    """The model card."""
+    hashes = "; ".join(f"{part} {value[:12]}" for part, value in meta.get("hashes", {}).items())
+    return CARD.format(
+        about=f"Stage: {meta.get('stage', 'unknown')}; made by `{meta.get('command', 'unknown')}`.",
+        name=folder.name,
+        dl=model.config.language_width,
+        dv=model.config.vision_width,
+        image_token=IMAGE_TOKEN,
+        hashes=hashes or "not recorded",
+    )
