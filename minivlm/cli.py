@@ -68,9 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("file", help="a picture of any common format")
     for added in (caption, chat):
         added.add_argument("--model", type=Path, help="a checkpoint (default: the shipped one after stage 2)")
-    data = command("data", _data, "draw pictures of the drawn world, or check a file of rows")
-    data.add_argument("what", choices=("sheet", "table", "check"))
-    data.add_argument("path", type=Path, help="sheet: the PNG to write; table: the folder; check: the JSON-lines file")
+    _data_options(command("data", _data, "draw pictures of the drawn world, or check a file of rows"))
     export = command("export", _export, "write a model in the form of another library")
     export.add_argument("folder", type=Path, help="the folder to write; it must not exist yet")
     export.add_argument("--to", choices=("llava",), default="llava", help="LlavaForConditionalGeneration (default)")
@@ -91,6 +89,13 @@ def _training_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--pictures", type=_positive, default=5000, help="training pictures to draw (default 5000)")
     parser.add_argument("--scale", type=_factor, default=1.0, help="shorten or stretch both stages (default 1)")
     parser.add_argument("--anew", action="store_true", help="do not go on with what lies in --out")
+
+
+def _data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("sheet", "table", "check"))
+    parser.add_argument("path", type=Path, help="sheet: the PNG to write; table: the folder; check: the file of rows")
+    parser.add_argument("--images", type=Path, help="check: the folder of the pictures (default: where the file lies)")
+    parser.add_argument("--decode", action="store_true", help="check: open every picture, too")
 
 
 def _exam_option(parser: argparse.ArgumentParser) -> None:
@@ -229,8 +234,7 @@ def _model(options: argparse.Namespace):
     return model, processor
 
 
-def _data(options: argparse.Namespace) -> None:
-    from minivlm.data import read_rows
+def _data(options: argparse.Namespace) -> int:
     from minivlm.scenes.gallery import contact_sheet
     from minivlm.scenes.table import write_table
 
@@ -243,7 +247,21 @@ def _data(options: argparse.Namespace) -> None:
     elif options.what == "table":
         print(*write_table(options.path), sep="\n")
     else:
-        print(f"{options.path}: {sum(1 for _ in read_rows(options.path))} rows, all of them usable")
+        return _check(options)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    """What a file of rows holds goes to standard output, every row that cannot be used to standard error."""
+    from minivlm.checkpoint import load_checkpoint
+    from minivlm.survey import as_text, survey
+
+    _, processor, _ = load_checkpoint(data_folder() / BASE)
+    found = survey(options.path, processor, options.images, options.decode)
+    print(f"{options.path}: {as_text(found)}")
+    for error in found.bad:
+        print(error, file=sys.stderr)
+    return REFUSED if found.bad else 0
 
 
 def _export(options: argparse.Namespace) -> None:

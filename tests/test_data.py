@@ -74,7 +74,7 @@ def test_a_row_becomes_a_batch(folder, processor):
     ("row", "problem"),
     [
         ('{"conversations": [', r"not a line of JSON.*correct it"),
-        ('[{"conversations": []}, ', r"not a line of JSON.*not one array over many lines"),
+        ('[{"conversations": []}, ', "not a line of JSON.*correct it"),
         ("[1, 2]", 'not an object with "conversations"'),
         ({"image": "0.jpg"}, 'not an object with "conversations"'),
         ({"conversations": turns("Hi"), "image": "0.jpg"}, "0 <image> in the text, but 1 pictures"),
@@ -100,7 +100,10 @@ def test_a_row_becomes_a_batch(folder, processor):
         (json.dumps({"conversations": turns("A \ud800 B")}), r"the user's text has '\\ud800', half of a character"),
         (json.dumps({"conversations": turns("Hi", "\udfff")}), r"the assistant's text has '\\udfff'.*take it out"),
         ({"conversations": "Hi"}, "must be a list of turns"),
-        ({"conversations": [{"from": "human", "value": "Hi"}]}, "must be a list of turns"),
+        ({"conversations": [{"from": "human", "value": "Hi"}]}, "no supervised token"),
+        ({"conversations": [{"from": "robot", "value": "Hi"}]}, "a turn is from 'robot'; it must be one of human, gpt"),
+        ({"conversations": turns("Hi")[::-1]}, "turn 1 is the assistant's where the user's is expected"),
+        ({"conversations": [turns("Hi")[0], *turns("Hi")]}, "turn 2 is the user's where the assistant's is expected"),
         ({"conversations": [{"role": "robot", "content": "Hi"}]}, "role 'robot'"),
     ],
 )
