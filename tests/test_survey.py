@@ -60,9 +60,9 @@ def write(folder, rows: list) -> str:
 
 
 @pytest.fixture
-def strict(processor):
-    """The processor with a limit."""
-    processor.tokenizer.model_max_length = 200
+def strict(processor, monkeypatch):
+    """The processor with a limit; the tokenizer is shared by all tests."""
+    monkeypatch.setattr(processor.tokenizer, "model_max_length", 200)
     return processor
 
 
