@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from minivlm import export
 from minivlm.config import IGNORE_INDEX, STAGES, MiniVLMConfig
 from minivlm.model import MiniVLMForConditionalGeneration, assemble, set_trainable
 
@@ -36,28 +37,12 @@ def positions_by_hand(mask: torch.Tensor) -> torch.Tensor:
 
 
 def as_llava(model: MiniVLMForConditionalGeneration) -> LlavaForConditionalGeneration:
-    """The library's LLaVA with the same weights. It looks `<image>` up before it replaces it: one more row."""
-    config, vocab = model.config, model.config.text_config.vocab_size
-    llava_config = LlavaConfig(
-        vision_config=config.vision_config.to_dict(),
-        text_config=config.text_config.to_dict() | {"vocab_size": vocab + 1},
-        image_token_index=config.image_token_id,
-        image_seq_length=config.num_image_tokens,
-        projector_hidden_act="linear",
-        multimodal_projector_bias=False,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-    )
-    llava = LlavaForConditionalGeneration(llava_config).to(model.dtype).eval()
-    weights = model.language_model.model.state_dict()
-    extra = torch.randn(1, config.language_width, dtype=model.dtype)
-    weights["embed_tokens.weight"] = torch.cat([weights["embed_tokens.weight"], extra])
-    llava.model.language_model.load_state_dict(weights)
-    llava.model.vision_tower.load_state_dict(model.vision.clip.state_dict())
+    """The library's LLaVA with the same weights. It looks `<image>` up before replacing it: that row is random."""
+    llava = export.as_llava(model)
+    table = llava.model.language_model.embed_tokens.weight
     with torch.no_grad():
-        llava.model.multi_modal_projector.linear_1.weight.copy_(model.projector.weight)
-        llava.model.multi_modal_projector.linear_2.weight.copy_(torch.eye(config.language_width))
-    assert llava.lm_head.weight is llava.model.language_model.embed_tokens.weight
+        table[-1] = torch.randn(model.config.language_width, dtype=model.dtype)
+    assert llava.lm_head.weight is table
     return llava
 
 
