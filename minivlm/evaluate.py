@@ -24,14 +24,14 @@ yes-ratio is the model's.
 
 **Controls.** The same prompts with a mid-grey picture ("blank"), with another picture of the exam ("another"; like
 any two pictures, the two hold as many things in a quarter of the cases), and without any picture ("alone"): what is
-scored there is known without looking.
+scored there is known without looking. Beside it stands what the same answers are worth by accident (`accident.py`).
 
 Letters as in `config.py`.
 """
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -40,6 +40,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from minivlm import accident
 from minivlm.answers import Asked, answer
 from minivlm.config import PROMPTS
 from minivlm.features import FeatureCache
@@ -47,7 +48,15 @@ from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes import words as w
 from minivlm.scenes.facts import KINDS, MAX_THINGS, USUAL, Scene, random_stream, sample_scene
-from minivlm.scenes.language import Mentioned, Question, exists_question, noun_phrase, questions, read_facts
+from minivlm.scenes.language import (
+    Mentioned,
+    Question,
+    exists_question,
+    language_of,
+    noun_phrase,
+    questions,
+    read_facts,
+)
 
 EXAM_PICTURES, HOLDOUT_PICTURES = 500, 200
 QUESTIONED = 200  # pictures of the exam about which every type of question is asked
@@ -131,7 +140,8 @@ def evaluate(
     Returns:
         language -> "descriptions": model, blank, another, alone -> what `score_descriptions` gives; "holdout": the
         model's on the hold-out; "questions": model, blank, another, alone, guess -> type -> figure; "guesses":
-        type -> the guess in words; "pope": model, blank, another, alone -> what `score_pope` gives.
+        type -> the guess in words; "pope": model, blank, another, alone -> what `score_pope` gives; "accident":
+        blank, another, alone -> what the same answers are worth by accident, as `accident_of` gives it.
     """
     return {lang: _evaluate_in(lang, model, processor, exam, precision) for lang in languages}
 
@@ -162,6 +172,7 @@ def _evaluate_in(
         "questions": {who: score_questions(replies) for who, replies in answered.items()},
         "guesses": guesses,
         "pope": {c: score_pope(replies) for c, replies in pope.items()},
+        "accident": {c: accident_of(exam.scenes, told[c], answered[c], pope[c]) for c in CONTROLS},
     }
 
 
@@ -319,9 +330,33 @@ def normalised(text: str) -> str:
 
 def is_right(question: Question, text: str) -> bool:
     """Whether an answer is the exact one after `normalised`; to "what", whether it names exactly the right things."""
-    if question.type == "what" and (true := read_facts(question.answer).things):
-        return set(read_facts(text).things) == set(true)
-    return normalised(text) == normalised(question.answer)
+    return answer_key(question, text) == answer_key(question, question.answer)
+
+
+def answer_key(question: Question, text: str) -> Hashable:
+    """What an answer says, in a form that can be compared between all questions of a type.
+
+    To "what" a set of things; to "compare" which of the two; to "count" a number without the measure word that Chinese
+    asks for, if it is the right one; else the `normalised` text.
+    """
+    said = normalised(text)
+    if question.type == "what" and (things := read_facts(text).things):
+        return frozenset(things)
+    if question.type == "compare":
+        lang, two = language_of(question.text), read_facts(question.text).things
+        two = [normalised(noun_phrase(*thing, lang, article=False)) for thing in two]
+        return two.index(said) if said in two else said
+    measure = _measure(question)
+    if measure and said.endswith(measure):
+        return (said.removesuffix(measure),)
+    return said
+
+
+def _measure(question: Question) -> str:
+    """The measure word that a question asks for: Chinese counts with one."""
+    if question.type != "count" or language_of(question.text) == "en":
+        return ""
+    return w.MEASURES[read_facts(question.text).things[0][0]]
 
 
 def best_guesses(items: Sequence[Item], lang: str) -> tuple[dict[str, str], list[Reply]]:
@@ -341,8 +376,7 @@ def best_guesses(items: Sequence[Item], lang: str) -> tuple[dict[str, str], list
         text = guesses[item.group]
         if item.group == "compare":
             text = noun_phrase(*read_facts(item.question.text).things[0], lang, article=False)
-        elif item.group == "count" and lang == "zh":
-            text += w.MEASURES[read_facts(item.question.text).things[0][0]]
+        text += _measure(item.question)
         replies.append(Reply(item, text))
     return guesses | {"compare": "the thing named first"}, replies
 
@@ -401,7 +435,11 @@ def yes_or_no(text: str) -> bool | None:
 
 def score_pope(replies: Sequence[Reply]) -> dict[str, dict[str, Figure]]:
     """way -> accuracy, precision, recall, f1, yes_ratio (all of them the model's), unreadable."""
-    return {way: _score_way([r for r in replies if r.item.group in (way, PRESENT)]) for way in POPE_WAYS}
+    return {way: _score_way(_of_way(replies, way)) for way in POPE_WAYS}
+
+
+def _of_way(replies: Sequence[Reply], way: str) -> list[Reply]:
+    return [reply for reply in replies if reply.item.group in (way, PRESENT)]
 
 
 def _score_way(replies: Sequence[Reply]) -> dict[str, Figure]:
@@ -414,4 +452,30 @@ def _score_way(replies: Sequence[Reply]) -> dict[str, Figure]:
         "f1": figure((i, 2 * (there and said is True), there + (said is True)) for i, there, said in rows),
         "yes_ratio": figure((i, said is True, 1) for i, _, said in rows),
         "unreadable": figure((i, said is None, 1) for i, _, said in rows),
+    }
+
+
+# ---- by accident
+
+
+def accident_of(
+    scenes: Sequence[Scene], told: Sequence[str], answered: Sequence[Reply], pope: Sequence[Reply]
+) -> dict[str, dict[str, accident.Level]]:
+    """What the answers of one control are worth by accident.
+
+    Returns:
+        "descriptions": precision, recall, setting, chair_i, chair_s; "questions": type -> accuracy; "pope": way ->
+        accuracy.
+    """
+
+    def agree(replies: Sequence[Reply], key: Callable[[Question, str], Hashable]) -> accident.Level:
+        asked = [reply.item.question for reply in replies]
+        said = [key(question, reply.text) for question, reply in zip(asked, replies, strict=True)]
+        return accident.agreement(said, [key(question, question.answer) for question in asked])
+
+    types = [type_ for type_ in w.QUESTION_TYPES if any(reply.item.group == type_ for reply in answered)]
+    return {
+        "descriptions": accident.describing(scenes, told),
+        "questions": {type_: agree([r for r in answered if r.item.group == type_], answer_key) for type_ in types},
+        "pope": {way: agree(_of_way(pope, way), lambda _, text: yes_or_no(text)) for way in POPE_WAYS},
     }

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib.style
 from matplotlib.figure import Figure as Plot
@@ -141,9 +141,10 @@ DEFINITIONS = (
     "training, or among the usual inhabitants of the setting. What is neither yes nor no is wrong, and is no yes.",
     "Controls show what is known without looking: the same prompts with a grey picture (blank), with another picture "
     "of the exam (another), and with no picture at all (alone). A guess is the best constant answer to a type of "
-    "question, chosen with the exam's own answers in hand. With another picture the model answers about what it is "
-    "shown: to most types of question it may then do worse than the best guess, and a few of the things that it names "
-    "are there by accident. What this control shows is that it does no better than chance.",
+    "question, chosen with the exam's own answers in hand. By accident is what a control's answers score on average "
+    "against every picture but the one they were given about: answers that know nothing of the picture asked about fit "
+    "it no better than they fit any other, so their interval should hold this level. With another picture the model "
+    "answers about what it is shown, which is more various than a best guess and so right less often.",
     "Intervals are the middle 95% of 1,000 bootstrap draws over pictures. Where everything is right they have no "
     "width: look at the counts.",
 )
@@ -381,6 +382,7 @@ def _detail(run: Mapping[str, Any]) -> list[Block]:
         Fold("Questions after stage 1, which never trained on any", [_questions_table(run, "pretrain")]),
         Heading("Is there …? Yes or no", 3),
         _pope_table(run),
+        Paragraph(_chance(run)),
         _all_controls(run),
         Heading("Pairs never seen together", 3),
         _holdout_table(run),
@@ -400,7 +402,10 @@ def _controls_table(run: Mapping[str, Any], stage: str) -> Table:
             shown = [near["precision"], near["recall"], told["setting"], told["chair_i"], told["chair_s"]]
             length = _interval(told["length"], 1)
             label = Span(f"{name}, the model", "strong") if who == "model" else f"{name}, {who}"
-            rows.append([label, *(_interval(figure) for figure in shown), length])
+            levels = run["exam"][stage][lang]["accident"][who]["descriptions"] if who == "another" else {}
+            names = ("precision", "recall", "setting", "chair_i", "chair_s")
+            cells = [_interval(figure, accident=levels.get(key)) for key, figure in zip(names, shown, strict=True)]
+            rows.append([label, *cells, length])
     head = ["", "near things: precision", "recall", "setting", "CHAIR_i", "CHAIR_s", "length"]
     note = (
         "Length in words (English) or characters (Chinese) an answer; its counts are all of them over the answers. "
@@ -413,26 +418,41 @@ def _questions_table(run: Mapping[str, Any], stage: str) -> Table:
     exam = run["exam"][stage]
     columns = ("model", "another", "best blind")
     head: list[Inline] = ["type", *(f"{name}: {who}" for name in LANGUAGES.values() for who in columns)]
-    rows, told_apart = [], []
+    rows = []
     for type_ in exam["en"]["questions"]["model"]:
         row: list[Inline] = ["all types" if type_ == "all" else type_]
-        for lang, name in LANGUAGES.items():
+        for lang in LANGUAGES:
             by_who = exam[lang]["questions"]
-            blind = {who: by_who[who][type_] for who in ("guess", "blank", "alone")}
-            best = max(blind, key=lambda who: _value(blind[who]))
-            row += [_interval(by_who["model"][type_]), _interval(by_who["another"][type_])]
-            row.append(_named(best, blind[best]))
-            low = by_who["another"][type_]["low"]
-            if low is not None and low > _value(blind[best]):
-                told_apart.append(f"{type_} ({name})")
+            level = exam[lang]["accident"]["another"]["questions"].get(type_)
+            row += [_interval(by_who["model"][type_]), _interval(by_who["another"][type_], accident=level)]
+            row.append(_named(*_best_blind(by_who, type_)))
         rows.append(row)
     note = [
-        "Best blind: the best of three that see nothing; this is chance. With another picture the model should do no "
-        "better than chance; it does, by its whole interval, in: ",
-        ", ".join(told_apart) or "no type of question",
+        "Best blind: the best of three that see nothing. With another picture the model should do no better; it does, "
+        "by its whole interval, in: ",
+        ", ".join(beats_blind(run, [stage])) or "no type of question",
         ".",
     ]
     return Table(head, rows, f"{STAGES[stage]}: questions answered exactly", "numbers", note)
+
+
+def _best_blind(by_who: Mapping[str, Mapping[str, Figure]], type_: str) -> tuple[str, Figure]:
+    """Who answers a type of question best without seeing anything, and how well."""
+    who = max(("guess", "blank", "alone"), key=lambda who: _value(by_who[who][type_]))
+    return who, by_who[who][type_]
+
+
+def beats_blind(run: Mapping[str, Any], stages: Iterable[str] = tuple(STAGES)) -> list[str]:
+    """Types of questions that the model, shown another picture, answers better than the best blind, by its interval."""
+    found = []
+    for stage in stages:
+        for lang, name in LANGUAGES.items():
+            by_who = run["exam"][stage][lang]["questions"]
+            for type_ in by_who["another"]:
+                low = by_who["another"][type_]["low"]
+                if low is not None and low > _value(_best_blind(by_who, type_)[1]):
+                    found.append(f"{type_} ({name})")
+    return found
 
 
 def _pope_table(run: Mapping[str, Any]) -> Table:
@@ -455,6 +475,53 @@ def _pope_table(run: Mapping[str, Any]) -> Table:
     return Table(head, rows, "POPE", "numbers headline", note)
 
 
+class Held(NamedTuple):
+    """Of so many intervals of a control, how many hold what its answers are worth by accident; which do not."""
+
+    inside: int
+    of: int
+    outside: list[str]
+
+
+def held(run: Mapping[str, Any], control: str) -> Held:
+    """How far a control is at chance: descriptions, types of question and ways of POPE, in both stages and languages.
+
+    What is counted in nothing, as the precision of answers that name no thing, has no interval and is passed over.
+    """
+    inside, outside = 0, []
+    for stage, name in STAGES.items():
+        for lang, language in LANGUAGES.items():
+            exam = run["exam"][stage][lang]
+            told, level = exam["descriptions"][control], exam["accident"][control]
+            near = told["things"]["pair"]["near"]["any"]
+            figures = {
+                "descriptions": told | {key: near[key] for key in ("precision", "recall")},
+                "questions": exam["questions"][control],
+                "pope": {way: exam["pope"][control][way]["accuracy"] for way in POPE_WAYS},
+            }
+            for group, levels in level.items():
+                for key, value in levels.items():
+                    figure = figures[group][key]
+                    if value is None or figure["value"] is None:
+                        continue
+                    if figure["low"] <= value <= figure["high"]:
+                        inside += 1
+                    else:
+                        outside.append(f"{group}: {key} ({name}, {language})")
+    return Held(inside, inside + len(outside), outside)
+
+
+def _chance(run: Mapping[str, Any]) -> str:
+    found = {control: held(run, control) for control in CONTROLS}
+    counts = ", ".join(f"{control} {one.inside} of {one.of}" for control, one in found.items())
+    missed = ". ".join(f"With {control}: {'; '.join(one.outside)}" for control, one in found.items() if one.outside)
+    return (
+        "What the controls' answers are worth by accident lies within their 95% intervals (descriptions, every type of "
+        f"question, every way of POPE, both stages and languages): {counts}. One in twenty would miss it by accident. "
+        f"Outside it lies: {missed or 'none'}."
+    )
+
+
 def _all_controls(run: Mapping[str, Any]) -> Fold:
     """Every question type, and every way to ask POPE's, as the model and each of its controls answered them."""
     tables = []
@@ -462,15 +529,31 @@ def _all_controls(run: Mapping[str, Any]) -> Fold:
         for lang, language in LANGUAGES.items():
             exam = run["exam"][stage][lang]
             answerers = (*EVERYONE, "guess")
+            by_accident = {who: exam["accident"].get(who, {"questions": {}, "pope": {}}) for who in answerers}
             rows: list[list[Inline]] = [
-                ["all types" if type_ == "all" else type_, *(_interval(exam["questions"][c][type_]) for c in answerers)]
+                [
+                    "all types" if type_ == "all" else type_,
+                    *(
+                        _interval(exam["questions"][who][type_], accident=by_accident[who]["questions"].get(type_))
+                        for who in answerers
+                    ),
+                ]
                 for type_ in exam["questions"]["model"]
             ]
             tables.append(Table(["type", *answerers], rows, f"{name}, {language}: questions", "numbers"))
             rows = [
-                [f"{way}: {what}", *(_interval(exam["pope"][who][way][key]) for who in EVERYONE)]
+                [
+                    f"{way}: {key.replace('_', '-')}",
+                    *(
+                        _interval(
+                            exam["pope"][who][way][key],
+                            accident=by_accident[who]["pope"].get(way) if key == "accuracy" else None,
+                        )
+                        for who in EVERYONE
+                    ),
+                ]
                 for way in POPE_WAYS
-                for what, key in (("accuracy", "accuracy"), ("yes-ratio", "yes_ratio"))
+                for key in ("accuracy", "yes_ratio")
             ]
             tables.append(Table(["way", *EVERYONE], rows, f"{name}, {language}: POPE", "numbers"))
     note = Paragraph("Small figures: 95% intervals and counts. What each control is, is said at the end of the page.")
@@ -618,12 +701,13 @@ def _counts(figure: Figure) -> str:
     return f"{figure['count']}/{figure['of']}"
 
 
-def _interval(figure: Figure, digits: int = 3) -> Inline:
+def _interval(figure: Figure, digits: int = 3, accident: float | None = None) -> Inline:
     if figure["value"] is None:
         return "–"
     places = min(digits, 2)
     small = f"{figure['low']:.{places}f}–{figure['high']:.{places}f} · {_counts(figure)}"
-    return Lines([Span(_ratio(figure, digits), "number"), Span(small, "small")])
+    level = [] if accident is None else [Span(f"by accident {accident:.{digits}f}", "small")]
+    return Lines([Span(_ratio(figure, digits), "number"), Span(small, "small"), *level])
 
 
 def _named(who: str, figure: Figure) -> Inline:

@@ -354,7 +354,8 @@ def test_evaluation_of_a_model_that_knows_nothing(exam, model, processor, monkey
     assert json.loads(json.dumps(got)) == got
     assert list(got) == list(w.LANGUAGES)
     for lang in got.values():
-        assert set(lang) == {"descriptions", "holdout", "questions", "guesses", "pope"}
+        assert set(lang) == {"descriptions", "holdout", "questions", "guesses", "pope", "accident"}
+        assert tuple(lang["accident"]) == ev.CONTROLS
         assert set(lang["questions"]) == {"model", "blank", "another", "alone", "guess"}
         assert lang["pope"]["model"]["random"]["accuracy"]["of"] == 32
         assert lang["questions"]["model"]["all"]["of"] == lang["questions"]["alone"]["all"]["of"]

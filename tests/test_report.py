@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from minivlm import report
-from minivlm.evaluate import CONTROLLED, COUNTS, DISTANCES, EVERYONE, LEVELS, POPE_WAYS
+from minivlm.evaluate import CONTROLLED, CONTROLS, COUNTS, DISTANCES, EVERYONE, LEVELS, POPE_WAYS
 from minivlm.page import Figure, Fold, Heading, Lines, Paragraph, Span, Table, Tiles, html_page, markdown_page
 from minivlm.page import Image as Picture
 from minivlm.paths import data_folder
@@ -71,7 +71,15 @@ def examined(start: int) -> dict:
         "questions": {who: {t: next_() for t in ("all", *QUESTION_TYPES)} for who in (*EVERYONE, "guess")},
         "guesses": dict.fromkeys(QUESTION_TYPES, "Two."),
         "pope": {who: {way: {key: next_() for key in ways} for way in POPE_WAYS} for who in EVERYONE},
+        "accident": {who: {group: dict(levels) for group, levels in ACCIDENT.items()} for who in CONTROLS},
     }
+
+
+ACCIDENT = {
+    "descriptions": {"precision": 0.011, "recall": 0.012, "setting": 0.113, "chair_i": 0.814, "chair_s": 0.915},
+    "questions": {type_: 0.201 + i / 1000 for i, type_ in enumerate(QUESTION_TYPES)},
+    "pope": {way: 0.501 + i / 1000 for i, way in enumerate(POPE_WAYS)},
+}
 
 
 def make_run(seed: int = 7) -> dict:
@@ -356,7 +364,11 @@ def test_the_controls_stand_beside_the_model(page, run):
                 near = d["things"]["pair"]["near"]["any"]
                 figures = [near["precision"], near["recall"], d["setting"], d["chair_i"], d["chair_s"]]
                 label = f"{name}, {'the model' if who == 'model' else who}"
-                expected.append([label, *map(two, figures), two(d["length"], digits=1)])
+                levels = [
+                    f" by accident {x:.3f}" if who == "another" else "" for x in ACCIDENT["descriptions"].values()
+                ]
+                cells = [two(figure) + level for figure, level in zip(figures, levels, strict=True)]
+                expected.append([label, *cells, two(d["length"], digits=1)])
         assert rows == expected
 
 
@@ -388,7 +400,9 @@ def test_questions_stand_beside_another_picture_and_the_best_of_three_blind(run,
     assert [row[0] for row in rows] == ["all types", *QUESTION_TYPES]
     row = dict(zip(head, rows[1 + QUESTION_TYPES.index("colour")], strict=True))
     assert row["English: model"] == two(figure(90, 100))
-    assert row["English: another"] == two(figure(another, 100))
+    level = ACCIDENT["questions"]["colour"]
+    assert row["English: another"] == f"{two(figure(another, 100))} by accident {level:.3f}"
+    assert dict(zip(head, rows[0], strict=True))["English: another"] == two(figure(0, 100))  # all types: no level
     assert row["English: best blind"] == "0.550 blank · 55/100"
     assert ("colour (English)" in page.text) == told_apart
     assert ("no type of question" in page.text) != told_apart
@@ -410,6 +424,45 @@ def test_pope_and_the_holdout_are_shown_as_measured(page, run):
     assert rows[0] == ["Pretrain_vlm, English", *(two(n[key]) for n in near for key in ("precision", "recall"))]
 
 
+def worth(exam, group, who, name, key=None):
+    """A figure as it is shown, with what it is worth by accident where that is known."""
+    shown = exam[group][who][name] if key is None else exam[group][who][name][key]
+    known = who in CONTROLS and name in ACCIDENT[group] and key in (None, "accuracy")
+    return two(shown) + (f" by accident {ACCIDENT[group][name]:.3f}" if known else "")
+
+
+def test_controls_are_counted_that_hold_what_they_are_worth_by_accident(run):
+    """Every interval of a control holds its level but two, and one has none: it is counted in nothing."""
+    run = copy.deepcopy(run)
+    for stage in STAGES:
+        for lang in LANGUAGES:
+            exam = run["exam"][stage][lang]
+            told, wide = exam["descriptions"]["another"], {"value": 0.5, "low": 0.0, "high": 1.0, "count": 1, "of": 2}
+            told |= {"things": {"pair": {"near": {"any": {"precision": wide, "recall": wide}}}}}
+            told |= dict.fromkeys(("setting", "chair_i", "chair_s"), wide)
+            exam["questions"]["another"] |= dict.fromkeys(QUESTION_TYPES, wide)
+            exam["pope"]["another"] = {way: {"accuracy": wide} for way in POPE_WAYS}
+    per_cell = 5 + len(QUESTION_TYPES) + len(POPE_WAYS)
+    assert report.held(run, "another") == report.Held(4 * per_cell, 4 * per_cell, [])
+    edge = {"low": ACCIDENT["questions"]["colour"]}
+    run["exam"]["sft"]["zh"]["questions"]["another"]["colour"] = wide | edge  # an end belongs to the interval
+    assert report.held(run, "another").outside == []
+    run["exam"]["sft"]["zh"]["questions"]["another"]["colour"] = wide | {"low": 0.3}
+    run["exam"]["pretrain"]["en"]["descriptions"]["another"]["chair_s"] = wide | {"high": 0.9}
+    near = run["exam"]["pretrain"]["en"]["descriptions"]["another"]["things"]["pair"]["near"]
+    near["any"]["precision"] = figure(0, 0)
+    found = report.held(run, "another")
+    assert found.outside == ["descriptions: chair_s (Pretrain_vlm, English)", "questions: colour (SFT_vlm, Chinese)"]
+    assert (found.inside, found.of) == (4 * per_cell - 3, 4 * per_cell - 1)
+    said = report._chance(run)
+    assert f"another {found.inside} of {found.of}" in said
+    assert f"With another: {'; '.join(found.outside)}." in said
+
+
+def test_what_controls_are_worth_by_accident_is_on_the_page(page, run):
+    assert report._chance(run) in " ".join(page.text.split())
+
+
 def test_all_controls_stand_in_a_fold_with_intervals_and_counts(run):
     fold = report._all_controls(run)
     assert isinstance(fold, Fold) and fold.title.startswith("All controls")
@@ -420,13 +473,13 @@ def test_all_controls_stand_in_a_fold_with_intervals_and_counts(run):
             (head, *rows), everyone = next(tables), ["model", "blank", "another", "alone"]
             assert head == ["type", *everyone, "guess"]
             assert rows == [
-                ["all types" if t == "all" else t, *(two(exam["questions"][who][t]) for who in head[1:])]
+                ["all types" if t == "all" else t, *(worth(exam, "questions", who, t) for who in head[1:])]
                 for t in ("all", *QUESTION_TYPES)
             ]
             head, *rows = next(tables)
             assert head == ["way", *everyone]
             assert rows == [
-                [f"{way}: {key.replace('_', '-')}", *(two(exam["pope"][who][way][key]) for who in everyone)]
+                [f"{way}: {key.replace('_', '-')}", *(worth(exam, "pope", who, way, key) for who in everyone)]
                 for way in POPE_WAYS
                 for key in ("accuracy", "yes_ratio")
             ]

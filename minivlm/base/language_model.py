@@ -169,13 +169,19 @@ class MosaicReader:
             listed_scene(index, asked.turns, asked.in_order, asked.captions, asked.descriptions, self._things(index))
         )
 
-    @torch.no_grad()
     def captions(self, lang: str, count: int, source: str, batch_size: int = 100) -> dict[str, float]:
         """Precision and recall of (colour, kind) pairs in captions of held-out scenes, from words alone.
 
         `source` is "list" (a listed scene) or "mosaic". Greedy decoding.
         """
-        right = named = true = 0
+        compared = self.compare_captions(lang, count, source, batch_size)
+        right, named, true = (sum(column) for column in zip(*compared, strict=True))
+        return {"precision": right / max(1, named), "recall": right / true, "pairs": true}
+
+    @torch.no_grad()
+    def compare_captions(self, lang: str, count: int, source: str, batch_size: int = 100) -> list[tuple[int, int, int]]:
+        """For each of `count` held-out scenes: pairs that its caption names rightly, that it names, that are true."""
+        compared = []
         for start in range(0, count, batch_size):
             size = min(batch_size, count - start)
             scenes = [sample_scene("text", EXAM_OFFSET + start + i) for i in range(size)]
@@ -193,8 +199,8 @@ class MosaicReader:
             for scene, text in zip(scenes, texts, strict=True):
                 want = {(t.kind, t.colour) for t in scene.things}
                 got = set(read_facts(text).things)
-                right, named, true = right + len(want & got), named + len(got), true + len(want)
-        return {"precision": right / max(1, named), "recall": right / true, "pairs": true}
+                compared.append((len(want & got), len(got), len(want)))
+        return compared
 
     def _questions(self, scenes: list[Scene], lang: str, source: str, start: int) -> dict:
         rows = []

@@ -95,7 +95,7 @@ def read_facts(text: str) -> Mentioned:
 
 def find_things(text: str) -> list[tuple[tuple[int, int], tuple[str, str | None]]]:
     """Where a text names things: ((start, end), (kind, colour or None)), in order of mention."""
-    pattern, kinds, colours = _READERS[_language_of(text)]
+    pattern, kinds, colours = _READERS[language_of(text)]
     return [
         (m.span(), (kinds[m["kind"].lower()], colours.get((m["worn"] or m["colour"] or "").lower())))
         for m in pattern.finditer(text)
@@ -104,7 +104,7 @@ def find_things(text: str) -> list[tuple[tuple[int, int], tuple[str, str | None]
 
 def find_setting(text: str) -> tuple[tuple[int, int], str] | None:
     """Where a text first names a setting: ((start, end), setting), or None."""
-    words = {setting: row[2] for setting, row in w.SETTING_WORDS[_language_of(text)].items()}
+    words = {setting: row[2] for setting, row in w.SETTING_WORDS[language_of(text)].items()}
     found = [(text.lower().find(word), setting) for setting, word in words.items() if word in text.lower()]
     if not found:
         return None
@@ -112,7 +112,8 @@ def find_setting(text: str) -> tuple[tuple[int, int], str] | None:
     return (start, start + len(words[setting])), setting
 
 
-def _language_of(text: str) -> str:
+def language_of(text: str) -> str:
+    """ "zh" where a text has a Chinese character, else "en"."""
     return "zh" if re.search(r"[\u4e00-\u9fff]", text) else "en"
 
 

@@ -1,0 +1,33 @@
+"""How far the controls of finished runs are at chance: `python scripts/controls.py runs/seed-0 runs/seed-1 …`.
+
+Writes `data/results/controls.json`: for each run and control, how many intervals hold what the control's answers are
+worth by accident (`minivlm/accident.py`), which do not, and where another picture did better than the best blind guess.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from minivlm.paths import data_folder
+from minivlm.report import CONTROLS, beats_blind, held
+from minivlm.run import RESULTS
+
+FILE = "results/controls.json"
+
+
+def controls(run: dict[str, Any]) -> dict[str, Any]:
+    """One run's entry."""
+    return {
+        "seed": run["seed"],
+        "command": run["command"],
+        "held": {control: held(run, control)._asdict() for control in CONTROLS},
+        "beats_blind": beats_blind(run),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    found = [controls(json.loads((run / RESULTS).read_text("utf-8"))) for run in parser.parse_args().runs]
+    (data_folder() / FILE).write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", "utf-8")
