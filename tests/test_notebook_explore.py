@@ -1,5 +1,6 @@
 """What notebook 03 looks at: patches as words, the gradient's way, W at every step; its figures and its widgets."""
 
+import html
 import io
 import re
 import warnings
@@ -205,6 +206,16 @@ class TestWidgets:
             model.projector.weight.data.mul_(-1.0)
             album(step, 0.0, model)
         return StepExplorer(album, *world, [RED_CAR, PANDA], patch_features)
+
+    def test_a_patch_is_told_in_a_line_where_no_widget_lives(self, patches, capsys):
+        patches.scene.value, patches.row.value, patches.column.value = 1, 2, 1
+        patches.show()
+        line = capsys.readouterr().out.strip()
+        assert line == patches.in_words()
+        assert line.startswith("Scene 1, patch in row 2, column 1; nearest words and their cosines: ")
+        told = line.split("cosines: ")[1].split(", ")
+        cells = re.findall(r'<td style="padding:1px 8px">(.*?)</td>', patches.page.value)
+        assert told == [f"{html.unescape(word)} {cosine}" for word, cosine in zip(cells[::2], cells[1::2], strict=True)]
 
     def test_they_have_names_that_people_can_read(self, patches, steps):
         assert [c.description for c in (patches.scene, patches.row, patches.column)] == ["scene", "row", "column"]

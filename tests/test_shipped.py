@@ -12,7 +12,7 @@ import minivlm
 from minivlm.base.build import LOG_EVERY
 from minivlm.base.language_model import ROUNDS, MosaicReader
 from minivlm.checkpoint import hash_config, load_checkpoint, read_meta
-from minivlm.evaluate import CONTROLLED, EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED
+from minivlm.evaluate import CONTROLLED, CONTROLS, EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED
 from minivlm.paths import BASE, PRETRAIN, SFT, data_folder
 from minivlm.report import read_seeds
 from minivlm.scenes.facts import sample_scene
@@ -160,6 +160,24 @@ def test_every_seed_answers_questions_above_the_floor(lang):
 def test_every_seed_names_the_setting(stage, lang):
     values = {shown["seed"]: shown["setting"][stage][lang]["value"] for shown in seeds()}
     assert values and {seed: value for seed, value in values.items() if value < SETTING_BAR} == {}
+
+
+def read_controls():
+    return json.loads((data_folder() / "results/controls.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+def test_every_seeds_controls_are_at_chance(control):
+    """95% intervals, and many of them: now and then one misses, but not one in ten."""
+    held = {run["seed"]: run["held"][control] for run in read_controls()}
+    assert set(held) == {0, 1, 2}
+    for one in held.values():
+        assert one["inside"] + len(one["outside"]) == one["of"] >= 50
+        assert one["inside"] >= 0.9 * one["of"], one["outside"]
+
+
+def test_shown_another_picture_no_seed_beats_the_best_blind_guess():
+    assert {run["seed"]: run["beats_blind"] for run in read_controls()} == {0: [], 1: [], 2: []}
 
 
 def test_the_data_card_gives_the_names_in_the_record():

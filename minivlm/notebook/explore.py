@@ -113,18 +113,32 @@ class PatchExplorer:
         _follow(self._draw, self.scene, self.row, self.column)
 
     def show(self) -> None:
-        """Show the controls and the page below them."""
+        """Say in a line what is chosen, for where no widget lives, and show the controls and the page below them."""
+        print(self.in_words())
         display(self.widget)
+
+    def in_words(self) -> str:
+        """The chosen patch and the words nearest to it, in a line."""
+        _, _, nearest = self._chosen()
+        words = ", ".join(f"{_both(near)} {near.cosine:.2f}" for near in nearest)
+        return f"Scene {self.scene.value}, patch in {self._place()}; nearest words and their cosines: {words}"
+
+    def _chosen(self) -> tuple[int, list[PatchWord], list[NearWord]]:
+        """The patch that is chosen, the nearest word of each patch of its scene, and its own nearest few."""
+        patch = (self.row.value - 1) * self.side + self.column.value - 1
+        with torch.no_grad():
+            embeds = self.model.projector(self.features[self.scene.value])  # (N, Dl)
+        words = read_patches(self.model, self.processor.tokenizer, self.scenes[self.scene.value], embeds)
+        return patch, words, nearest_few(self.model, self.processor.tokenizer, embeds[patch, None])[0]
+
+    def _place(self) -> str:
+        return f"row {self.row.value}, column {self.column.value}"
 
     def _draw(self) -> None:
         """Write the page for what is chosen."""
-        scene, patch = self.scenes[self.scene.value], (self.row.value - 1) * self.side + self.column.value - 1
-        with torch.no_grad():
-            embeds = self.model.projector(self.features[self.scene.value])  # (N, Dl)
-        words = read_patches(self.model, self.processor.tokenizer, scene, embeds)
-        nearest = nearest_few(self.model, self.processor.tokenizer, embeds[patch, None])[0]
-        place = f"row {self.row.value}, column {self.column.value}"
-        self.page.value = _beside(drawing(scene, words, patch), _word_table(nearest, words[patch], place))
+        patch, words, nearest = self._chosen()
+        page = drawing(self.scenes[self.scene.value], words, patch)
+        self.page.value = _beside(page, _word_table(nearest, words[patch], self._place()))
 
 
 class StepExplorer:
@@ -238,9 +252,13 @@ def _word_table(nearest: Sequence[NearWord], word: PatchWord, place: str) -> str
     )
 
 
-def _in_both(word: PatchWord | NearWord) -> str:
+def _both(word: PatchWord | NearWord) -> str:
     """A word, a Chinese one with its English."""
-    return html.escape(word.word if word.english in (word.word, NO_WORD) else f"{word.word} ({word.english})")
+    return word.word if word.english in (word.word, NO_WORD) else f"{word.word} ({word.english})"
+
+
+def _in_both(word: PatchWord | NearWord) -> str:
+    return html.escape(_both(word))
 
 
 def _cell(place: int, side: int, word: PatchWord) -> str:
