@@ -36,7 +36,7 @@ def right(ids, image_token_id, num_image_tokens):
 def test_three_beginnings():
     assert verdict("doubling", right) == "Right."
     assert verdict("doubling", lambda *_: []) == "Not yet: 99 has to stand there twice"
-    assert verdict("doubling", stub) == "Not written yet. The cells below go on with the package's own."
+    assert verdict("doubling", stub) == "Not written yet. The cells below run all the same."
 
 
 def test_an_unknown_exercise_is_refused_with_the_names_of_all():

@@ -158,8 +158,11 @@ class TestTables:
             show_answers([Image.new("RGB", (8, 8))], ["black"], {"a": []})
 
     def test_a_picture_by_itself(self, shown):
-        show_picture(Image.new("RGB", (8, 8)), "black")
-        assert 'alt="black"' in shown[0]["text/html"] and shown[0]["text/plain"] == "black"
+        show_picture(Image.new("RGB", (8, 8)), "black & square")
+        page = shown[0]["text/html"]
+        assert page.count("<img") == page.count('alt="black &amp; square"') == 1
+        assert re.findall(r"<figcaption[^>]*>(.*?)</figcaption></figure>", page) == ["black &amp; square"]
+        assert shown[0]["text/plain"] == "black & square"
 
     def test_what_is_learnt_is_underlined_and_counted(self, shown, processor):
         content = [{"type": "image"}, {"type": "text", "text": "What <is> it?"}]

@@ -41,14 +41,16 @@ def show_answers(
 
 
 def show_picture(picture: Image.Image, alt: str, side: int = 224) -> None:
-    """A picture with alternative text.
+    """A picture with alternative text, which is its caption, too.
 
     Raises:
         ValueError: `alt` is empty.
     """
     if not alt.strip():
         raise ValueError("a picture needs alternative text")
-    display({"text/html": _image(picture, alt, side), "text/plain": alt}, raw=True)
+    caption = f"<figcaption>{html.escape(alt)}</figcaption>"
+    figure = f'<figure style="margin:0">{_image(picture, alt, side)}{caption}</figure>'
+    display({"text/html": figure, "text/plain": alt}, raw=True)
 
 
 def show_supervision(row: Rendered, tokenizer: PreTrainedTokenizerFast) -> None:

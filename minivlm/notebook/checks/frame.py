@@ -35,7 +35,7 @@ def verdict(name: str, answer: Any) -> str:
     try:
         EXERCISES[name](answer)
     except NotImplementedError:
-        return "Not written yet. The cells below go on with the package's own."
+        return "Not written yet. The cells below run all the same."
     except Wrong as problem:
         return f"Not yet: {problem}"
     return "Right."
