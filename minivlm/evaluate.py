@@ -172,7 +172,10 @@ def _evaluate_in(
         "questions": {who: score_questions(replies) for who, replies in answered.items()},
         "guesses": guesses,
         "pope": {c: score_pope(replies) for c, replies in pope.items()},
-        "accident": {c: accident_of(exam.scenes, told[c], answered[c], pope[c]) for c in CONTROLS},
+        "accident": {
+            c: accident_of(exam.scenes, told[c], answered[c], pope[c], [exam.shown(i, c) for i in range(count)])
+            for c in CONTROLS
+        },
     }
 
 
@@ -369,7 +372,7 @@ def best_guesses(items: Sequence[Item], lang: str) -> tuple[dict[str, str], list
     for group in dict.fromkeys(item.group for item in items):
         answers = [item.question.answer for item in items if item.group == group]
         if group == "count" and lang == "zh":
-            answers = [answer[:1] for answer in answers]  # the number, without its measure word
+            answers = [answer[:1] for answer in answers]  # the number: `_measure` is added to it below
         guesses[group] = Counter(answers).most_common(1)[0][0]
     replies = []
     for item in items:
@@ -459,23 +462,34 @@ def _score_way(replies: Sequence[Reply]) -> dict[str, Figure]:
 
 
 def accident_of(
-    scenes: Sequence[Scene], told: Sequence[str], answered: Sequence[Reply], pope: Sequence[Reply]
+    scenes: Sequence[Scene],
+    told: Sequence[str],
+    answered: Sequence[Reply],
+    pope: Sequence[Reply],
+    shown: Sequence[int | None] | None = None,
 ) -> dict[str, dict[str, accident.Level]]:
     """What the answers of one control are worth by accident.
+
+    Args:
+        scenes: the exam's; told: what was said about each; shown: which of them was shown in its place, if one was.
+        answered, pope: replies to the exam's and to POPE's questions.
 
     Returns:
         "descriptions": precision, recall, setting, chair_i, chair_s; "questions": type -> accuracy; "pope": way ->
         accuracy.
     """
-
-    def agree(replies: Sequence[Reply], key: Callable[[Question, str], Hashable]) -> accident.Level:
-        asked = [reply.item.question for reply in replies]
-        said = [key(question, reply.text) for question, reply in zip(asked, replies, strict=True)]
-        return accident.agreement(said, [key(question, question.answer) for question in asked])
-
     types = [type_ for type_ in w.QUESTION_TYPES if any(reply.item.group == type_ for reply in answered)]
     return {
-        "descriptions": accident.describing(scenes, told),
-        "questions": {type_: agree([r for r in answered if r.item.group == type_], answer_key) for type_ in types},
-        "pope": {way: agree(_of_way(pope, way), lambda _, text: yes_or_no(text)) for way in POPE_WAYS},
+        "descriptions": accident.describing(scenes, told, shown),
+        "questions": {t: _agreement([r for r in answered if r.item.group == t], answer_key) for t in types},
+        "pope": {way: _agreement(_of_way(pope, way), lambda _, text: yes_or_no(text)) for way in POPE_WAYS},
     }
+
+
+def _agreement(replies: Sequence[Reply], key: Callable[[Question, str], Hashable]) -> accident.Level:
+    """How often replies are right about the other pictures of the group; yes and no where the same kind was asked."""
+    asked = [reply.item.question for reply in replies]
+    said = [key(question, reply.text) for question, reply in zip(asked, replies, strict=True)]
+    true = [key(question, question.answer) for question in asked]
+    kinds = [read_facts(question.text).things[0][0] if question.type == "exists" else None for question in asked]
+    return accident.agreement(said, true, kinds)

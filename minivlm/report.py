@@ -142,9 +142,10 @@ DEFINITIONS = (
     "Controls show what is known without looking: the same prompts with a grey picture (blank), with another picture "
     "of the exam (another), and with no picture at all (alone). A guess is the best constant answer to a type of "
     "question, chosen with the exam's own answers in hand. By accident is what a control's answers score on average "
-    "against every picture but the one they were given about: answers that know nothing of the picture asked about fit "
-    "it no better than they fit any other, so their interval should hold this level. With another picture the model "
-    "answers about what it is shown, which is more various than a best guess and so right less often.",
+    "about other pictures than the one asked about and the one shown (yes and no: about pictures of which the same "
+    "kind was asked). Answers that know nothing of the picture asked about fit it no better than those, so their "
+    "interval should hold this level. With another picture the model answers about what it is shown, which is more "
+    "various than a best guess.",
     "Intervals are the middle 95% of 1,000 bootstrap draws over pictures. Where everything is right they have no "
     "width: look at the counts.",
 )
@@ -397,14 +398,11 @@ def _controls_table(run: Mapping[str, Any], stage: str) -> Table:
     rows = []
     for lang, name in LANGUAGES.items():
         for who in EVERYONE:
-            told = run["exam"][stage][lang]["descriptions"][who]
-            near = told["things"]["pair"]["near"]["any"]
-            shown = [near["precision"], near["recall"], told["setting"], told["chair_i"], told["chair_s"]]
-            length = _interval(told["length"], 1)
+            exam = run["exam"][stage][lang]
+            length = _interval(exam["descriptions"][who]["length"], 1)
             label = Span(f"{name}, the model", "strong") if who == "model" else f"{name}, {who}"
-            levels = run["exam"][stage][lang]["accident"][who]["descriptions"] if who == "another" else {}
-            names = ("precision", "recall", "setting", "chair_i", "chair_s")
-            cells = [_interval(figure, accident=levels.get(key)) for key, figure in zip(names, shown, strict=True)]
+            levels = exam["accident"][who]["descriptions"] if who == "another" else {}
+            cells = [_interval(figure, accident=levels.get(key)) for key, figure in _told(exam, who).items()]
             rows.append([label, *cells, length])
     head = ["", "near things: precision", "recall", "setting", "CHAIR_i", "CHAIR_s", "length"]
     note = (
@@ -476,11 +474,12 @@ def _pope_table(run: Mapping[str, Any]) -> Table:
 
 
 class Held(NamedTuple):
-    """Of so many intervals of a control, how many hold what its answers are worth by accident; which do not."""
+    """Of so many intervals of a control, how many hold what its answers are worth by accident; which lie elsewhere."""
 
     inside: int
     of: int
-    outside: list[str]
+    above: list[str]  # better than by accident: something is known
+    below: list[str]
 
 
 def held(run: Mapping[str, Any], control: str) -> Held:
@@ -488,37 +487,49 @@ def held(run: Mapping[str, Any], control: str) -> Held:
 
     What is counted in nothing, as the precision of answers that name no thing, has no interval and is passed over.
     """
-    inside, outside = 0, []
+    inside, above, below = 0, [], []
     for stage, name in STAGES.items():
         for lang, language in LANGUAGES.items():
             exam = run["exam"][stage][lang]
-            told, level = exam["descriptions"][control], exam["accident"][control]
-            near = told["things"]["pair"]["near"]["any"]
             figures = {
-                "descriptions": told | {key: near[key] for key in ("precision", "recall")},
+                "descriptions": _told(exam, control),
                 "questions": exam["questions"][control],
                 "pope": {way: exam["pope"][control][way]["accuracy"] for way in POPE_WAYS},
             }
-            for group, levels in level.items():
-                for key, value in levels.items():
-                    figure = figures[group][key]
-                    if value is None or figure["value"] is None:
-                        continue
-                    if figure["low"] <= value <= figure["high"]:
-                        inside += 1
-                    else:
-                        outside.append(f"{group}: {key} ({name}, {language})")
-    return Held(inside, inside + len(outside), outside)
+            levels = exam["accident"][control]
+            for group, key, level in ((g, key, level) for g in levels for key, level in levels[g].items()):
+                figure = figures[group][key]
+                if level is None or figure["value"] is None:
+                    continue
+                missed = above if figure["low"] > level else below if figure["high"] < level else None
+                if missed is None:
+                    inside += 1
+                else:
+                    missed.append(f"{group}: {key} ({name}, {language})")
+    return Held(inside, inside + len(above) + len(below), above, below)
+
+
+def _told(exam: Mapping[str, Any], who: str) -> dict[str, Figure]:
+    """The figures of descriptions that have a level by accident, in the order of the table."""
+    told = exam["descriptions"][who]
+    near = told["things"]["pair"]["near"]["any"]
+    return {key: near[key] for key in ("precision", "recall")} | {k: told[k] for k in ("setting", "chair_i", "chair_s")}
 
 
 def _chance(run: Mapping[str, Any]) -> str:
     found = {control: held(run, control) for control in CONTROLS}
     counts = ", ".join(f"{control} {one.inside} of {one.of}" for control, one in found.items())
-    missed = ". ".join(f"With {control}: {'; '.join(one.outside)}" for control, one in found.items() if one.outside)
+    missed = [
+        f"{control}, {side}: {'; '.join(names)}"
+        for control, one in found.items()
+        for side, names in (("above", one.above), ("below", one.below))
+        if names
+    ]
     return (
         "What the controls' answers are worth by accident lies within their 95% intervals (descriptions, every type of "
-        f"question, every way of POPE, both stages and languages): {counts}. One in twenty would miss it by accident. "
-        f"Outside it lies: {missed or 'none'}."
+        f"question, every way of POPE, both stages and languages): {counts}. The cases share pictures, so they are not "
+        "independent, and whoever always says the same meets this level by arithmetic. Intervals elsewhere: "
+        f"{'. '.join(missed) or 'none'}."
     )
 
 
@@ -529,29 +540,13 @@ def _all_controls(run: Mapping[str, Any]) -> Fold:
         for lang, language in LANGUAGES.items():
             exam = run["exam"][stage][lang]
             answerers = (*EVERYONE, "guess")
-            by_accident = {who: exam["accident"].get(who, {"questions": {}, "pope": {}}) for who in answerers}
             rows: list[list[Inline]] = [
-                [
-                    "all types" if type_ == "all" else type_,
-                    *(
-                        _interval(exam["questions"][who][type_], accident=by_accident[who]["questions"].get(type_))
-                        for who in answerers
-                    ),
-                ]
-                for type_ in exam["questions"]["model"]
+                ["all types" if t == "all" else t, *(_asked(exam, "questions", who, t) for who in answerers)]
+                for t in exam["questions"]["model"]
             ]
             tables.append(Table(["type", *answerers], rows, f"{name}, {language}: questions", "numbers"))
             rows = [
-                [
-                    f"{way}: {key.replace('_', '-')}",
-                    *(
-                        _interval(
-                            exam["pope"][who][way][key],
-                            accident=by_accident[who]["pope"].get(way) if key == "accuracy" else None,
-                        )
-                        for who in EVERYONE
-                    ),
-                ]
+                [f"{way}: {key.replace('_', '-')}", *(_asked(exam, "pope", who, way, key) for who in EVERYONE)]
                 for way in POPE_WAYS
                 for key in ("accuracy", "yes_ratio")
             ]
@@ -560,6 +555,13 @@ def _all_controls(run: Mapping[str, Any]) -> Fold:
     return Fold(
         "All controls: every type of question and every way of POPE, with intervals and counts", [note, *tables]
     )
+
+
+def _asked(exam: Mapping[str, Any], group: str, who: str, name: str, key: str | None = None) -> Inline:
+    """A figure of questions or of POPE; an accuracy with what it is worth by accident, where that is known."""
+    figure = exam[group][who][name] if key is None else exam[group][who][name][key]
+    known = who in CONTROLS and key in (None, "accuracy")
+    return _interval(figure, accident=exam["accident"][who][group].get(name) if known else None)
 
 
 def _holdout_table(run: Mapping[str, Any]) -> Table:

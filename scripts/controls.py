@@ -1,7 +1,8 @@
 """How far the controls of finished runs are at chance: `python scripts/controls.py runs/seed-0 runs/seed-1 …`.
 
-Writes `data/results/controls.json`: for each run and control, how many intervals hold what the control's answers are
-worth by accident (`minivlm/accident.py`), which do not, and where another picture did better than the best blind guess.
+Writes `data/results/controls.json`: for each run and control, and over all runs, how many intervals hold what the
+control's answers are worth by accident (`minivlm/accident.py`), which lie above or below it, and where another picture
+did better than the best blind guess.
 """
 
 import argparse
@@ -26,8 +27,21 @@ def controls(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def total(found: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Over all runs."""
+    return {
+        control: {
+            "inside": sum(run["held"][control]["inside"] for run in found),
+            "of": sum(run["held"][control]["of"] for run in found),
+            "above": sum(len(run["held"][control]["above"]) for run in found),
+        }
+        for control in CONTROLS
+    }
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
     found = [controls(json.loads((run / RESULTS).read_text("utf-8"))) for run in parser.parse_args().runs]
-    (data_folder() / FILE).write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    made = {"runs": found, "total": total(found)}
+    (data_folder() / FILE).write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n", "utf-8")

@@ -443,20 +443,21 @@ def test_controls_are_counted_that_hold_what_they_are_worth_by_accident(run):
             exam["questions"]["another"] |= dict.fromkeys(QUESTION_TYPES, wide)
             exam["pope"]["another"] = {way: {"accuracy": wide} for way in POPE_WAYS}
     per_cell = 5 + len(QUESTION_TYPES) + len(POPE_WAYS)
-    assert report.held(run, "another") == report.Held(4 * per_cell, 4 * per_cell, [])
+    assert report.held(run, "another") == report.Held(4 * per_cell, 4 * per_cell, [], [])
     edge = {"low": ACCIDENT["questions"]["colour"]}
     run["exam"]["sft"]["zh"]["questions"]["another"]["colour"] = wide | edge  # an end belongs to the interval
-    assert report.held(run, "another").outside == []
+    assert report.held(run, "another").above == []
     run["exam"]["sft"]["zh"]["questions"]["another"]["colour"] = wide | {"low": 0.3}
     run["exam"]["pretrain"]["en"]["descriptions"]["another"]["chair_s"] = wide | {"high": 0.9}
     near = run["exam"]["pretrain"]["en"]["descriptions"]["another"]["things"]["pair"]["near"]
     near["any"]["precision"] = figure(0, 0)
     found = report.held(run, "another")
-    assert found.outside == ["descriptions: chair_s (Pretrain_vlm, English)", "questions: colour (SFT_vlm, Chinese)"]
+    assert found.above == ["questions: colour (SFT_vlm, Chinese)"]
+    assert found.below == ["descriptions: chair_s (Pretrain_vlm, English)"]
     assert (found.inside, found.of) == (4 * per_cell - 3, 4 * per_cell - 1)
     said = report._chance(run)
     assert f"another {found.inside} of {found.of}" in said
-    assert f"With another: {'; '.join(found.outside)}." in said
+    assert f"another, above: {found.above[0]}. another, below: {found.below[0]}." in said
 
 
 def test_what_controls_are_worth_by_accident_is_on_the_page(page, run):
