@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from minivlm.config import IMAGE_TOKEN, PROMPTS
+from minivlm.config import CLIP_B16, IMAGE_TOKEN, MINIMIND2_V, PROMPTS
 from minivlm.paths import BASE, PRETRAIN, SFT, data_folder
 
 REFUSED = 2  # the exit code of a message for people: a bad file, a wrong checkpoint
@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("folder", type=Path, help="the folder to write; it must not exist yet")
     export.add_argument("--to", choices=("llava",), default="llava", help="LlavaForConditionalGeneration (default)")
     export.add_argument("--model", type=Path, help="a checkpoint (default: the shipped one after stage 2)")
+    _import_options(command("import", _import, "make a checkpoint of what others published: CLIP and MiniMind"))
     base = command(
         "base", _base, "make the base models: tokenizer, encoder, language model (about 80 minutes; resumable)"
     )
@@ -96,6 +97,21 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", type=Path, help="sheet: the PNG to write; table: the folder; check: the file of rows")
     parser.add_argument("--images", type=Path, help="check: the folder of the pictures (default: where the file lies)")
     parser.add_argument("--decode", action="store_true", help="check: open every picture, too")
+
+
+def _import_options(parser: argparse.ArgumentParser) -> None:
+    where = "a path here, the name under which it is published, or random"
+    parser.add_argument("weights", help=f"a language model, with or without its projector: {where}")
+    parser.add_argument("--encoder", default=CLIP_B16, help=f"CLIP, by {where} (default {CLIP_B16})")
+    parser.add_argument(
+        "--tokenizer", default=MINIMIND2_V, help=f"a folder or a published name (default {MINIMIND2_V})"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the checkpoint to write")
+    parser.add_argument("--stage", choices=(BASE, PRETRAIN, SFT), help="default: sft with a projector, else base")
+    parser.add_argument(
+        "--heads", type=_positive, help="query heads, where neither config.json nor MiniMind's 8 is right"
+    )
+    parser.add_argument("--seed", type=_natural, default=0, help="of what is random (default 0)")
 
 
 def _exam_option(parser: argparse.ArgumentParser) -> None:
@@ -270,6 +286,16 @@ def _export(options: argparse.Namespace) -> None:
 
     folder = export_llava(options.folder, *load_checkpoint(options.model or data_folder() / SFT))
     print(f"{folder}: AutoModelForImageTextToText and AutoProcessor read it; nothing of this project is needed there")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from minivlm.pretrained import import_published
+
+    lines = import_published(
+        options.out, options.weights, options.encoder, options.tokenizer,
+        stage=options.stage, heads=options.heads, seed=options.seed, command=options.typed,
+    )  # fmt: skip
+    print(*lines, f"The checkpoint: {options.out}", sep="\n")
 
 
 def _base(options: argparse.Namespace) -> None:

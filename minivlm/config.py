@@ -12,6 +12,7 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 IMAGE_TOKEN = "<image>"
 IGNORE_INDEX = -100  # a label that the loss passes over
+CLIP_B16, MINIMIND2_V = "openai/clip-vit-base-patch16", "jingyaogong/MiniMind2-V"  # published names
 PROMPTS = {"zh": "这个图像中有什么内容？", "en": "What is in this picture?"}
 
 
@@ -23,6 +24,7 @@ class MiniVLMConfig(PreTrainedConfig):
         text_config: the config of any causal language model, or its dict (by default a Llama).
         image_token_id: the id of `<image>`. By default V, one past the language model's vocabulary: a placeholder is
             never looked up, so it needs no row in the embedding and the language model stays as it was.
+        projector_bias: whether W adds a constant vector. Ours does not; published checkpoints of MiniMind-V do.
 
     Raises:
         ValueError: `image_token_id` is negative.
@@ -37,6 +39,7 @@ class MiniVLMConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     image_token_id: int | None = None
+    projector_bias: bool = False
 
     def __post_init__(self, **kwargs):
         """Turn dicts into configs and fill in the id of `<image>`."""

@@ -1,8 +1,9 @@
 """Out: a trained model as the library's own LLaVA, for every program that serves one. Letters as in `config.py`.
 
 LLaVA (arXiv:2304.08485; `LlavaForConditionalGeneration`) has the same three parts. Its projector is two linear maps
-with a function between them; with the identity for the function and for the second map it is W. Its language model also
-looks `<image>` up before the row is replaced, so the table has one row more. That row is zero, and decides nothing.
+with a function between them; with the identity for the function and for the second map it is W, bias and all. Its
+language model also looks `<image>` up before the row is replaced, so the table has one row more. That row is zero, and
+decides nothing.
 """
 
 import os
@@ -37,7 +38,7 @@ processor = AutoProcessor.from_pretrained("{name}")
 ```
 
 **Limits.** If it is the model that the course ships, it knows drawn scenes only and answers about any other picture as
-if it were one. The projector has no bias: `linear_1` is W (Dl x Dv = {dl} x {dv}), `linear_2` is the identity. The last
+if it were one. `linear_1` is W (Dl x Dv = {dl} x {dv}{bias}), `linear_2` is the identity. The last
 row of the embedding table, that of `{image_token}`, is zero; the generation config never lets it be written.
 
 Hashes of what it was made from: {hashes}
@@ -52,12 +53,12 @@ def as_llava(model: MiniVLMForConditionalGeneration) -> LlavaForConditionalGener
     """The same weights in the library's LLaVA; the first V of its V + 1 logits are the model's own.
 
     Raises:
-        ExportError: the projector is no single linear map without bias, or the head is not tied to the table.
+        ExportError: the projector is no single linear map, or the head is not tied to the table.
     """
-    if type(model.projector) is not Projector or model.projector.bias is not None:
+    if type(model.projector) is not Projector:
         raise ExportError(
             f"the projector is {type(model.projector).__name__}; LLaVA holds two linear maps with a function between: "
-            "only a single linear map without bias is written; keep the model in its own format (save_pretrained)"
+            "only a single linear map is written; keep the model in its own format (save_pretrained)"
         )
     if not model.config.text_config.tie_word_embeddings:
         raise ExportError("the language model's head is not tied to its embedding table; only a tied one is written")
@@ -69,7 +70,7 @@ def as_llava(model: MiniVLMForConditionalGeneration) -> LlavaForConditionalGener
             image_token_index=config.image_token_id,
             image_seq_length=config.num_image_tokens,
             projector_hidden_act="linear",
-            multimodal_projector_bias=False,
+            multimodal_projector_bias=config.projector_bias,
             vision_feature_layer=-1,
             vision_feature_select_strategy="default",
             tie_word_embeddings=True,
@@ -84,6 +85,9 @@ def as_llava(model: MiniVLMForConditionalGeneration) -> LlavaForConditionalGener
     with torch.no_grad():
         llava.model.multi_modal_projector.linear_1.weight.copy_(model.projector.weight)
         llava.model.multi_modal_projector.linear_2.weight.copy_(torch.eye(config.language_width))
+        if config.projector_bias:
+            llava.model.multi_modal_projector.linear_1.bias.copy_(model.projector.bias)
+            llava.model.multi_modal_projector.linear_2.bias.zero_()
     own = model.generation_config.to_dict() | {"suppress_tokens": [config.image_token_id]}
     llava.generation_config = GenerationConfig.from_dict(own)
     return llava
@@ -142,6 +146,7 @@ def _card(folder: Path, model: MiniVLMForConditionalGeneration, meta: dict[str, 
         name=folder.name,
         dl=model.config.language_width,
         dv=model.config.vision_width,
+        bias=", with a bias" if model.config.projector_bias else "",
         image_token=IMAGE_TOKEN,
         hashes=hashes or "not recorded",
     )

@@ -44,7 +44,7 @@ class MiniVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def __init__(self, config: MiniVLMConfig):
         super().__init__(config)
         self.vision = VisionEncoder(CLIPVisionModel._from_config(config.vision_config))
-        self.projector = Projector(config.vision_width, config.language_width)
+        self.projector = Projector(config.vision_width, config.language_width, config.projector_bias)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.post_init()
 
@@ -197,14 +197,21 @@ def positions(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 def assemble(
-    vision: CLIPVisionModel, language_model: PreTrainedModel, image_token_id: int, seed: int
+    vision: CLIPVisionModel,
+    language_model: PreTrainedModel,
+    image_token_id: int,
+    seed: int,
+    projector_bias: bool = False,
 ) -> MiniVLMForConditionalGeneration:
     """Put two trained base models together; W between them is drawn anew from the seed.
 
     The base models become parts of the result, they are not copied.
     """
     config = MiniVLMConfig(
-        vision_config=vision.config, text_config=language_model.config, image_token_id=image_token_id
+        vision_config=vision.config,
+        text_config=language_model.config,
+        image_token_id=image_token_id,
+        projector_bias=projector_bias,
     )
     with torch.device("meta"):  # the shape of the whole, without numbers
         model = MiniVLMForConditionalGeneration(config)
@@ -218,10 +225,13 @@ def assemble(
 def draw_projector(model: MiniVLMForConditionalGeneration, seed: int) -> None:
     """Draw W anew from the seed, as the language model's own matrices began: normal, with its `initializer_range`.
 
-    The numbers are the same on every device, and the program's other random numbers stay as they were.
+    A bias begins at zero. The numbers are the same on every device, and the program's other random numbers stay as they
+    were.
     """
     weight, std = model.projector.weight, getattr(model.config.text_config, "initializer_range", 0.02)
     weight.copy_(torch.empty(weight.shape).normal_(std=std, generator=torch.Generator().manual_seed(seed)))
+    if model.projector.bias is not None:
+        model.projector.bias.zero_()
 
 
 def set_trainable(model: MiniVLMForConditionalGeneration, stage: Stage) -> None:

@@ -69,6 +69,8 @@ class MiniVLMProcessor(ProcessorMixin):
         tokenizer: a fast tokenizer with a bos, an eos and a pad token, and with `<image>` as a special token.
         num_image_tokens: N, the encoder's number of patches.
         chat_template: Jinja text for other tools; by default the tokenizer's.
+        system: what a system turn says before every conversation that has none of its own, as published language
+            models were trained; None puts none there.
 
     Raises:
         ValueError: the tokenizer lacks one of the special tokens.
@@ -80,12 +82,14 @@ class MiniVLMProcessor(ProcessorMixin):
         tokenizer: PreTrainedTokenizerFast,
         num_image_tokens: int,
         chat_template: str | None = None,
+        system: str | None = None,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or tokenizer.chat_template)
         for token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, IMAGE_TOKEN):
             if token not in tokenizer.all_special_tokens:
                 raise ValueError(f"the tokenizer has no special token {token!r}: add it and save the tokenizer again")
         self.num_image_tokens = num_image_tokens
+        self.system = system
         self.image_token = IMAGE_TOKEN
         self.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
 
@@ -236,6 +240,8 @@ class MiniVLMProcessor(ProcessorMixin):
         """`<|im_start|>role\\ncontent<|im_end|>\\n` for every message; an image part is `<image>\\n`."""
         if not messages:
             raise RowError(where, "the conversation is empty; give at least one message")
+        if self.system is not None and messages[0].get("role") != "system":
+            messages = [{"role": "system", "content": self.system}, *messages]
         start, end = self.tokenizer.bos_token, self.tokenizer.eos_token
         pieces = []
         for message in messages:

@@ -105,7 +105,7 @@ def test_the_row_of_the_placeholder_is_zero_and_the_head_stays_tied(model):
 
 def test_a_projector_that_llava_cannot_hold_is_refused_with_the_reason(model, processor, tmp_path):
     model.projector = torch.nn.Sequential(torch.nn.LayerNorm(16), torch.nn.Linear(16, 24))
-    with pytest.raises(ExportError, match=r"the projector is Sequential.*single linear map without bias"):
+    with pytest.raises(ExportError, match=r"the projector is Sequential.*single linear map"):
         export_llava(tmp_path / "llava", model, processor, {})
     assert list(tmp_path.iterdir()) == []
 

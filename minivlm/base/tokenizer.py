@@ -11,21 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from minivlm.config import IMAGE_TOKEN
 from minivlm.scenes import words as w
+from minivlm.template import chat_template
 
 PAD, BOS, EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"  # MiniMind2's names and ids 0, 1, 2
 VOCAB_SIZE = 1024  # with the special tokens, without <image>
 CORPUS_DOCUMENTS = 6000
 MAX_LENGTH = 1024
-
-# one user turn may be a string or a list of parts; a picture is a part of its own and ends its line
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
-    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
@@ -60,7 +51,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTr
         eos_token=EOS,
         extra_special_tokens={"image_token": IMAGE_TOKEN},
         model_max_length=MAX_LENGTH,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template(BOS, EOS),
         clean_up_tokenization_spaces=False,
     )
 

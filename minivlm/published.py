@@ -1,0 +1,266 @@
+"""Published MiniMind checkpoints in: recognised by their keys, converted exactly, or refused with what does not fit.
+
+Three generations are in the wild, all state dicts without the vision encoder:
+
+* A, early 2025: Llama's first names (`tok_embeddings`, `attention.wq`, `feed_forward.w1`), and rotary positions as
+  complex numbers: neighbouring channels (0, 1), (2, 3), … of a head turn together.
+* B, April to December 2025 (MiniMind2-V): the library's names, and the two halves of a head turn together.
+* C, 2026 (minimind-3v): Qwen3's normalised queries, a projector of two layers, another encoder. Refused by name.
+
+In A and B the projector is one linear map with a bias. Letters as in `config.py`.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mode
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from minivlm.checkpoint import CheckpointError, read_tensors
+
+HEADS = 8  # of every published size; the shapes say only heads times their width
+CONTEXT, THETA, EPS = 8192, 1e6, 1e-5
+PROJECTOR = "vision_proj.vision_proj.0."
+TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+OF_A = {  # the library's part of a name -> A's
+    "model.embed_tokens": "tok_embeddings",
+    "lm_head": "output",
+    "model.norm": "norm",
+    "model.layers": "layers",
+    "self_attn.q_proj": "attention.wq",
+    "self_attn.k_proj": "attention.wk",
+    "self_attn.v_proj": "attention.wv",
+    "self_attn.o_proj": "attention.wo",
+    "mlp.gate_proj": "feed_forward.w1",
+    "mlp.up_proj": "feed_forward.w3",
+    "mlp.down_proj": "feed_forward.w2",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+GENERATIONS = {
+    "A": "generation A (early 2025: Llama's first names, rotary pairs side by side)",
+    "B": "generation B (MiniMind2: the library's names, rotary halves)",
+}
+OF_C = ("q_norm.", "k_norm.", "vision_proj.mlp.")
+SHOWN = 20  # keys of a file that fits nothing
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint, converted.
+
+    Attributes:
+        language_model: it, in float32.
+        projector: `weight` (Dl, Dv) and, where there is one, `bias` (Dl,); None if the checkpoint is a language model.
+        statement: one line: what was recognised.
+    """
+
+    language_model: LlamaForCausalLM
+    projector: dict[str, torch.Tensor] | None
+    statement: str
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What does not fit between a file and the model that its shapes describe, under the file's own names."""
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshapen: tuple[str, ...]
+    untied: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """One line; empty if all fits."""
+        named = {
+            "missing": self.missing,
+            "not of this layout": self.unexpected,
+            "of another shape": self.misshapen,
+            "not equal to the embeddings that it is tied to": self.untied,
+        }
+        return "; ".join(f"{problem}: {', '.join(keys)}" for problem, keys in named.items() if keys)
+
+
+def load_published(file: str | Path, heads: int | None = None) -> Published:
+    """Read a published language model, or one with its projector, from .pth or safetensors.
+
+    A `config.json` beside the file (the transformers form of MiniMind2) says what shapes cannot: heads, context, rotary
+    base, norm epsilon. Without one they are those of all published sizes.
+
+    Args:
+        heads: query heads, where they are others than the file's `config.json` or `HEADS` say.
+
+    Raises:
+        CheckpointError: the file cannot be read, holds a value that is not finite, is of generation C or of none, or a
+            key is missing, left over or misshapen, or the head differs from the embeddings it is tied to.
+    """
+    file = Path(file)
+    tensors = read_tensors(file)
+    if rounded := [name for name, tensor in tensors.items() if not tensor.is_floating_point()]:
+        raise CheckpointError(f"{file}: {', '.join(rounded)} holds whole numbers, no weights; take one not quantised")
+    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    generation = recognise(tensors, file)
+    settings = _settings(file) | ({} if heads is None else {"num_attention_heads": heads})
+    config = _config(tensors, generation, settings, file)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    projector = {name.removeprefix(PROJECTOR): tensors[name] for name in tensors if name.startswith(PROJECTOR)}
+    if report := str(_report(tensors, model, generation)):
+        raise CheckpointError(
+            f"{file}: looks like {GENERATIONS[generation]}, but does not fit. {report}. Nothing was loaded: take the "
+            "file as it was published, or tell its number of heads"
+        )
+    state = {ours: tensors[name_in(generation, ours)] for ours in model.state_dict() if ours != HEAD}
+    if generation == "A":
+        state = {name: _halves(name, tensor, config.head_dim) for name, tensor in state.items()}
+    state[HEAD] = state[TABLE]
+    model.load_state_dict(state, strict=True, assign=True)
+    model.tie_weights()
+    return Published(_ready(model, config), projector or None, _statement(file, generation, config, projector))
+
+
+def recognise(tensors: Mapping[str, torch.Tensor], file: Path) -> str:
+    """The generation, "A" or "B", by the keys alone.
+
+    Raises:
+        CheckpointError: generation C, or nothing known; the message lists the keys.
+    """
+    if alien := [name for name in tensors if any(mark in name for mark in OF_C)]:
+        raise CheckpointError(
+            f"{file}: generation C (minimind-3v, 2026: Qwen3's query and key norms, a projector of two layers, "
+            f"SigLIP2), by its keys {', '.join(alien[:3])} …; this course reads A and B, such as MiniMind2-V"
+        )
+    for generation in GENERATIONS:
+        table = name_in(generation, TABLE)
+        if table in tensors and tensors[table].ndim != 2:
+            raise CheckpointError(f"{file}: {table} has the shape {tuple(tensors[table].shape)}, and is to be a matrix")
+        if table in tensors:
+            return generation
+    listed = ", ".join(list(tensors)[:SHOWN]) + (f" and {len(tensors) - SHOWN} more" if len(tensors) > SHOWN else "")
+    raise CheckpointError(
+        f"{file}: no MiniMind checkpoint, since there is neither {name_in('A', TABLE)} nor {TABLE}. Its keys fit "
+        f"nothing known: {listed}"
+    )
+
+
+def name_in(generation: str, ours: str) -> str:
+    """The library's name of a tensor as the generation has it."""
+    if generation == "A":
+        for part, theirs in OF_A.items():
+            ours = ours.replace(part, theirs, 1)
+    return ours
+
+
+def _settings(file: Path) -> dict[str, float]:
+    """What a `config.json` beside the weights says about the language model."""
+    beside = file.with_name("config.json")
+    if not beside.is_file():
+        return {}
+    try:
+        said = dict(json.loads(beside.read_text("utf-8")))
+    except (ValueError, TypeError) as error:  # no JSON, or no object
+        raise CheckpointError(f"{beside}: not understood ({error}); put the published file back") from error
+    if said.get("use_moe") or said.get("rope_scaling") or said.get("hidden_act", "silu") != "silu":
+        raise CheckpointError(
+            f"{beside}: a mixture of experts, stretched positions or another activation; only the plain model is read"
+        )
+    known = ("num_attention_heads", "max_position_embeddings", "rope_theta", "rms_norm_eps")
+    return {key: said[key] for key in known if key in said}
+
+
+def _config(
+    tensors: Mapping[str, torch.Tensor], generation: str, settings: Mapping[str, float], file: Path
+) -> LlamaConfig:
+    """What the shapes say; of each kind of matrix the commonest shape counts, so that one odd matrix is found."""
+
+    def rows(kind: str) -> int:
+        ending = name_in(generation, f"{kind}.weight")
+        found = [t.shape[0] for name, t in tensors.items() if name.endswith(f".{ending}") and t.ndim]
+        if not found:
+            raise CheckpointError(
+                f"{file}: looks like {GENERATIONS[generation]}, but not one layer has a {ending}; its keys: "
+                f"{', '.join(list(tensors)[:SHOWN])}"
+            )
+        return mode(found)
+
+    heads = int(settings.get("num_attention_heads", HEADS))
+    width, keys = rows("self_attn.q_proj"), rows("self_attn.k_proj")
+    if heads < 1 or width % heads or keys % (width // heads) or heads % (keys * heads // width):
+        raise CheckpointError(
+            f"{file}: {width} query rows and {keys} key rows cannot belong to {heads} heads; give the right number"
+        )
+    layers = {int(found[1]) for name in tensors if (found := re.search(r"layers\.(\d+)\.", name))}
+    return LlamaConfig(
+        vocab_size=tensors[name_in(generation, TABLE)].shape[0],
+        hidden_size=rows("input_layernorm"),
+        intermediate_size=rows("mlp.gate_proj"),
+        num_hidden_layers=len(layers),
+        num_attention_heads=heads,
+        num_key_value_heads=keys * heads // width,
+        head_dim=width // heads,
+        max_position_embeddings=int(settings.get("max_position_embeddings", CONTEXT)),
+        rope_parameters={"rope_type": "default", "rope_theta": float(settings.get("rope_theta", THETA))},
+        rms_norm_eps=float(settings.get("rms_norm_eps", EPS)),
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def _report(tensors: Mapping[str, torch.Tensor], model: LlamaForCausalLM, generation: str) -> LoadReport:
+    """Compare the file with the model's names and shapes; the head may be left out, as safetensors does when tied."""
+    wanted = {name_in(generation, ours): tuple(tensor.shape) for ours, tensor in model.state_dict().items()}
+    head, table = name_in(generation, HEAD), name_in(generation, TABLE)
+    if any(name.startswith(PROJECTOR) for name in tensors):
+        matrix = tensors.get(f"{PROJECTOR}weight")
+        vision_width = matrix.shape[-1] if matrix is not None and matrix.ndim == 2 else 0
+        wanted[f"{PROJECTOR}weight"] = (model.config.hidden_size, vision_width)
+        if f"{PROJECTOR}bias" in tensors:
+            wanted[f"{PROJECTOR}bias"] = (model.config.hidden_size,)
+    shapes = {name: tuple(tensors[name].shape) for name in wanted if name in tensors}
+    differ = [f"{name} {shape} instead of {wanted[name]}" for name, shape in shapes.items() if shape != wanted[name]]
+    tied = head not in tensors or shapes[head] != shapes[table] or torch.equal(tensors[head], tensors[table])
+    return LoadReport(
+        missing=tuple(name for name in wanted if name not in tensors and name != head),
+        unexpected=tuple(name for name in tensors if name not in wanted),
+        misshapen=tuple(differ),
+        untied=() if tied else (head,),
+    )
+
+
+def _halves(name: str, weight: torch.Tensor, head_dim: int) -> torch.Tensor:
+    """Sort the rows of a query or key matrix from neighbouring pairs to two halves, head by head.
+
+    A turns the rows (0, 1), (2, 3), … of each head as pairs; the library turns row i with row i + head_dim / 2. Queries
+    and keys sorted alike have the same products, and what is turned together stays together.
+    """
+    if not name.endswith(("q_proj.weight", "k_proj.weight")):
+        return weight
+    pairs = weight.view(-1, head_dim // 2, 2, weight.shape[1])  # (heads, pair, which, Dl)
+    return pairs.transpose(1, 2).reshape(weight.shape)
+
+
+def _ready(model: LlamaForCausalLM, config: LlamaConfig) -> LlamaForCausalLM:
+    """The rotary frequencies are no weights: on the meta device they were never computed."""
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)
+    return model.eval()
+
+
+def _statement(file: Path, generation: str, config: LlamaConfig, projector: Mapping[str, torch.Tensor]) -> str:
+    """One line for people."""
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in LlamaForCausalLM(config).parameters())
+    line = (
+        f"{file.name}: {GENERATIONS[generation]}; language model of {parameters:,} parameters (V {config.vocab_size}, "
+        f"Dl {config.hidden_size}, {config.num_hidden_layers} layers, {config.num_attention_heads} query and "
+        f"{config.num_key_value_heads} key/value heads of {config.head_dim}, SwiGLU {config.intermediate_size})"
+    )
+    if not projector:
+        return f"{line}, no projector; every key fits"
+    width, vision_width = projector["weight"].shape
+    bias = "with" if "bias" in projector else "without"
+    return f"{line}, projector {vision_width} to {width} {bias} bias; every key fits"
