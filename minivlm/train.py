@@ -110,7 +110,7 @@ def train(
     order = RowOrder(rows, processor, stage.batch_size * stage.accumulation, seed)
     run = Run(model, processor, stage, order, features, Path(out), Path(parent))
     run.begin(precision, command, resume)
-    with _training_mode(model), _first_interrupt() as interrupted:
+    with training_mode(model), _first_interrupt() as interrupted:
         run.to_the_end(save_every, on_step, interrupted)
     return run.log
 
@@ -502,7 +502,7 @@ def _seed(*key: int) -> int:
 
 
 @contextmanager
-def _training_mode(model: MiniVLMForConditionalGeneration) -> Iterator[None]:
+def training_mode(model: MiniVLMForConditionalGeneration) -> Iterator[None]:
     """Train, then evaluate again; the program's random numbers stay as they were."""
     language_model, device = model.language_model, model.device
     attention = language_model.config._attn_implementation
