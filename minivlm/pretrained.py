@@ -6,10 +6,12 @@ A source is a path on this machine, the name under which it is published (fetche
 cache), or `random`. The result is a checkpoint like any other: it answers, trains and exports.
 """
 
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from transformers import (
     AutoConfig,
     CLIPImageProcessorPil,
@@ -105,6 +107,17 @@ def import_published(
     meta = {"stage": stage, "command": command, "seed": seed, "sources": lines, "metrics": {}}
     save_checkpoint(out, model, processor, meta | {"text_probe": text_probe(model, processor)})
     return lines
+
+
+def reachable(seconds: float = 3.0) -> bool:
+    """Whether the place where models are published can be asked now; False, too, where `HF_HUB_OFFLINE` is set."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        with urllib.request.urlopen(constants.ENDPOINT, timeout=seconds):
+            return True
+    except OSError:  # no name, no route, no answer in time, a proxy that refuses
+        return False
 
 
 def find_weights(source: str) -> Path:

@@ -1,8 +1,8 @@
 """Real steps at the true 26M shape, both stages: `python scripts/steps_26m.py`, or with `--steps 200` on a GPU.
 
-Random weights of CLIP-ViT-B/16 and of the 26M language model, drawn scenes at 224 pixels, the batches of the recipe, and
-the course's own `train`. Writes loss, throughput and peak memory to `data/results/steps_DEVICE.json`. Each precision has
-a process of its own, so that one's memory is not the other's.
+Random weights of CLIP-ViT-B/16 and of the 26M language model, drawn scenes at 224 pixels, the batches of the recipe,
+and the course's own `train`. Writes loss, throughput and peak memory to `data/results/steps_DEVICE.json`. Each
+precision has a process of its own, so that one's memory is not the other's.
 """
 
 import argparse

@@ -31,10 +31,11 @@ STATIONS = (
     Station("03", "Stage 1", "How does W learn\nto translate?", ("W",)),
     Station("04", "Stage 2", "What does unfreezing\nbuy, and cost?", ("W", "look-up", "language model")),
     Station("05", "Results", "When and why does it\nmake things up?", ("picture", "answer")),
+    Station("06", "Scaling to 26M", "What does the real\none cost?", ("picture", "encoder", "W", "language model")),
     Station("A1", "Base models", "Where do eye and\nspeaker come from?", ("encoder", "language model")),
 )
 CARD, GAP, HIGH = 26.0, 5.0, 34.0  # a card's width, the way to the next one, its height
-ACROSS, BETWEEN = 4, 9.0  # cards in a row, and the way to the row below
+ACROSS, BETWEEN = 5, 9.0  # cards in a row, and the way to the row below
 SHORT = {"language model": "LM"}
 
 
@@ -45,7 +46,7 @@ def course_map(minutes: dict[str, float]) -> Figure:
         minutes: number -> how long "Run all" takes there; a card without one says nothing about it.
     """
     with style():
-        figure = Figure(figsize=(11.5, 6.6))
+        figure = Figure(figsize=(13.6, 7.0))
         page = figure.add_axes((0, 0, 1, 1))
         corners = [_corner(place) for place in range(len(STATIONS))]
         for station, (left, bottom) in zip(STATIONS, corners, strict=True):
@@ -76,13 +77,13 @@ def minutes_measured(file: Path = Path("measured.json")) -> dict[str, float]:
 def show_course(minutes: dict[str, float]) -> None:
     """Show the map with its alternative text and a one-line summary."""
     stations = "; ".join(f"{s.number} {s.title}: {' '.join(s.question.split())}" for s in STATIONS)
-    alt = f"Map of the course, seven cards joined by arrows in their order, A1 by itself. {stations}"
+    alt = f"Map of the course, {len(STATIONS)} cards joined by arrows in their order, A1 by itself. {stations}"
     total = sum(minutes.get(station.number, 0) for station in STATIONS)
-    show(course_map(minutes), alt, f"Seven notebooks; all of them run in {total:.0f} minutes on two cores.")
+    show(course_map(minutes), alt, f"{len(STATIONS)} notebooks; all of them run in {total:.0f} minutes on two cores.")
 
 
 def _corner(place: int) -> tuple[float, float]:
-    """A card's lower left corner: four above, the others below."""
+    """A card's lower left corner: the first row above, the others below."""
     row, column = divmod(place, ACROSS)
     return column * (CARD + GAP), (1 - row) * (HIGH + BETWEEN)
 
