@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import shlex
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from minivlm.config import CLIP_B16, IMAGE_TOKEN, MINIMIND2_V, PROMPTS
 from minivlm.paths import BASE, PRETRAIN, SFT, data_folder
+from minivlm.processes import launched
 
 REFUSED = 2  # the exit code of a message for people: a bad file, a wrong checkpoint
 SHEET = 8  # pictures across a contact sheet, and down
@@ -18,17 +20,30 @@ SHORTHAND = f'the string "{IMAGE_TOKEN}\\n…" is accepted as shorthand for a pi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code. What a user can mend is one line on standard error, no traceback."""
+    """Run one command; returns the exit code. What a user can mend is one line on standard error, no traceback.
+
+    Started several times by a launcher, as `torchrun -m minivlm train …`, each process names itself in that line.
+    """
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(given)
     options.typed = shlex.join(["minivlm", *given])
     try:
+        _require_one_process(options)
         return options.command(options) or 0
     except (ValueError, OSError) as problem:
-        print(f"minivlm: {problem}", file=sys.stderr)
+        number = f" (process {os.environ.get('RANK')} of {launched()})" if launched() > 1 else ""
+        print(f"minivlm{number}: {problem}", file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
         return 130
+
+
+def _require_one_process(options: argparse.Namespace) -> None:
+    if launched() > 1 and options.command is not _train:
+        raise ValueError(
+            "this command works in one process; start it without torchrun or accelerate. Several processes can "
+            "train: minivlm train pretrain, then minivlm train sft"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -183,13 +198,15 @@ def _run(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from minivlm.checkpoint import load_checkpoint
+    from minivlm.processes import processes
     from minivlm.run import train_stage
 
     plan = _plan(options, f"runs/{options.stage}")
     parent = options.parent or data_folder() / (BASE if options.stage == PRETRAIN else PRETRAIN)
     model, processor, _ = load_checkpoint(parent)
     train_stage(plan, options.stage, model, processor, parent, plan.out)
-    print(f"The checkpoint: {plan.out}")
+    if processes().is_main_process:
+        print(f"The checkpoint: {plan.out}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -82,14 +82,16 @@ class FeatureCache:
                 when it is damaged, or when encoder, precision, scenes or the program that draws are others.
             precision: "fp32", or "bf16" to encode about twice as fast where the processor is good at it.
             workers: processes that draw, by default one per core.
+            title: of the bars; without one there are none.
 
         Raises:
             OSError: the file cannot be written.
         """
         made_from = texts_key([_encoder_key(model, processor, precision), drawing_key(), repr(list(drawn))])
         if (found := _read(file, made_from)) is None:
-            pictures = draw_many(list(drawn), model.config.vision_config.image_size, workers, f"drawing {title}")
-            found = encode(model, pixel_batches(processor, pictures), len(pictures), precision, f"encoding {title}")
+            drawing, encoding = (title and f"{work} {title}" for work in ("drawing", "encoding"))
+            pictures = draw_many(list(drawn), model.config.vision_config.image_size, workers, drawing)
+            found = encode(model, pixel_batches(processor, pictures), len(pictures), precision, encoding)
             _write(file, found, made_from)
         return cls(found)
 
@@ -125,7 +127,7 @@ def encode(
     config, device = model.config, model.vision.clip.device
     features = torch.empty(count, config.num_image_tokens, config.vision_width, dtype=torch.bfloat16)  # (I, N, Dv)
     done = 0
-    with tqdm(total=count, desc=title, unit="picture", mininterval=2) as bar:
+    with tqdm(total=count, desc=title, unit="picture", mininterval=2, disable=not title) as bar:
         for pixel_values in batches:
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 seen = model.vision(pixel_values.to(device))  # (i, N, Dv)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from minivlm.answers import describe
 from minivlm.checkpoint import (
     META,
@@ -28,9 +30,10 @@ from minivlm.checkpoint import (
 )
 from minivlm.config import PROMPTS, STAGES, Stage
 from minivlm.evaluate import EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED, Exam, evaluate, prepare_exam
-from minivlm.features import FeatureCache
+from minivlm.features import BATCH, FeatureCache
 from minivlm.model import MiniVLMForConditionalGeneration, ledger
 from minivlm.paths import BASE, PRETRAIN, SFT
+from minivlm.processes import from_all, from_main, processes
 from minivlm.processor import MiniVLMProcessor
 from minivlm.recipes import SceneRows
 from minivlm.report import read_seeds, write_report
@@ -88,6 +91,7 @@ def run(plan: Plan) -> dict[str, Any]:
     _check_places(plan)
     with clock("pictures"):
         model, processor, _ = load_checkpoint(plan.data / BASE)
+        model.to(processes().device)
         precision = _precision(plan, model)
         cache = training_features(plan, model, processor, precision)
     helpers_gb = helpers_memory_gb(plan.workers or os.cpu_count() or 1)  # now: see there
@@ -116,11 +120,18 @@ def run(plan: Plan) -> dict[str, Any]:
 def training_features(
     plan: Plan, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, precision: str
 ) -> FeatureCache:
-    """Draw the training pictures and encode them, once for both stages."""
-    scenes = [sample_scene("train", i) for i in range(plan.pictures)]
-    return FeatureCache.of_scenes(
-        model, processor, scenes, precision=precision, workers=plan.workers, title="training pictures"
-    )
+    """Draw the training pictures and encode them, once for both stages. Several processes share the work.
+
+    Each takes whole batches of the encoder, so that the features are the same to the last bit.
+    """
+    here = processes()
+    share = BATCH * math.ceil(plan.pictures / BATCH / here.num_processes)
+    mine = range(plan.pictures)[here.process_index * share : (here.process_index + 1) * share]
+    title = "training pictures" if here.is_main_process else ""
+    workers = plan.workers or max(1, (os.cpu_count() or 1) // here.num_processes)
+    scenes = [sample_scene("train", i) for i in mine]
+    made = [FeatureCache.of_scenes(model, processor, scenes, None, precision, workers, title).features] if mine else []
+    return FeatureCache(torch.cat(from_all(made)))
 
 
 def train_stage(
@@ -140,9 +151,11 @@ def train_stage(
     """
     stage = plan.stage(name)
     require_parent(read_meta(parent), stage, parent)  # what training would refuse is refused before minutes of drawing
-    require_place(out, parent)
-    require_writable(out)
-    precision = precision or _precision(plan, model)
+    if processes().is_main_process:  # the only one that writes
+        require_place(out, parent)
+        require_writable(out)
+    model.to(processes().device)
+    precision = precision or from_main(lambda: _precision(plan, model))
     cache = cache or training_features(plan, model, processor, precision)
     rows = SceneRows(name, plan.pictures, stage.steps * stage.batch_size * stage.accumulation, plan.seed)
     return train(

@@ -2,7 +2,8 @@
 
 Everything that decides the weights is a pure function of the parent checkpoint, the rows, the stage and the seed: the
 order of the rows, the schedule, even dropout. So a run that was killed goes on from its last checkpoint and ends with
-the bytes of one that never was, and two processes learn what one learns.
+the bytes of one that never was, and several processes learn what one learns: each takes its share of every step's rows,
+and all add up what they found in one message.
 """
 
 import ctypes
@@ -24,9 +25,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate import PartialState
+from accelerate.utils import reduce
 from torch.nn import functional as F
+from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
 from minivlm.checkpoint import (
@@ -45,10 +47,12 @@ from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
 from minivlm.data import Row
 from minivlm.features import FeatureCache
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration, draw_projector, ledger, set_trainable
+from minivlm.processes import from_main, processes
 from minivlm.processor import MiniVLMProcessor, Rendered
 
 WINDOW = 4  # steps whose rows are sorted by length together
 LOG, RESUME = "log.jsonl", "resume.pt"
+IDENTITY = ("stage", "parent", "seed", "precision", "rows", "recipe")  # what makes a run this one and no other
 PROBE_TEXTS = (
     "A red car and a white dog are in a park.",
     "公园里有一辆红色的汽车和一只白色的狗。",
@@ -88,7 +92,8 @@ def train(
             in place and comes back in evaluation mode with the weights of `out`.
         rows: taken in an order that only `seed` decides, again and again if there are too few.
         stage: what trains, how fast, how long. Its `batch_size * accumulation` rows a step are those of all processes.
-        out: the checkpoint to write. It holds the parts that trained; the others are taken from `parent`.
+        out: the checkpoint to write. It holds the parts that trained; the others are taken from `parent`. Of several
+            processes only the main one reads and writes it: they need no disk in common.
         features: what the encoder made of the rows' pictures; None encodes them in every step.
         precision: "fp32", or "bf16" to multiply in 16 bits (weights stay in 32); None measures, `choose_precision`.
         resume: go on if `out` holds this very run. False starts anew and replaces it.
@@ -102,7 +107,7 @@ def train(
     Raises:
         TrainingError: the model is not the parent's; `out` is the parent, holds another run or a damaged one; the loss
             is not finite; a step has no supervised token; a frozen weight moved; there are no rows, or fewer in a step
-            than processes.
+            than processes; or two processes were given different things.
         CheckpointError, RowError, PictureError, FeatureError: what was given cannot be used.
         OSError: the checkpoint cannot be written: found out before the first step, but for a disk that fills up.
         KeyboardInterrupt: Ctrl-C. The step at hand was finished and a checkpoint written.
@@ -126,49 +131,61 @@ class Run:
     features: FeatureCache | None
     out: Path
     parent: Path
-    accelerator: Accelerator = field(default_factory=Accelerator)
+    processes: PartialState = field(default_factory=processes)
     log: list[dict[str, Any]] = field(default_factory=list)
 
     def begin(self, precision: str | None, command: str, resume: bool) -> None:
         """Check what was given, free what trains, and go on from `out` if it holds this run; print the ledger."""
-        processes = self.accelerator.num_processes
-        if self.stage.batch_size < processes:
+        count = self.processes.num_processes
+        if self.stage.batch_size < count:
             raise TrainingError(
-                f"a batch of {self.stage.batch_size} cannot be dealt to {processes} processes; raise batch_size"
+                f"a batch of {self.stage.batch_size} cannot be dealt to {count} processes; raise batch_size"
             )
         if precision not in (None, "fp32", "bf16"):
             raise TrainingError(f"there is no precision {precision!r}; choose 'fp32' or 'bf16', or None to measure")
-        if destroys(self.out, self.parent):
-            raise TrainingError(f"{self.out} {BUILT_ON}")
-        require_place(self.out)
-        require_writable(self.out)
-        self.model.to(self.accelerator.device)
+        earlier = from_main(lambda: self._found(resume))
+        self.model.to(self.processes.device)
         origin = check_parent(self.model, self.processor, self.stage, self.parent)
         if self.stage.parent == "base":
             draw_projector(self.model, self.order.seed)
-        earlier = read_meta(self.out) if resume and _holds_something(self.out) else {}
-        precision = precision or earlier.get("precision") or choose_precision(self.model)
         about = {
             "stage": self.stage.name,
             "command": command,
             "seed": self.order.seed,
             "recipe": asdict(self.stage),
             "rows": {"count": len(self.order.rows), "first": self.order.fingerprint()},
-            "precision": broadcast_object_list([precision])[0],
+            "precision": from_main(lambda: precision or earlier.get("precision") or choose_precision(self.model)),
             "parent": origin,
         }
         self.about = json.loads(json.dumps(about))  # as it will be read back
+        self._require_one_run()
         set_trainable(self.model, self.stage)
         self.optimizer = adamw(self.model, self.stage)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.frozen = self._frozen_hashes()
         if earlier:
             self.resume(earlier)
-        self.accelerator.print(ledger(self.model, self.stage))
+        self.processes.print(ledger(self.model, self.stage))
+
+    def _found(self, resume: bool) -> dict[str, Any]:
+        """What the run in `out` says about itself, if there is one to go on with. The place itself is checked first."""
+        if destroys(self.out, self.parent):
+            raise TrainingError(f"{self.out} {BUILT_ON}")
+        require_place(self.out)
+        require_writable(self.out)
+        return read_meta(self.out) if resume and _holds_something(self.out) else {}
+
+    def _require_one_run(self) -> None:
+        """Machines may hold different files under the same names; nobody would notice, and the weights would differ."""
+        if others := _differences(from_main(lambda: self.about), self.about):
+            raise TrainingError(
+                f"process {self.processes.process_index} of {self.processes.num_processes} was given another run than "
+                f"the main process: its {others}; give every machine the same parent, rows and options"
+            )
 
     def to_the_end(self, save_every: int, on_step: Callable | None, interrupted: threading.Event) -> None:
         """All steps that are left, with a checkpoint every so often and at the end."""
-        main, steps = self.accelerator.is_main_process, self.stage.steps
+        main, steps = self.processes.is_main_process, self.stage.steps
         bar = tqdm(total=steps, initial=len(self.log), desc=f"stage {self.stage.name}", unit="step", disable=not main)
         stop = False
         with bar:
@@ -186,7 +203,7 @@ class Run:
                 if stop:
                     break
         if stop or interrupted.is_set():
-            self.accelerator.print(
+            self.processes.print(
                 f"Stopped after step {len(self.log)} of {steps}. {self.out} is a checkpoint that can be used as it "
                 "is; run the same command again to go on from there."
             )
@@ -209,15 +226,15 @@ class Run:
         rates = learning_rates(step, self.stage)
         for group in self.optimizer.param_groups:
             group["lr"] = rates[group["part"]]
-        torch.manual_seed(_seed(self.about["seed"], step, self.accelerator.process_index))  # for dropout
-        loss = torch.zeros((), device=self.accelerator.device)
-        for part in deal(rows, self.accelerator.process_index, self.accelerator.num_processes, self.stage.accumulation):
+        torch.manual_seed(_seed(self.about["seed"], step, self.processes.process_index))  # for dropout
+        loss = torch.zeros((), device=self.processes.device)
+        for part in deal(rows, self.processes.process_index, self.processes.num_processes, self.stage.accumulation):
             share = supervised_loss(self.model, self._batch(part), self.about["precision"]) / supervised
             if share.requires_grad:  # a part without any picture teaches W nothing
-                self.accelerator.backward(share)
+                share.backward()
             loss += share.detach()
         loss, stop = self._sum_over_processes(loss, interrupted.is_set())
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.stage.clip_norm).item()
+        norm = clip_grad_norm_(self.parameters, self.stage.clip_norm).item()
         if not math.isfinite(loss + norm):
             raise TrainingError(
                 f"step {step + 1} has the loss {loss} and a gradient of norm {norm}; its first rows are "
@@ -239,9 +256,9 @@ class Run:
                 f"{', '.join(moved)} moved in stage {self.stage.name}, which trains {', '.join(self.stage.trains)} "
                 "only; nothing was saved. Look for code that writes to these weights, such as in on_step"
             )
-        if self.accelerator.is_main_process:
+        if self.processes.is_main_process:
             self._write()
-        self.accelerator.wait_for_everyone()
+        self.processes.wait_for_everyone()
 
     def _write(self) -> None:
         finished = len(self.log) == self.stage.steps
@@ -260,19 +277,22 @@ class Run:
 
     def resume(self, earlier: Mapping[str, Any]) -> None:
         """Take weights, optimizer and log from `out`, if it holds this very run."""
-        for key in ("stage", "parent", "seed", "precision", "rows", "recipe"):
-            if earlier.get(key) != self.about[key]:
-                raise TrainingError(
-                    f"{self.out} holds another run: its {key} is {earlier.get(key)}, not {self.about[key]}; "
-                    f"choose another folder, or {ANEW}"
-                )
+        if others := _differences(self.about, earlier):
+            raise TrainingError(f"{self.out} holds another run: its {others}; choose another folder, or {ANEW}")
+        self.log, weights, state = from_main(lambda: self._progress(earlier))
+        self.model.load_state_dict(weights)
+        if state is not None:
+            self.optimizer.load_state_dict(state)
+
+    def _progress(self, earlier: Mapping[str, Any]) -> tuple[list[dict], dict[str, torch.Tensor], dict | None]:
+        """The log, the weights and the optimizer's state as they lie in `out`."""
         folder, state = present(self.out), None
         file = folder / LOG
         try:
             log = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
             if not earlier.get("finished"):
                 file = folder / RESUME
-                state = torch.load(file, weights_only=True)
+                state = torch.load(file, map_location="cpu", weights_only=True)
         except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise TrainingError(f"{file} is missing or cut off ({error}), so the run cannot go on; {ANEW}") from error
         if len(log) != earlier.get("steps"):
@@ -281,23 +301,20 @@ class Run:
                 f"{earlier.get('steps')}, so the run cannot go on; {ANEW}"
             )
         saved, _, _ = load_checkpoint(self.out, base=self.parent)
-        self.model.load_state_dict(saved.state_dict())
-        self.log = log
-        if state is not None:
-            self.optimizer.load_state_dict(state)
+        return log, saved.state_dict(), state
 
     def _batch(self, rows: list[Rendered]) -> dict[str, torch.Tensor]:
         if self.features is not None:
             rows = [replace(row, patch_features=self.features[row.pictures]) if row.pictures else row for row in rows]
         batch = self.processor.collate(rows, pad_to_multiple_of=PAD_TO)
-        return {name: tensor.to(self.accelerator.device) for name, tensor in batch.items()}
+        return {name: tensor.to(self.processes.device) for name, tensor in batch.items()}
 
     def _sum_over_processes(self, loss: torch.Tensor, interrupted: bool) -> tuple[float, bool]:
         """Add up all gradients and losses in one message; tell everyone of a Ctrl-C."""
-        if self.accelerator.num_processes == 1:
+        if self.processes.num_processes == 1:
             return loss.item(), interrupted
         message = [*(p.grad.flatten() for p in self.parameters), loss[None], loss.new_tensor([float(interrupted)])]
-        *gradients, loss, stop = self.accelerator.reduce(torch.cat(message)).split([len(m) for m in message])
+        *gradients, loss, stop = reduce(torch.cat(message), "sum").split([len(m) for m in message])
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad.copy_(gradient.view_as(parameter))
         return loss.item(), stop.item() > 0
@@ -490,6 +507,14 @@ def choose_precision(model: MiniVLMForConditionalGeneration, seconds: float = 1.
             up.grad[0, 0].item()  # waits for a GPU
             best[precision] = min(best[precision], time.perf_counter() - began)
     return "bf16" if best["bf16"] < BF16_GAIN * best["fp32"] else "fp32"
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """The first thing by which the other is another run than the one, in words; nothing if they are the same."""
+    for key in IDENTITY:
+        if other.get(key) != one[key]:
+            return f"{key} is {other.get(key)}, not {one[key]}"
+    return ""
 
 
 def _holds_something(folder: Path) -> bool:

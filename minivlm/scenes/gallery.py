@@ -26,11 +26,12 @@ def draw_many(scenes: list[Scene], side: int = SIZE, workers: int | None = None,
 
     Each is drawn at 224 px and, for a smaller `side`, shrunk by the same bicubic filter as the image processor's.
     The pictures do not depend on `workers` (by default one per core; 1 draws in this process). Ctrl-C, which a terminal
-    sends to all processes, is this one's to answer; the workers only finish the chunk at hand.
+    sends to all processes, is this one's to answer; the workers only finish the chunk at hand. Without a title there is
+    no bar.
     """
     workers = workers or os.cpu_count() or 1
     chunks = [(scenes[i : i + CHUNK], side) for i in range(0, len(scenes), CHUNK)]
-    bar = tqdm(total=len(scenes), desc=title, unit="picture", mininterval=2)
+    bar = tqdm(total=len(scenes), desc=title, unit="picture", mininterval=2, disable=not title)
     parts = []
     if workers == 1 or len(chunks) == 1:
         for chunk in chunks:

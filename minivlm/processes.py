@@ -1,0 +1,54 @@
+"""Several processes on one machine or more, started by torchrun or by accelerate's launcher: who is who, and what the
+main one tells all.
+
+Only the main process reads and writes the folder of a run; the others are told what lies there. So machines need no
+disk in common for it. Of the launcher's settings only the processes and their devices count: how gradients are added
+up and in which precision is the stage's and the run's to say.
+"""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+
+
+class ProcessError(ValueError):
+    """These processes cannot work together. The message says what to do."""
+
+
+def launched() -> int:
+    """How many processes the launcher started on all machines; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def processes() -> PartialState:
+    """This process among all: its number, its device, whether it is the main one. The first call waits for the others.
+
+    Raises:
+        ProcessError: several were started, but each would be alone: their devices have no way to speak to each other.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    if state.num_processes != launched():
+        raise ProcessError(
+            f"{launched()} processes were started, but each would train by itself on {state.device}; start one, or set "
+            "ACCELERATE_USE_CPU=true"
+        )
+    return state
+
+
+def from_main(make: Callable[[], Any]) -> Any:
+    """What the main process makes, in every process. An error in it ends the main process, and its launcher the rest.
+
+    Args:
+        make: called in the main process alone; its result must be picklable, tensors on the CPU.
+    """
+    return broadcast_object_list([make() if processes().is_main_process else None])[0]
+
+
+def from_all(mine: list) -> list:
+    """The lists of all processes as one, those of the main process first; in every process."""
+    processes()
+    return gather_object(mine)
