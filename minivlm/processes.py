@@ -40,12 +40,25 @@ def processes() -> PartialState:
 
 
 def from_main(make: Callable[[], Any]) -> Any:
-    """What the main process makes, in every process. An error in it ends the main process, and its launcher the rest.
+    """What the main process makes, in every process.
 
     Args:
-        make: called in the main process alone; its result must be picklable, tensors on the CPU.
+        make: called in the main process alone; its result must be picklable, with tensors on the CPU.
+
+    Raises:
+        ProcessError: in the other processes, where `make` raised an error in the main one.
     """
-    return broadcast_object_list([make() if processes().is_main_process else None])[0]
+    made, problem = None, ""
+    if processes().is_main_process:
+        try:
+            made = make()
+        except Exception as error:
+            broadcast_object_list([None, str(error) or type(error).__name__])
+            raise
+    made, problem = broadcast_object_list([made, problem])
+    if problem:
+        raise ProcessError(f"the main process stopped: {problem}")
+    return made
 
 
 def from_all(mine: list) -> list:

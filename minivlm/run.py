@@ -151,9 +151,7 @@ def train_stage(
     """
     stage = plan.stage(name)
     require_parent(read_meta(parent), stage, parent)  # what training would refuse is refused before minutes of drawing
-    if processes().is_main_process:  # the only one that writes
-        require_place(out, parent)
-        require_writable(out)
+    from_main(lambda: _require_free(out, parent))  # it alone writes there
     model.to(processes().device)
     precision = precision or from_main(lambda: _precision(plan, model))
     cache = cache or training_features(plan, model, processor, precision)
@@ -223,8 +221,12 @@ def _unit() -> int:
 def _check_places(plan: Plan) -> None:
     """Refuse folders in which a checkpoint could not be saved, before hours are spent."""
     for name in (PRETRAIN, SFT):
-        require_place(plan.out / name, plan.data / BASE)
-        require_writable(plan.out / name)
+        _require_free(plan.out / name, plan.data / BASE)
+
+
+def _require_free(out: Path, parent: Path) -> None:
+    require_place(out, parent)
+    require_writable(out)
 
 
 def _precision(plan: Plan, model: MiniVLMForConditionalGeneration) -> str:

@@ -47,7 +47,7 @@ from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
 from minivlm.data import Row
 from minivlm.features import FeatureCache
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration, draw_projector, ledger, set_trainable
-from minivlm.processes import from_main, processes
+from minivlm.processes import from_all, from_main, processes
 from minivlm.processor import MiniVLMProcessor, Rendered
 
 WINDOW = 4  # steps whose rows are sorted by length together
@@ -177,11 +177,13 @@ class Run:
 
     def _require_one_run(self) -> None:
         """Machines may hold different files under the same names; nobody would notice, and the weights would differ."""
-        if others := _differences(from_main(lambda: self.about), self.about):
-            raise TrainingError(
-                f"process {self.processes.process_index} of {self.processes.num_processes} was given another run than "
-                f"the main process: its {others}; give every machine the same parent, rows and options"
-            )
+        given = from_all([self.about])
+        for number, about in enumerate(given):
+            if others := _differences(given[0], about):
+                raise TrainingError(
+                    f"process {number} of {len(given)} was given another run than the main process: its {others}; "
+                    "give every machine the same parent, rows and options"
+                )
 
     def to_the_end(self, save_every: int, on_step: Callable | None, interrupted: threading.Event) -> None:
         """All steps that are left, with a checkpoint every so often and at the end."""

@@ -1,0 +1,136 @@
+"""What `test_distributed.py` starts in several processes: the runs of a machine, with a folder of its own.
+
+torchrun … tests/worker.py FOLDER JOB
+"""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from training import some_features, some_rows, stage
+
+from minivlm.checkpoint import load_checkpoint, part_hashes
+from minivlm.processes import ProcessError, launched, processes
+from minivlm.train import TrainingError, train
+
+# name: stage, its parent, precision. 7 rows of 3 in a pass, 3 rows for two processes: nothing divides evenly.
+RUNS = {
+    "pretrain": (stage("pretrain", steps=8, accumulation=2), "base", "fp32"),
+    "sft": (stage("sft", batch_size=7, accumulation=2), "parent", "fp32"),
+    "bf16": (stage("sft", batch_size=3), "parent", "bf16"),
+}
+ROWS = some_rows(64)  # of "pretrain": one epoch, in whole windows
+KILLED_IN = 6  # step
+
+
+def machine_folder(folder: Path, number: int) -> Path:
+    """The folder of a machine: no other one reads or writes it."""
+    return folder / f"machine-{number}"
+
+
+def learn(name: str, machine: Path, out: str = "", before=lambda rows: None, **changes):
+    """One of the runs; returns the model, its processor and the log. `before` is told the rows of every pass."""
+    wanted, parent, precision = RUNS[name]
+    model, processor, _ = load_checkpoint(machine / parent)
+    collate = processor.collate
+
+    def noted(rows, **options):
+        before(rows)
+        return collate(rows, **options)
+
+    processor.collate = noted
+    options = {"parent": machine / parent, "features": some_features(model.config), "precision": precision} | changes
+    rows = options.pop("rows", ROWS)
+    log = train(model, processor, rows, options.pop("stage", wanted), machine / (out or name), **options)
+    return model, processor, log
+
+
+def everything(machine: Path) -> dict:
+    """All runs: which rows this process saw in each pass, the losses, and the weights it ended with."""
+    report = {}
+    for name in RUNS:
+        seen = []
+        model, processor, log = learn(
+            name, machine, before=lambda rows, seen=seen: seen.append([r.where for r in rows])
+        )
+        report[name] = {
+            "seen": seen,
+            "losses": [entry["loss"] for entry in log],
+            "hashes": part_hashes(model, processor),
+        }
+    return report
+
+
+def refusals(machine: Path) -> dict:
+    """What each process says where only one of them has a reason to; and a Ctrl-C that reaches only one."""
+    here, said = processes(), {}
+    taken = machine / "taken"
+    if here.is_main_process:
+        taken.mkdir()
+        (taken / "thesis.txt").write_text("years of work")
+    poisoned = some_features(load_checkpoint(machine / "base")[0].config)
+    if here.process_index == 1:
+        poisoned.features.fill_(torch.nan)
+    own = ROWS[here.process_index :]  # a file that has a line more on one machine
+    for name, changes in {
+        "rows": {"rows": own},
+        "recipe": {"stage": replace(RUNS["pretrain"][0], clip_norm=1.0 + here.process_index)},
+        "taken": {},
+        "poisoned": {"features": poisoned},
+    }.items():
+        try:
+            learn("pretrain", machine, name, **changes)
+        except (TrainingError, ProcessError, ValueError) as error:
+            said[name] = f"{type(error).__name__}: {error}"
+    passes = []
+
+    def press(rows):
+        passes.append(rows)
+        if here.process_index == 1 and len(passes) == 5:  # in the third step
+            os.kill(os.getpid(), signal.SIGINT)
+
+    try:
+        learn("pretrain", machine, "stopped", before=press)
+    except KeyboardInterrupt:
+        said["stopped"] = "yes"
+    return said
+
+
+def killed(machine: Path) -> dict:
+    """A run in which process 1 dies at once, the first time that it comes so far."""
+    passes = []
+
+    def die(rows):
+        passes.append(rows)
+        mark = machine / "died"
+        if processes().process_index == 1 and len(passes) == 2 * KILLED_IN and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _, _, log = learn("sft", machine, "killed", before=die, save_every=2)
+    return {"losses": [entry["loss"] for entry in log], "passes": len(passes)}
+
+
+def unreadable(machine: Path) -> dict:
+    """Rows with picture files, of which one is none: the process that meets it stops."""
+    files = [machine / "broken.png"] + [machine / "red.png"] * len(ROWS)
+    rows = [replace(row, images=files[i : i + 1] * len(row.images)) for i, row in enumerate(ROWS)]
+    learn("pretrain", machine, "unreadable", features=None, rows=rows)
+    return {}
+
+
+def main(folder: Path, job: str) -> None:
+    """Do one job; what this process has to tell goes to a file of its own."""
+    torch.set_num_threads(1)
+    report = {"processes": processes().num_processes, "launched": launched()}
+    machine = machine_folder(folder, int(os.environ["GROUP_RANK"]))
+    report |= {"everything": everything, "refusals": refusals, "killed": killed, "unreadable": unreadable}[job](machine)
+    (folder / f"{job}-{processes().process_index}.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
