@@ -15,128 +15,170 @@ import pytest
 import torch
 from PIL import Image
 from test_oracles import loss_by_hand
+from torch.nn.utils import parameters_to_vector
 from training import save_base, some_features
 from worker import KILLED_IN, ROWS, RUNS, learn, machine_folder
 
+from minivlm import cli
 from minivlm.checkpoint import load_checkpoint, read_meta
+from minivlm.model import draw_projector
+from minivlm.processes import ProcessError, processes
+from minivlm.train import LOG
 
 SCRIPT = Path(__file__).with_name("worker.py")
-SETTINGS = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+SETTINGS = {
+    "OMP_NUM_THREADS": "1",
+    "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+    "PYTHONPATH": str(SCRIPT.parents[1]),
+}
+if torch.accelerator.is_available():  # elsewhere nothing needs to be said
+    SETTINGS["ACCELERATE_USE_CPU"] = "true"
 PATIENCE = 120  # seconds, in which a job has ended, well or not
-CLOSE = {"fp32": {"rel": 0, "abs": 1e-5}, "bf16": {"rel": 0, "abs": 0.02}}  # of losses
+LOSSES = {"fp32": {"rel": 0, "abs": 1e-5}, "bf16": {"rel": 0, "abs": 0.02}}
+WEIGHTS = {"fp32": 1e-4, "bf16": 0.1}  # see `apart`
 
 pytestmark = pytest.mark.slow
 
 
-def launch(agents: int, processes: int, *command: str) -> list[subprocess.CompletedProcess]:
-    """Start torchrun agents, with so many processes each, and wait for all of them."""
-    environment = os.environ | SETTINGS | {"PYTHONPATH": str(SCRIPT.parents[1])}
+def free_port() -> str:
+    """A port of this machine that nobody uses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    place = ["--nnodes", str(agents), "--master_addr", "127.0.0.1", "--master_port", str(port)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), *place]
-    started = [
-        subprocess.Popen(
-            [*torchrun, "--node_rank", str(number), *command],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for number in range(agents)
-    ]  # fmt: skip
+        return str(free.getsockname()[1])
+
+
+def ended(*commands: list[str]) -> list[subprocess.CompletedProcess]:
+    """Start all commands at the same time, and wait until the last has ended."""
+    given = {"env": os.environ | SETTINGS, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([sys.executable, "-m", *command], **given) for command in commands]
     try:
-        said = [agent.communicate(timeout=PATIENCE) for agent in started]
+        said = [process.communicate(timeout=PATIENCE) for process in started]
     finally:
-        for agent in started:
-            agent.kill()
+        for process in started:
+            process.terminate()  # its workers with it
     return [
-        subprocess.CompletedProcess(agent.args, agent.returncode, *each)
-        for agent, each in zip(started, said, strict=True)
+        subprocess.CompletedProcess(process.args, process.returncode, *each)
+        for process, each in zip(started, said, strict=True)
     ]
 
 
-def work(folder: Path, job: str, agents: int, processes: int) -> list[dict]:
+def torchrun(folder: Path, job: str, agents: int, processes: int) -> list[subprocess.CompletedProcess]:
+    """A job of the worker by so many agents, with so many processes each."""
+    common = ["torch.distributed.run", "--nproc_per_node", str(processes), "--nnodes", str(agents)]
+    common += ["--master_addr", "127.0.0.1", "--master_port", free_port()]
+    end = [str(SCRIPT), str(folder), job]
+    return ended(*([*common, "--node_rank", str(number), *end] for number in range(agents)))
+
+
+def done(folder: Path, job: str, agents: int, processes: int) -> list[dict]:
     """What every process has to tell about a job that ends well."""
-    ended = launch(agents, processes, str(SCRIPT), str(folder), job)
-    assert [agent.returncode for agent in ended] == [0] * agents, "\n".join(agent.stderr for agent in ended)
+    agents_ended = torchrun(folder, job, agents, processes)
+    assert [agent.returncode for agent in agents_ended] == [0] * agents, "\n".join(a.stderr for a in agents_ended)
     return [json.loads((folder / f"{job}-{rank}.json").read_text()) for rank in range(agents * processes)]
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """The folder of all machines of this module."""
+    return tmp_path_factory.mktemp("machines")
+
+
 @pytest.fixture
-def make_machines(tmp_path, model, processor):
-    """`make_machines(name, count)`: a folder with so many machines, each with the same base and parent."""
-    first = machine_folder(tmp_path / "alone", 0)
-    save_base(first / "base", model, processor)
-    learn("pretrain", first, "parent")
+def make_machines(place, model, processor):
+    """`make_machines(name, count)`: a folder with so many machines, each with the same base and the same stage 1."""
+    first = machine_folder(place / "alone", 0)
+    if not first.exists():
+        save_base(first / "base", model, processor)
+        learn("pretrain", first, "parent")
 
     def make(name: str, count: int) -> Path:
         for number in range(count):
             for part in ("base", "parent"):
-                shutil.copytree(first / part, machine_folder(tmp_path / name, number) / part)
-        return tmp_path / name
+                shutil.copytree(first / part, machine_folder(place / name, number) / part)
+        return place / name
 
     return make
 
 
 @pytest.fixture
-def alone(tmp_path, make_machines):
-    """Each run in one process: its machine, the models and the logs."""
-    machine = machine_folder(tmp_path / "alone", 0)
-    runs = {name: learn(name, machine) for name in RUNS}
-    return machine, {name: [entry["loss"] for entry in log] for name, (_, _, log) in runs.items()}
+def alone(place, make_machines):
+    """All runs in one process: its machine, and the losses of each."""
+    machine = machine_folder(place / "alone", 0)  # a run that is there is only read
+    return machine, {name: [entry["loss"] for entry in learn(name, machine)[2]] for name in RUNS}
 
 
-def distance(one: Path, other: Path) -> float:
-    """The largest difference of two checkpoints' weights."""
-    first, second = (load_checkpoint(folder)[0].state_dict() for folder in (one, other))
-    return max((first[name] - second[name]).abs().max().item() for name in first)
+@pytest.fixture
+def together(place, make_machines):
+    """`together(agents, processes)`: all runs of several processes, made once; their folder and their reports."""
+
+    def make(agents: int, processes: int) -> tuple[Path, list[dict]]:
+        name = f"{agents}-times-{processes}"
+        if (place / name).exists():
+            reports = sorted((place / name).glob("everything-*.json"))
+            return place / name, [json.loads(report.read_text()) for report in reports]
+        folder = make_machines(name, agents)
+        return folder, done(folder, "everything", agents, processes)
+
+    return make
 
 
-def test_two_processes_and_two_machines_learn_what_one_process_learns(make_machines, alone):
+def apart(one: Path, other: Path, parent: Path) -> float:
+    """How far two checkpoints' weights lie apart, as a share of the way that training led from their parent."""
+    start, first, second = (load_checkpoint(folder)[0] for folder in (parent, one, other))
+    if read_meta(parent)["stage"] == "base":
+        draw_projector(start, seed=0)
+    start, first, second = (parameters_to_vector(model.parameters()).detach() for model in (start, first, second))
+    return ((first - second).norm() / (second - start).norm()).item()
+
+
+@pytest.mark.parametrize(("agents", "processes"), [(1, 2), (2, 1)], ids=["two processes", "two machines"])
+def test_together_they_learn_what_one_process_learns(agents, processes, together, alone):
     machine, losses = alone
-    for agents, count in ((1, 2), (2, 1)):
-        folder = make_machines(f"{agents}-{count}", agents)
-        reports = work(folder, "everything", agents, count)
-        assert [(report["processes"], report["launched"]) for report in reports] == [(2, 2), (2, 2)]
-        for name, (stage, _, precision) in RUNS.items():
-            first, second = (report[name] for report in reports)
-            assert first["losses"] == second["losses"] and first["hashes"] == second["hashes"]
-            assert first["losses"] == pytest.approx(losses[name], **CLOSE[precision])
-            together = machine_folder(folder, 0) / name
-            assert distance(together, machine / name) < (1e-5 if precision == "fp32" else 0.02)
-            assert read_meta(together)["steps"] == stage.steps
-        assert sorted(path.name for path in folder.glob("*/sft")) == ["sft"]  # written by the main process alone
-        seen = [[row for rows in report["pretrain"]["seen"] for row in rows] for report in reports]
-        assert [len(set(rows)) for rows in seen] == [32, 32] and set(seen[0]).isdisjoint(seen[1])
-        assert sorted(seen[0] + seen[1]) == sorted(row.where for row in ROWS)  # an epoch: every row once
+    folder, reports = together(agents, processes)
+    assert [(report["processes"], report["launched"]) for report in reports] == [(2, 2), (2, 2)]
+    for name, (stage, parent, precision) in RUNS.items():
+        first, second = (report[name] for report in reports)
+        assert first["losses"] == second["losses"] and first["hashes"] == second["hashes"]
+        assert first["losses"] == pytest.approx(losses[name], **LOSSES[precision])
+        written = machine_folder(folder, 0) / name
+        assert apart(written, machine / name, machine / parent) < WEIGHTS[precision]
+        assert read_meta(written)["steps"] == stage.steps
+    assert len(list(folder.glob("*/sft"))) == 1  # only the main process writes
 
 
-def test_the_loss_is_the_mean_over_the_tokens_of_all_processes(make_machines):
+@pytest.mark.parametrize(("agents", "processes"), [(1, 2), (2, 1)], ids=["two processes", "two machines"])
+def test_in_an_epoch_every_row_is_seen_once_by_one_of_them(agents, processes, together):
+    seen = [report["pretrain"]["seen"] for report in together(agents, processes)[1]]
+    assert [[len(rows) for rows in passes] for passes in seen] == [[2] * 16, [2] * 16]  # eight steps of two passes
+    one, other = ({row for rows in passes for row in rows} for passes in seen)
+    assert len(one) == len(other) == 32 and one | other == {row.where for row in ROWS}
+
+
+def test_the_loss_is_the_mean_over_the_tokens_of_all_processes(together):
     """By hand, for the first step; the mean of the processes' own means is another number."""
-    folder = make_machines("two", 1)
-    machine = machine_folder(folder, 0)
-    reports = work(folder, "everything", 1, 2)
-    model, processor, _ = load_checkpoint(machine / "parent")
-    features, rendered = some_features(model.config), {row.where: row for row in ROWS}
+    folder, reports = together(1, 2)
+    model, processor, _ = load_checkpoint(machine_folder(folder, 0) / "parent")
+    features, named = some_features(model.config), {row.where: row for row in ROWS}
 
     def loss(names):
-        rows = [processor.render(rendered[name].messages(), name) for name in names]
+        rows = [processor.render(named[name].messages(), name) for name in names]
         for row in rows:
             row.patch_features = features[row.pictures] if row.pictures else None
         batch = processor.collate(rows)
         with torch.no_grad():
             return loss_by_hand(model(**batch).logits, batch["labels"])
 
-    shares = [[name for part in report["sft"]["seen"][:2] for name in part] for report in reports]  # two passes
+    shares = [[name for rows in report["sft"]["seen"][:2] for name in rows] for report in reports]  # two passes
     assert [len(share) for share in shares] == [7, 7]
-    assert {len(rendered[name].images) for share in shares for name in share} == {0, 1, 2}
+    assert {len(named[name].images) for share in shares for name in share} == {0, 1, 2}
     first = reports[0]["sft"]["losses"][0]
     assert first == pytest.approx(loss(shares[0] + shares[1]), abs=1e-5)
     assert abs(first - (loss(shares[0]) + loss(shares[1])) / 2) > 1e-3
 
 
 def test_what_one_process_finds_wrong_stops_all_of_them(make_machines):
-    folder = make_machines("two", 2)
-    first, second = work(folder, "refusals", 2, 1)
+    folder = make_machines("refused", 2)
+    first, second = done(folder, "refusals", 2, 1)
     assert first["rows"] == second["rows"]
     assert "process 1 of 2 was given another run than the main process: its rows is" in first["rows"]
     assert "its recipe is" in first["recipe"] == second["recipe"]
@@ -151,22 +193,20 @@ def test_what_one_process_finds_wrong_stops_all_of_them(make_machines):
     assert left == {"base", "parent", "taken", "stopped"}
 
 
-def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(make_machines, alone, tmp_path):
+def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(make_machines, alone, together):
     """With as many processes as before to the last bit, with another number to tolerance."""
     machine, losses = alone
-    never = make_machines("never", 2)
-    expected = work(never, "everything", 2, 1)
+    never, expected = together(2, 1)
     folder = make_machines("killed", 2)
     first, second = (machine_folder(folder, number) for number in (0, 1))
-    ended = launch(2, 1, str(SCRIPT), str(folder), "killed")
-    assert all(agent.returncode for agent in ended)
+    assert all(agent.returncode for agent in torchrun(folder, "killed", 2, 1))
     assert {path.name for path in first.iterdir()} == {"base", "parent", "killed"}
     assert {path.name for path in second.iterdir()} == {"base", "parent", "died"}
     _, _, meta = load_checkpoint(first / "killed")
     assert (meta["steps"], meta["finished"]) == (KILLED_IN - 2, False)
     shutil.copytree(first / "killed", machine / "killed")
 
-    again = work(folder, "killed", 2, 1)
+    again = done(folder, "killed", 2, 1)
     assert [report["passes"] for report in again] == [2 * 2, 2 * 2]  # two steps of two passes were left
     assert again[0]["losses"] == again[1]["losses"] == expected[0]["sft"]["losses"]
     same = machine_folder(never, 0) / "sft"
@@ -174,17 +214,51 @@ def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(make_machines
         assert (first / "killed" / file).read_bytes() == (same / file).read_bytes()
 
     _, _, log = learn("sft", machine, "killed")
-    assert [entry["loss"] for entry in log] == pytest.approx(losses["sft"], **CLOSE["fp32"])
-    assert distance(machine / "killed", machine / "sft") < 1e-5
+    assert [entry["loss"] for entry in log] == pytest.approx(losses["sft"], **LOSSES["fp32"])
+    assert apart(machine / "killed", machine / "sft", machine / "parent") < WEIGHTS["fp32"]
 
 
 def test_a_picture_that_one_process_cannot_read_ends_the_job(make_machines):
-    folder = make_machines("two", 2)
+    folder = make_machines("unreadable", 2)
     for number in (0, 1):
         Image.new("RGB", (8, 8), "red").save(machine_folder(folder, number) / "red.png")
         (machine_folder(folder, number) / "broken.png").write_bytes(b"no picture")
-    ended = launch(2, 1, str(SCRIPT), str(folder), "unreadable")
-    assert all(agent.returncode for agent in ended)
-    named = [agent.stderr.count("PictureError") > 0 and "broken.png" in agent.stderr for agent in ended]
+    agents = torchrun(folder, "unreadable", 2, 1)
+    assert all(agent.returncode for agent in agents)
+    named = ["PictureError" in agent.stderr and "broken.png" in agent.stderr for agent in agents]
     assert sorted(named) == [False, True]
     assert not list(folder.glob("*/unreadable*"))
+
+
+def test_the_command_line_in_two_processes_of_accelerate_is_that_of_one(place, capsys):
+    """Whatever the launcher's own settings; only the main process speaks and writes, and pictures are drawn once."""
+    command = ["train", "pretrain", "--scale", "0.002", "--pictures", "66", "--precision", "fp32", "--out"]
+    launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "fp16", "--gradient_accumulation_steps", "4", "--dynamo_backend", "no"]
+    launcher += ["--main_process_port", free_port(), "-m", "minivlm"]
+    one, two = (str(place / name) for name in ("by-one", "by-two"))
+    (both,) = ended([*launcher, *command, two])
+    assert both.returncode == 0, both.stderr
+    assert cli.main([*command, one]) == 0
+    said = capsys.readouterr().out
+    assert both.stdout == said.replace(one, two) and said.count("The checkpoint: ") == 1
+    assert "64/64" in both.stderr and "66/66" not in both.stderr  # its share: the first batch of two
+    steps = [[json.loads(line) for line in (Path(out) / LOG).read_text().splitlines()] for out in (one, two)]
+    for key in ("loss", "grad_norm"):
+        of_one, of_two = ([entry[key] for entry in log] for log in steps)
+        assert len(of_one) == 2 and of_two == pytest.approx(of_one, rel=1e-5)
+
+
+def test_commands_for_one_process_are_refused_in_several(monkeypatch, capsys):
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    for command in (["run"], ["base"], ["experiment"]):
+        assert cli.main(command) == cli.REFUSED
+        assert "minivlm (process 1 of 2): this command works in one process" in capsys.readouterr().err
+
+
+def test_processes_that_cannot_speak_to_each_other_are_refused(monkeypatch):
+    processes()  # as it is without a launcher
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    with pytest.raises(ProcessError, match="8 processes were started, but each would train by itself"):
+        processes()

@@ -1,10 +1,11 @@
-"""The library's own tools work on the model as it is: Trainer, streamers, sampling, 16 bits."""
+"""The library's own tools work on the model as it is: Trainer, streamers, sampling, 16 bits, and PEFT's adapters."""
 
 import copy
 import threading
 
 import pytest
 import torch
+from peft import LoraConfig, PeftModel, get_peft_model
 from training import some_rows
 from transformers import TextIteratorStreamer, Trainer, TrainingArguments
 
@@ -86,3 +87,105 @@ def test_in_16_bits_the_logits_stay_close(make_model, processor, picture):
     assert rounded.dtype == torch.bfloat16
     error = (rounded.float() - exact).norm() / exact.norm()
     assert 0 < error < 0.05
+
+
+# ---- PEFT
+
+
+def with_lora(model, whole: bool):
+    """The model with fresh adapters, by PEFT on the language model alone or on all of it; and PEFT's own object."""
+    where = r"language_model\..*" if whole else ".*"  # the encoder has projections of the same names
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=where + "(q|v)_proj")
+    adapted = get_peft_model(model if whole else model.language_model, config)
+    if whole:
+        return adapted, adapted
+    model.language_model = adapted
+    model.vision.requires_grad_(False)
+    model.projector.requires_grad_(False)
+    return model, adapted
+
+
+def without_wrappers(name: str) -> str:
+    """A weight's name as it was before PEFT came."""
+    return name.replace("base_model.model.", "").replace(".base_layer", "")
+
+
+@pytest.fixture(params=[False, True], ids=["the language model", "the whole model"])
+def whole(request) -> bool:
+    """What PEFT is put on."""
+    return request.param
+
+
+def learn_a_little(model, batch, steps: int = 8) -> list[float]:
+    """Losses of a few steps on one batch."""
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+    losses = []
+    for _ in range(steps):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+def test_lora_learns_from_pictures_and_moves_nothing_else(model, processor, rows, whole):
+    batch = processor.collate(rows)
+    assert set(batch["images_per_row"].tolist()) == {0, 1, 2}
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        plain = model(**batch).logits
+    adapted, _ = with_lora(model, whole)
+    with torch.no_grad():
+        assert torch.equal(adapted(**batch).logits, plain)  # fresh adapters change nothing
+    trained = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 2 * 2 and all("lora_" in name for name in trained)  # A and B, q and v, two layers
+    assert all("language_model." in name and "vision." not in name for name in trained)
+
+    losses = learn_a_little(adapted, batch)
+    assert losses[-1] < 0.95 * losses[0]
+    after = {without_wrappers(name): value for name, value in adapted.state_dict().items() if "lora_" not in name}
+    assert after.keys() == before.keys()
+    assert {name for name, value in after.items() if not torch.equal(value, before[name])} == set()
+    with torch.no_grad():
+        assert not torch.allclose(adapted(**batch).logits, plain, atol=0.1)
+
+
+def test_merged_adapters_and_loaded_ones_give_the_same_logits(model, make_model, processor, rows, whole, tmp_path):
+    batch = processor.collate(rows)
+    adapted, lora = with_lora(model, whole)
+    learn_a_little(adapted, batch)
+    with torch.no_grad():
+        expected = adapted(**batch).logits
+    lora.save_pretrained(tmp_path)
+    fresh = make_model()
+    if whole:
+        loaded = PeftModel.from_pretrained(fresh, tmp_path)
+    else:
+        fresh.language_model = PeftModel.from_pretrained(fresh.language_model, tmp_path)
+        loaded = fresh
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, expected)
+    merged = lora.merge_and_unload()
+    if not whole:
+        model.language_model = merged
+    assert type(model) is type(fresh) and not any("lora" in name for name in model.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(model(**batch).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_generate_works_with_adapters_as_with_merged_weights(model, processor, picture, rows, whole):
+    batch = asked(processor, picture)
+    plain = model.generate(**batch, max_new_tokens=12, do_sample=False)
+    adapted, lora = with_lora(model, whole)
+    assert torch.equal(adapted.generate(**batch, max_new_tokens=12, do_sample=False), plain)
+    learn_a_little(adapted, processor.collate(rows))
+    options = {"max_new_tokens": 12, "num_beams": 3, "num_return_sequences": 2}
+    written = adapted.generate(**batch, **options)
+    assert written.shape[0] == 2 and not torch.equal(adapted.generate(**batch, max_new_tokens=12), plain)
+    merged = lora.merge_and_unload()
+    if not whole:
+        model.language_model = merged
+    assert torch.equal(model.generate(**batch, **options), written)
