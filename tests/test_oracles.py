@@ -126,6 +126,61 @@ def test_beams_equal_llava(make_model, make_batch):
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    "beams", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.5}]
+)
+def test_beams_equal_those_of_the_language_model_alone(make_model, make_batch, beams):
+    """Rows with two pictures, without any and with one, padded on the left; embedded by a loop, not by the model."""
+    model = make_model(dtype=torch.float64)
+    batch = make_batch([2, 0, 1], dtype=torch.float64)
+    table = model.language_model.model.embed_tokens.weight
+    with torch.no_grad():
+        patches = model.vision(batch["pixel_values"]).flatten(0, 1) @ model.projector.weight.T  # (I * N, Dl)
+        queue = iter(patches)
+        embeds = torch.stack(
+            [torch.stack([next(queue) if i == 320 else table[i] for i in row]) for row in batch["input_ids"].tolist()]
+        )  # (B, T, Dl)
+    alone = LlamaForCausalLM(model.config.text_config).double().eval()
+    alone.load_state_dict(model.language_model.state_dict())
+    options = beams | {"max_new_tokens": 7, "return_dict_in_generate": True, "output_scores": True}
+    theirs = alone.generate(inputs_embeds=embeds, attention_mask=batch["attention_mask"], **options)
+    ours = model.generate(**batch, **options)
+    count = beams.get("num_return_sequences", 1)
+    assert len(ours.sequences) == 3 * count
+    length = batch["input_ids"].shape[1]
+    assert torch.equal(ours.sequences[:, :length], batch["input_ids"].repeat_interleave(count, 0))
+    assert torch.equal(ours.sequences[:, length:], theirs.sequences)
+    torch.testing.assert_close(ours.sequences_scores, theirs.sequences_scores, **CLOSE)
+
+
+def test_enough_beams_find_the_best_of_all_answers(config, make_batch):
+    """Twelve tokens, so 12 ** 3 answers of three: all are tried, each by a pass of its own without any cache."""
+    config.text_config.vocab_size = vocabulary = 12
+    model = MiniVLMForConditionalGeneration(
+        MiniVLMConfig(vision_config=config.vision_config, text_config=config.text_config, image_token_id=320)
+    )
+    model = model.double().eval()
+    batch = make_batch([2, 0, 1], dtype=torch.float64)
+    batch["input_ids"] = batch["input_ids"].where(batch["input_ids"] == 320, batch["input_ids"] % vocabulary)
+    batch["input_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 0)
+    options = {"num_beams": vocabulary**2, "num_return_sequences": 5, "max_new_tokens": 3, "eos_token_id": None}
+    found = model.generate(**batch, **options, return_dict_in_generate=True, output_scores=True)
+    answers = torch.cartesian_prod(*[torch.arange(vocabulary)] * 3)  # (V ** 3, 3)
+    greedy = model.generate(**batch, max_new_tokens=3, eos_token_id=None)[:, -3:]
+    for place, row in enumerate(_rows_alone(batch)):
+        repeated = {"input_ids": torch.cat([row["input_ids"].expand(len(answers), -1), answers], dim=1)}
+        repeated["attention_mask"] = torch.ones_like(repeated["input_ids"])
+        if "pixel_values" in row:
+            repeated["pixel_values"] = row["pixel_values"].repeat(len(answers), 1, 1, 1)
+        with torch.no_grad():
+            logits = model(**repeated).logits[:, -4:-1]  # (V ** 3, 3, V)
+        scores = logits.log_softmax(-1).gather(-1, answers[..., None]).sum((1, 2)) / 3  # a mean, as the library's
+        best, numbers = scores.topk(5)
+        assert torch.equal(found.sequences[5 * place : 5 * place + 5, -3:], answers[numbers])
+        torch.testing.assert_close(found.sequences_scores[5 * place : 5 * place + 5], best.float(), rtol=0, atol=1e-6)
+    assert not torch.equal(greedy, found.sequences[::5, -3:])  # what greed misses
+
+
 def test_the_oracles_can_tell_pictures_apart(make_model, make_batch):
     """A model that ignores pictures would pass above if both sides ignored them; here both must not."""
     model = make_model(dtype=torch.float64)
