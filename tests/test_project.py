@@ -17,6 +17,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from torch.distributed.run import get_args_parser
+
+from minivlm import cli
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minivlm"
@@ -281,6 +284,24 @@ class TestReadme:
         slots = [re.findall(r"<!-- n: (\S+)", read(page)) for page in ("README.md", "README.zh.md")]
         assert commands(read("README.zh.md")) == commands(read("README.md"))
         assert slots[0] == slots[1]
+
+    def test_commands_for_several_processes_are_understood(self, monkeypatch):
+        """By torchrun's own parser what comes before `-m minivlm`, by ours what follows."""
+        parsed, launched = [], []
+        monkeypatch.setattr(cli, "_train", parsed.append)
+        blocks = [block for block in code_of_readme() if block.startswith("```")]
+        for line in (line for block in blocks for line in block.splitlines() if " -m minivlm " in line):
+            words = line.split()
+            if words[0] == "torchrun":
+                given = get_args_parser().parse_args(words[1:])
+                assert given.module and given.training_script == "minivlm"
+                launched.append((given.nnodes, given.node_rank, given.nproc_per_node))
+                assert cli.main(given.training_script_args) == 0
+            else:
+                assert words[:3] == ["python", "-m", "minivlm"] and cli.main(words[3:]) == 0
+        assert launched == [("1:1", 0, "8"), ("2", 0, "8"), ("2", 1, "8")] and len(parsed) == 4
+        for options in parsed:
+            assert (options.stage, options.parent, options.out) == ("sft", Path("CHECKPOINT"), Path("FOLDER"))
 
     def test_slots_are_filled_from_files(self, tmp_path):
         filled = runpy.run_path(str(ROOT / "scripts/readme.py"))["filled"]
