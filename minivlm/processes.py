@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env, reduce
 
 
 class ProcessError(ValueError):
@@ -59,6 +59,22 @@ def from_main(make: Callable[[], Any]) -> Any:
     if problem:
         raise ProcessError(f"the main process stopped: {problem}")
     return made
+
+
+def sum_of_all(mine: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes, in every process.
+
+    Raises:
+        ProcessError: another process has stopped.
+    """
+    try:
+        return reduce(mine, "sum")
+    except RuntimeError as error:  # the libraries' own for a connection that was closed, and for one that timed out
+        reason = str(error).partition("\n")[0]
+        raise ProcessError(
+            f"another process stopped, and its own words say why; noticed here as: {reason}. The last checkpoint "
+            "is as it was: run the same commands again to go on from there"
+        ) from error
 
 
 def from_all(mine: list) -> list:

@@ -26,7 +26,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
@@ -47,7 +46,7 @@ from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
 from minivlm.data import Row
 from minivlm.features import FeatureCache
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration, draw_projector, ledger, set_trainable
-from minivlm.processes import from_all, from_main, processes
+from minivlm.processes import from_all, from_main, processes, sum_of_all
 from minivlm.processor import MiniVLMProcessor, Rendered
 
 WINDOW = 4  # steps whose rows are sorted by length together
@@ -110,6 +109,7 @@ def train(
             than processes; or two processes were given different things.
         CheckpointError, RowError, PictureError, FeatureError: what was given cannot be used.
         OSError: the checkpoint cannot be written: found out before the first step, but for a disk that fills up.
+        ProcessError: another process stopped.
         KeyboardInterrupt: Ctrl-C. The step at hand was finished and a checkpoint written.
     """
     order = RowOrder(rows, processor, stage.batch_size * stage.accumulation, seed)
@@ -316,7 +316,7 @@ class Run:
         if self.processes.num_processes == 1:
             return loss.item(), interrupted
         message = [*(p.grad.flatten() for p in self.parameters), loss[None], loss.new_tensor([float(interrupted)])]
-        *gradients, loss, stop = reduce(torch.cat(message), "sum").split([len(m) for m in message])
+        *gradients, loss, stop = sum_of_all(torch.cat(message)).split([len(m) for m in message])
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad.copy_(gradient.view_as(parameter))
         return loss.item(), stop.item() > 0

@@ -199,7 +199,9 @@ def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(make_machines
     never, expected = together(2, 1)
     folder = make_machines("killed", 2)
     first, second = (machine_folder(folder, number) for number in (0, 1))
-    assert all(agent.returncode for agent in torchrun(folder, "killed", 2, 1))
+    agents = torchrun(folder, "killed", 2, 1)
+    assert all(agent.returncode for agent in agents)
+    assert "ProcessError: another process stopped, and its own words say why" in agents[0].stderr
     assert {path.name for path in first.iterdir()} == {"base", "parent", "killed"}
     assert {path.name for path in second.iterdir()} == {"base", "parent", "died"}
     _, _, meta = load_checkpoint(first / "killed")
