@@ -62,7 +62,12 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 def part_hashes(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> dict[str, str]:
     """The hashes of vision, projector, language_model and tokenizer as they are now: a checkpoint's lineage."""
     hashes = {part: hash_tensors(_part_tensors(model, part)) for part in PARTS}
-    return hashes | {"tokenizer": _hash_tokenizer(processor.tokenizer.backend_tokenizer.to_str())}
+    return hashes | {"tokenizer": hash_tokenizer(processor)}
+
+
+def hash_tokenizer(processor: MiniVLMProcessor) -> str:
+    """SHA-256 of what decides the ids of a text."""
+    return _hash_tokenizer(processor.tokenizer.backend_tokenizer.to_str())
 
 
 def save_checkpoint(
@@ -105,7 +110,7 @@ def save_checkpoint(
         _check_finite(named, f"{folder} was not saved: {part}")
     hashes = part_hashes(model, processor) | {part: hash_tensors(named) for part, named in tensors.items()}
     about = {key: value for key, value in meta.items() if key != "base"}  # meta may come from another checkpoint
-    about |= {"format": FORMAT, "versions": _versions(), "holds": list(parts), "hashes": hashes}
+    about |= {"format": FORMAT, "versions": versions(), "holds": list(parts), "hashes": hashes}
     if base is not None:
         about["base"] = Path(os.path.relpath(Path(base).resolve(), folder.resolve())).as_posix()
     _check_meta(about, folder)
@@ -452,19 +457,12 @@ def _write_folder(
     processor: MiniVLMProcessor,
 ) -> None:
     """All files aside, on the disk for certain, then in place; or nothing at all."""
-    aside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f"{glob.escape(folder.name)}.partial-*"):  # by a run that was killed
-            shutil.rmtree(left)
-        aside.mkdir()
-        for name, data in files.items():
-            (aside / name).write_bytes(data)
-        _write_configs(aside, model, processor)
-        (aside / META).write_bytes(_json({**about, "config": hash_config(aside)}))
-        for path in (*aside.iterdir(), aside):
-            _sync(path)
-        _swap(aside, folder)
+        with written_aside(folder) as aside:
+            for name, data in files.items():
+                (aside / name).write_bytes(data)
+            _write_configs(aside, model, processor)
+            (aside / META).write_bytes(_json({**about, "config": hash_config(aside)}))
     except OSError as error:
         size = math.ceil(sum(map(len, files.values())) / 1e6)
         raise OSError(
@@ -472,6 +470,25 @@ def _write_folder(
             f"the checkpoint {folder} was not saved ({error.strerror}): make sure that the disk has {size} MB left and "
             "that you may write there, or choose another folder; a checkpoint that was there before is unharmed",
         ) from error
+
+
+@contextmanager
+def written_aside(folder: Path) -> Iterator[Path]:
+    """A new folder to write in. When the block is through, it takes `folder`'s place; if the block fails, it is gone.
+
+    Raises:
+        OSError: it cannot be written, or not put in place. What was there before is as it was.
+    """
+    aside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f"{glob.escape(folder.name)}.partial-*"):  # by a run that was killed
+            shutil.rmtree(left)
+        aside.mkdir()
+        yield aside
+        for path in (*aside.iterdir(), aside):
+            _sync(path)
+        _swap(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)  # after a success there is nothing left of it
 
@@ -534,7 +551,8 @@ def _index(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, Any]:
     return {"metadata": {"total_size": size}, "weight_map": where}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that decide what a checkpoint holds."""
     return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
 
 

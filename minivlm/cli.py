@@ -64,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("stage", choices=(PRETRAIN, SFT))
     train.add_argument("--parent", type=Path, help="the checkpoint to start from (default: the shipped one)")
     _training_options(train, "runs/STAGE")
+    own = train.add_argument_group("on your own rows")
+    own.add_argument("--rows", type=Path, metavar="INDEX", help="an index that minivlm data check --decode --out wrote")
+    own.add_argument("--recipe", choices=("scenes", "clip-26m"), help="learning rates (default: by the model's widths)")
+    own.add_argument("--steps", type=_positive, help="optimizer steps (default: the recipe's)")
+    own.add_argument("--batch-size", type=_positive, help="rows of one pass (default: the recipe's)")
+    own.add_argument("--accumulation", type=_positive, help="passes that make a step (default: the recipe's)")
     evaluate = command("evaluate", _evaluate, "examine a checkpoint; prints JSON")
     evaluate.add_argument("checkpoint", type=Path, nargs="?", help="default: the shipped model after stage 2")
     _exam_option(evaluate)
@@ -102,16 +108,29 @@ def _training_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--out", type=Path, help=f"the folder to write (default {out})")
     parser.add_argument("--seed", type=_natural, default=0, help="W at the start, rows and their order (default 0)")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="default: measured")
-    parser.add_argument("--pictures", type=_positive, default=5000, help="training pictures to draw (default 5000)")
-    parser.add_argument("--scale", type=_factor, default=1.0, help="shorten or stretch both stages (default 1)")
+    parser.add_argument("--pictures", type=_positive, help="training pictures to draw (default 5000)")
+    parser.add_argument("--scale", type=_factor, help="shorten or stretch both stages (default 1)")
     parser.add_argument("--anew", action="store_true", help="do not go on with what lies in --out")
 
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("sheet", "table", "check"))
-    parser.add_argument("path", type=Path, help="sheet: the PNG to write; table: the folder; check: the file of rows")
-    parser.add_argument("--images", type=Path, help="check: the folder of the pictures (default: where the file lies)")
-    parser.add_argument("--decode", action="store_true", help="check: open every picture, too")
+    parser.add_argument(
+        "path", type=Path, help="sheet: the PNG to write; table: the folder; check: the rows, see below"
+    )
+    check = parser.add_argument_group(
+        "check",
+        "PATH is a file of JSON lines, a JSON array in LLaVA's form, a Parquet table, or a folder with .jsonl and "
+        ".parquet files. The exit code is 2 if a row cannot be used.",
+    )
+    check.add_argument("--images", type=Path, help="the folder of the pictures (default: where the file lies)")
+    check.add_argument("--decode", action="store_true", help="open every picture, too")
+    check.add_argument(
+        "--out", type=Path, metavar="INDEX",
+        help="write the usable rows there, to train on (minivlm train STAGE --rows INDEX); pictures of a Parquet table "
+        "are copied into it, others stay where they are",
+    )  # fmt: skip
+    check.add_argument("--model", type=Path, help="the checkpoint whose tokens count (default: the shipped base)")
 
 
 def _import_options(parser: argparse.ArgumentParser) -> None:
@@ -169,16 +188,23 @@ def _factor(text: str) -> float:
     return value
 
 
+def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Refuse options that would change nothing, by the names under which they were parsed."""
+    for name in names:
+        if getattr(options, name) not in (None, False):
+            raise ValueError(f"--{name.replace('_', '-')} {why}; leave it out")
+
+
 def _plan(options: argparse.Namespace, out: str, **more):
-    from minivlm.run import Plan
+    from minivlm.run import PICTURES, Plan
 
     return Plan(
         out=options.out or Path(out),
         data=data_folder(),
         seed=options.seed,
         precision=options.precision,
-        pictures=options.pictures,
-        steps_scale=options.scale,
+        pictures=options.pictures or PICTURES,
+        steps_scale=options.scale or 1.0,
         resume=not options.anew,
         command=options.typed,
         **more,
@@ -201,12 +227,31 @@ def _train(options: argparse.Namespace) -> None:
     from minivlm.processes import processes
     from minivlm.run import train_stage
 
+    if options.rows is None:
+        _refuse(options, ("recipe", "steps", "batch_size", "accumulation"), "is for training on --rows")
+    else:
+        _refuse(options, ("pictures", "scale"), "is for the drawn world, not for --rows")
     plan = _plan(options, f"runs/{options.stage}")
     parent = options.parent or data_folder() / (BASE if options.stage == PRETRAIN else PRETRAIN)
     model, processor, _ = load_checkpoint(parent)
-    train_stage(plan, options.stage, model, processor, parent, plan.out)
+    if options.rows is None:
+        train_stage(plan, options.stage, model, processor, parent, plan.out)
+    else:
+        _train_on_rows(options, plan, parent, model, processor)
     if processes().is_main_process:
         print(f"The checkpoint: {plan.out}")
+
+
+def _train_on_rows(options: argparse.Namespace, plan, parent: Path, model, processor) -> None:
+    from minivlm.run import recipe_for, sized_stage, train_on_index
+
+    sizes = {"steps": options.steps, "batch_size": options.batch_size, "accumulation": options.accumulation}
+    stage = sized_stage(options.recipe or recipe_for(model.config), options.stage, **sizes)
+    precision = None if plan.precision == "auto" else plan.precision
+    train_on_index(
+        options.rows, stage, model, processor, parent, plan.out,
+        seed=plan.seed, precision=precision, resume=plan.resume, command=plan.command,
+    )  # fmt: skip
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -271,6 +316,8 @@ def _data(options: argparse.Namespace) -> int:
     from minivlm.scenes.gallery import contact_sheet
     from minivlm.scenes.table import write_table
 
+    if options.what != "check":
+        _refuse(options, ("images", "decode", "out", "model"), "is for data check")
     if options.what == "sheet":
         began = time.perf_counter()
         sheet = contact_sheet(across=SHEET)
@@ -285,13 +332,17 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    """What a file of rows holds goes to standard output, every row that cannot be used to standard error."""
+    """What the rows hold goes to standard output, every one that cannot be used to standard error."""
     from minivlm.checkpoint import load_checkpoint
+    from minivlm.index import write_index
     from minivlm.survey import as_text, survey
 
-    _, processor, _ = load_checkpoint(data_folder() / BASE)
-    found = survey(options.path, processor, options.images, options.decode)
+    _, processor, _ = load_checkpoint(options.model or data_folder() / BASE)
+    given = (options.path, processor, options.images, options.decode)
+    found = survey(*given) if options.out is None else write_index(options.out, *given)
     print(f"{options.path}: {as_text(found)}")
+    if options.out is not None:
+        print(f"The index: {options.out}, {found.usable} rows")
     for error in found.bad:
         print(error, file=sys.stderr)
     return REFUSED if found.bad else 0

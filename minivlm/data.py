@@ -9,9 +9,12 @@ Several pictures are one string, "0.jpg, 1.jpg"; a text-only row has no "image".
 placeholder, and there must be one for each picture.
 
 LLaVA's form is read, too: one JSON array over the whole file, and turns `{"from": "human" or "gpt", "value": …}`.
+
+So is a Parquet table, as minimind-3v publishes it: the column "conversations" has the turns as JSON, "image_bytes" the
+pictures themselves (bytes, a list of bytes, or null). There a text-only row carries a small black picture that no
+`<image>` speaks of; it is left out.
 """
 
-import codecs
 import json
 import os.path
 from collections.abc import Iterator
@@ -19,9 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minivlm.config import IMAGE_TOKEN
+from minivlm.pictures import PictureError, open_picture
 from minivlm.processor import RowError, check_answers, messages_from_row
+from minivlm.sources import contents, source_files
 
 SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}  # LLaVA's names
+STAND_IN_SIZE = (8, 8)
+STAND_IN_BYTES = 4096  # what is larger is not opened
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Row:
 
     Attributes:
         conversations: turns `{"role": …, "content": …}` with `<image>` where a picture stands.
-        images: the pictures in order: paths, or pictures already drawn.
+        images: the pictures in order: paths, the bytes of files, or pictures already drawn.
         where: the row's name in messages, such as "train.jsonl, line 12".
     """
 
@@ -43,87 +51,115 @@ class Row:
         return messages_from_row(self.conversations, self.images, self.where)
 
 
-def read_rows(file: str | Path, images: str | Path | None = None) -> Iterator[Row]:
+def read_rows(path: str | Path, images: str | Path | None = None) -> Iterator[Row]:
     """The rows of a file, one after the other, up to the first that cannot be used; blank lines are passed over.
 
     Args:
-        file: JSON lines or one JSON array, UTF-8. Of an array, all of the text is held in memory.
-        images: the folder of the pictures; by default the one in which `file` lies.
+        path: JSON lines or one JSON array, UTF-8, or a Parquet table; or a folder with some `.jsonl` and `.parquet`
+            files, read by their names. Of an array, all of the text is held in memory; of the others some rows.
+        images: the folder of the pictures; by default the one in which the file lies.
 
     Raises:
-        RowError: the file is missing; or, with the line's number, a line is no JSON object, a turn is not understood or
-            out of order, nothing is to be learnt from it, a text has half a character, its `<image>`s are more or fewer
-            than its pictures, or one of these is missing or lies outside the folder. The pictures are not opened.
+        RowError: the file is missing, cut off or has no such columns; or, with the line's number, a line is no JSON
+            object, a turn is not understood or out of order, nothing is to be learnt from it, a text has half a
+            character, its `<image>`s are more or fewer than its pictures, or one of these is missing or lies outside
+            the folder. The pictures are not opened.
     """
-    for found in scan_rows(file, images):
+    for found in scan_rows(path, images):
         if isinstance(found, RowError):
             raise found
         yield found
 
 
-def scan_rows(file: str | Path, images: str | Path | None = None) -> Iterator[Row | RowError]:
-    """All rows of a file, as `read_rows` reads them; in the place of one that cannot be used stands its error.
+def scan_rows(path: str | Path, images: str | Path | None = None) -> Iterator[Row | RowError]:
+    """All rows, as `read_rows` reads them; in the place of one that cannot be used stands its error.
 
     Raises:
-        RowError: the file is missing.
+        RowError: the file is missing, or a folder has none.
     """
-    file = Path(file)
-    folder = file.parent if images is None else Path(images)
-    if not file.is_file():
-        raise RowError(str(file), "there is no such file; check the path")
-    for where, content in _contents(file):
-        try:
-            yield _row(content, folder, where)
-        except RowError as error:
-            yield error
+    for file in source_files(path):
+        folder = file.parent if images is None else Path(images)
+        for found in contents(file):
+            yield found if isinstance(found, RowError) else _row_or_error(*found, folder)
 
 
-def _contents(file: Path) -> Iterator[tuple[str, bytes | dict]]:
-    """The name and the JSON of each row: bytes of a line, or what stands in an array."""
-    with file.open("rb") as lines:
-        first = next((line for line in lines if line.strip()), b"")
-        if not first.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
-            lines.seek(0)
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{file}, line {number}", line
-            return
-        lines.seek(0)
-        try:
-            array = json.loads(lines.read().decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise RowError(str(file), f"not a JSON array ({error}); correct it, or write one object a line") from error
-    for number, content in enumerate(array, start=1):
-        yield f"{file}, item {number}", content
+def _row_or_error(where: str, content: Any, folder: Path) -> Row | RowError:
+    try:
+        return _row(content, folder, where)
+    except RowError as error:
+        return error
 
 
 def _row(content: bytes | Any, folder: Path, where: str) -> Row:
     if isinstance(content, bytes):
-        try:
-            content = json.loads(content.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets in brackets without end
-            raise RowError(where, f"not a line of JSON ({error}); correct it") from error
-    if not isinstance(content, dict) or "conversations" not in content:
+        content = _json(content, "a line of JSON", where)
+    if not isinstance(content, dict) or content.get("conversations") is None:
         raise RowError(where, 'not an object with "conversations"; each row needs its turns under that name')
-    turns = _turns(content["conversations"], where)
-    row = Row(turns, _image_files(content.get("image"), folder, where), where)
+    if "image_bytes" in content:
+        turns = _turns(_json(content["conversations"], "JSON", where), where)
+        pictures = _shown(_held_pictures(content["image_bytes"], where), turns)
+    else:
+        turns = _turns(content["conversations"], where)
+        pictures = _image_files(content.get("image"), folder, where)
+    row = Row(turns, pictures, where)
     messages = row.messages()
     check_answers(messages, where)
     _check_order([message["role"] for message in messages], where)
     return row
 
 
+def _json(content: Any, what: str, where: str) -> Any:
+    """What a text says; what is no text is taken as it is."""
+    if not isinstance(content, bytes | str):
+        return content
+    try:
+        return json.loads(content.decode("utf-8-sig") if isinstance(content, bytes) else content)
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets in brackets without end
+        raise RowError(where, f"not {what} ({error}); correct it") from error
+
+
+def _held_pictures(held: Any, where: str) -> list[bytes]:
+    """A table's pictures: one, several or none."""
+    pictures = [] if held is None else held if isinstance(held, list) else [held]
+    for picture in pictures:
+        if not isinstance(picture, bytes):
+            raise RowError(
+                where,
+                f'"image_bytes" has {type(picture).__name__}; it must be the bytes of picture files, and only Parquet '
+                'holds these (in JSON, "image" names files)',
+            )
+    return pictures
+
+
+def _shown(pictures: list[bytes], turns: Any) -> list[bytes]:
+    """The pictures, without the stand-ins of a row that speaks of none."""
+    texts = [str(turn.get("content")) for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    spoken_of = any(IMAGE_TOKEN in text for text in texts)
+    return pictures if spoken_of or not all(map(_is_stand_in, pictures)) else []
+
+
+def _is_stand_in(picture: bytes) -> bool:
+    """Whether a picture is small and black all over."""
+    if len(picture) > STAND_IN_BYTES:
+        return False
+    try:
+        opened = open_picture(picture)
+    except PictureError:
+        return False
+    return opened.size == STAND_IN_SIZE and opened.getextrema() == ((0, 0),) * 3
+
+
 def _turns(conversations: Any, where: str) -> Any:
-    """LLaVA's turns under our names; all others as they are."""
+    """LLaVA's turns under our names; of all turns only role and content."""
     if not isinstance(conversations, list) or not all(isinstance(turn, dict) for turn in conversations):
         return conversations
     turns = []
     for turn in conversations:
         if set(turn) >= {"from", "value"}:
-            if turn["from"] not in SPEAKERS:
+            if not isinstance(turn["from"], str) or turn["from"] not in SPEAKERS:
                 raise RowError(where, f"a turn is from {turn['from']!r}; it must be one of {', '.join(SPEAKERS)}")
             turn = {"role": SPEAKERS[turn["from"]], "content": turn["value"]}
-        turns.append(turn)
+        turns.append({key: turn[key] for key in ("role", "content") if key in turn})
     return turns
 
 

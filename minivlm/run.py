@@ -1,4 +1,4 @@
-"""The main job: base weights, pictures, stage 1, stage 2, the exam, the page.
+"""The main job: base weights, pictures, stage 1, stage 2, the exam, the page; and single stages.
 
 Every stage leaves a checkpoint in the run's folder, so a run that was stopped goes on where it was.
 """
@@ -28,9 +28,10 @@ from minivlm.checkpoint import (
     require_place,
     require_writable,
 )
-from minivlm.config import PROMPTS, STAGES, Stage
+from minivlm.config import PRESETS, PROMPTS, STAGES, MiniVLMConfig, Stage
 from minivlm.evaluate import EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED, Exam, evaluate, prepare_exam
 from minivlm.features import BATCH, FeatureCache
+from minivlm.index import read_index
 from minivlm.model import MiniVLMForConditionalGeneration, ledger
 from minivlm.paths import BASE, PRETRAIN, SFT
 from minivlm.processes import from_all, from_main, processes
@@ -160,6 +161,49 @@ def train_stage(
         model, processor, rows, stage, out, parent=parent, seed=plan.seed,
         features=cache, precision=precision, resume=plan.resume, command=plan.command,
     )  # fmt: skip
+
+
+def recipe_for(config: MiniVLMConfig) -> str:
+    """The preset of `STAGES` whose model has the widths of this one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for name, make in PRESETS.items():
+        preset = make()
+        if (preset.vision_width, preset.language_width) == (config.vision_width, config.language_width):
+            return name
+    raise ValueError(
+        f"the model's widths, {config.vision_width} and {config.language_width}, are those of no preset; say by "
+        f"--recipe whose learning rates it shall have: {', '.join(STAGES)}"
+    )
+
+
+def sized_stage(recipe: str, name: str, **sizes: int | None) -> Stage:
+    """A stage of a preset with other `steps`, `batch_size` or `accumulation`, where these are given."""
+    stage = dataclasses.replace(STAGES[recipe][name], **{key: size for key, size in sizes.items() if size is not None})
+    return dataclasses.replace(stage, warmup_steps=min(stage.warmup_steps, stage.steps // 2))
+
+
+def train_on_index(
+    index: str | Path,
+    stage: Stage,
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    parent: Path,
+    out: Path,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Train one stage on the rows of an index, from `parent` into `out`; returns its log. Further options: `train`.
+
+    Raises:
+        RowIndexError: there is no index, or training on it could end at a row.
+        CheckpointError, TrainingError, OSError: as `train` does.
+    """
+    require_parent(read_meta(parent), stage, parent)
+    rows = read_index(index)
+    rows.require_trainable(processor)
+    return train(model, processor, rows, stage, out, parent=parent, **options)
 
 
 class Clock:

@@ -1,16 +1,18 @@
 """What a file of rows holds, and what is wrong with it: everything is read once, and nothing is trained on trust."""
 
+import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from minivlm.config import IGNORE_INDEX
 from minivlm.data import Row, scan_rows
 from minivlm.pictures import PictureError, open_picture
-from minivlm.processor import MiniVLMProcessor, RowError
+from minivlm.processor import MiniVLMProcessor, Rendered, RowError
 
 BIN, BAR = 64, 40  # tokens in a bar of the histogram; letters of the longest bar
-HAN = ("\u4e00", "\u9fff")  # the first and the last of the usual Chinese characters
+HAN = re.compile("[\u4e00-\u9fff]")  # the usual Chinese characters
 
 
 @dataclass
@@ -36,30 +38,39 @@ class Survey:
 
 
 def survey(
-    file: str | Path, processor: MiniVLMProcessor, images: str | Path | None = None, decode: bool = False
+    path: str | Path,
+    processor: MiniVLMProcessor,
+    images: str | Path | None = None,
+    decode: bool = False,
+    keep: Callable[[Row, int], None] | None = None,
 ) -> Survey:
-    """Read every row of a file once, render it, and count.
+    """Read every row once, render it, and count.
 
-    Memory does not grow with the file (a JSON array's text apart).
+    Memory does not grow with the rows, but for an array's text and for the messages about bad rows.
 
     Args:
-        file, images: as in `read_rows`.
+        path, images: as in `read_rows`.
         processor: renders the rows, so that one that is too long is found.
         decode: open every picture, too.
+        keep: called with each usable row, in order, and its number of tokens.
 
     Raises:
-        RowError: the file is missing, or is no JSON at all.
+        RowError: the file is missing, or a folder has none.
     """
     found = Survey()
-    for row in scan_rows(file, images):
+    for row in scan_rows(path, images):
         try:
-            _count(found, row, processor, decode)
+            rendered = _rendered(row, processor, decode)
         except RowError as error:
-            found.bad.append(error)
+            found.bad.append(RowError("", str(error)))  # the error itself holds the row, through its traceback
+            continue
+        _count(found, row, rendered)
+        if keep is not None:
+            keep(row, len(rendered.input_ids))
     return found
 
 
-def _count(found: Survey, row: Row | RowError, processor: MiniVLMProcessor, decode: bool) -> None:
+def _rendered(row: Row | RowError, processor: MiniVLMProcessor, decode: bool) -> Rendered:
     if isinstance(row, RowError):
         raise row
     rendered = processor.render(row.messages(), row.where)
@@ -68,13 +79,17 @@ def _count(found: Survey, row: Row | RowError, processor: MiniVLMProcessor, deco
             open_picture(picture)
         except PictureError as error:
             raise RowError(row.where, str(error)) from error
-    text = "".join(turn["content"] for turn in row.conversations)
+    return rendered
+
+
+def _count(found: Survey, row: Row, rendered: Rendered) -> None:
+    tokens = len(rendered.input_ids)
     found.usable += 1
     found.pictures[len(row.images)] += 1
-    found.languages["zh" if any(HAN[0] <= letter <= HAN[1] for letter in text) else "en"] += 1
-    found.lengths[len(rendered.input_ids) // BIN] += 1
-    found.tokens += len(rendered.input_ids)
-    found.learnt += sum(label != IGNORE_INDEX for label in rendered.labels)
+    found.languages["zh" if any(HAN.search(turn["content"]) for turn in row.conversations) else "en"] += 1
+    found.lengths[tokens // BIN] += 1
+    found.tokens += tokens
+    found.learnt += tokens - rendered.labels.count(IGNORE_INDEX)
 
 
 def as_text(found: Survey) -> str:

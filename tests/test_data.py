@@ -102,6 +102,8 @@ def test_a_row_becomes_a_batch(folder, processor):
         ({"conversations": "Hi"}, "must be a list of turns"),
         ({"conversations": [{"from": "human", "value": "Hi"}]}, "no supervised token"),
         ({"conversations": [{"from": "robot", "value": "Hi"}]}, "a turn is from 'robot'; it must be one of human, gpt"),
+        ({"conversations": [{"from": ["human"], "value": "Hi"}]}, r"a turn is from \['human'\]; it must be one of"),
+        ({"conversations": turns("<image>"), "image_bytes": "/9j/"}, '"image_bytes" has str.*"image" names files'),
         ({"conversations": turns("Hi")[::-1]}, "turn 1 is the assistant's where the user's is expected"),
         ({"conversations": [turns("Hi")[0], *turns("Hi")]}, "turn 2 is the user's where the assistant's is expected"),
         ({"conversations": [{"role": "robot", "content": "Hi"}]}, "role 'robot'"),

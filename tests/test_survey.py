@@ -1,14 +1,18 @@
 """A file of rows is read once and described; every bad row is found, with its line and its reason."""
 
+import io
 import json
 import re
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from minivlm import cli
 from minivlm.config import IGNORE_INDEX
 from minivlm.data import read_rows
+from minivlm.pictures import open_picture
 from minivlm.processor import RowError
 from minivlm.survey import BIN, as_text, survey
 
@@ -59,6 +63,47 @@ def write(folder, rows: list) -> str:
     return file
 
 
+def write_array(folder, rows: list) -> str:
+    """LLaVA's form."""
+    speakers = {"user": "human", "assistant": "gpt"}
+    array = []
+    for number, row in enumerate(rows):
+        turns = [
+            {"from": speakers.get(turn["role"], turn["role"]), "value": turn["content"]}
+            for turn in row.get("conversations", [])
+        ]
+        array.append({"id": number, **row, **({"conversations": turns} if "conversations" in row else {})})
+    file = folder / "llava.json"
+    file.write_text(json.dumps(array, indent=1, ensure_ascii=False), "utf-8")
+    return file
+
+
+def write_table(folder, rows: list, **options) -> str:
+    """Parquet: turns as JSON, the bytes of pictures; one picture is no list."""
+    table = {"conversations": [], "image_bytes": []}
+    for row in rows:
+        turns = row if isinstance(row, str) else json.dumps(row["conversations"]) if "conversations" in row else None
+        names = row["image"].split(", ") if isinstance(row, dict) and "image" in row else []
+        table["conversations"].append(turns)
+        table["image_bytes"].append([(folder / name).read_bytes() for name in names] or None)
+    if all(held is None or len(held) == 1 for held in table["image_bytes"]):
+        table["image_bytes"] = [held and held[0] for held in table["image_bytes"]]
+    file = folder / "train.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(table), file, **options)
+    return file
+
+
+FORMS = {  # how rows are written, what a row's name is, and what cannot go wrong there
+    "JSON lines": (write, "line", set()),
+    "LLaVA": (write_array, "item", {"not JSON"}),
+    "Parquet": (write_table, "row", {"file missing", "outside the folder"}),
+}
+REASONS = {  # where they are others than in JSON lines
+    ("Parquet", "not JSON"): "not JSON",
+    ("LLaVA", "wrong role"): "a turn is from 'robot'",
+}
+
+
 @pytest.fixture
 def strict(processor, monkeypatch):
     """The processor with a limit; the tokenizer is shared by all tests."""
@@ -66,14 +111,122 @@ def strict(processor, monkeypatch):
     return processor
 
 
-def test_all_twelve_bad_rows_are_found_and_named(folder, strict):
-    planted = [row for row, _ in BAD.values()]
-    file = write(folder, [GOOD[0], *planted[:6], GOOD[1], *planted[6:], GOOD[2]])
+@pytest.mark.parametrize("form", FORMS)
+def test_all_twelve_bad_rows_are_found_and_named(folder, strict, form):
+    writer, word, impossible = FORMS[form]
+    planted = [name for name in BAD if name not in impossible]
+    rows = [BAD[name][0] for name in planted]
+    file = writer(folder, [GOOD[0], *rows[:6], GOOD[1], *rows[6:], GOOD[2]])
     found = survey(file, strict, decode=True)
-    lines = [2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14]
+    places = [2, 3, 4, 5, 6, 7, *range(9, 3 + len(rows))]
     assert len(BAD) == 12 and found.usable == 3
-    for error, line, (name, (_, reason)) in zip(found.bad, lines, BAD.items(), strict=True):
-        assert str(error).startswith(f"{file}, line {line}: ") and reason in str(error), name
+    for error, place, name in zip(found.bad, places, planted, strict=True):
+        said, reason = str(error), REASONS.get((form, name), BAD[name][1])
+        assert said.startswith(f"{file}, {word} {place}: ") and reason in said, name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_forms_hold_the_same_rows(folder, strict, form):
+    writer, word, _ = FORMS[form]
+    rows = list(read_rows(writer(folder, GOOD)))
+    assert [row.conversations for row in rows] == [row["conversations"] for row in GOOD]
+    shown = [[open_picture(picture).getpixel((0, 0)) for picture in row.images] for row in rows]
+    colours = [open_picture(folder / f"{name}.jpg").getpixel((0, 0)) for name in (0, 1)]
+    assert shown == [[colours[0]], colours, []]
+    assert [row.where.rsplit(", ")[-1] for row in rows] == [f"{word} 1", f"{word} 2", f"{word} 3"]
+
+
+def black(size: tuple[int, int], dot: bool = False) -> bytes:
+    picture, file = Image.new("RGB", size), io.BytesIO()
+    if dot:
+        picture.putpixel((0, 0), (0, 0, 9))
+    picture.save(file, "png")
+    return file.getvalue()
+
+
+def test_a_tables_black_stand_in_is_no_picture_of_a_text_only_row(folder, strict):
+    stand_in = black((8, 8))
+    held = [stand_in, stand_in, black((8, 9)), black((8, 8), dot=True), b"", b"x" * 5000, None]
+    texts = ["Hi", "<image>\nHi", *["Hi"] * 5]
+    file = folder / "text.parquet"
+    table = {"conversations": [json.dumps(turns(text, "Hi")) for text in texts], "image_bytes": held}
+    pyarrow.parquet.write_table(pyarrow.table(table), file)
+    found = survey(file, strict, decode=True)
+    assert found.pictures == {0: 2, 1: 1}
+    said = [f"{file}, row {row}: 0 <image> in the text, but 1 pictures" for row in (3, 4, 5, 6)]
+    assert [str(error)[: len(one)] for error, one in zip(found.bad, said, strict=True)] == said
+    table = {"conversations": [json.dumps(turns("Hi", "Hi"))] * 2, "image_bytes": [[stand_in] * 2, [stand_in, held[3]]]}
+    pyarrow.parquet.write_table(pyarrow.table(table), file)
+    assert survey(file, strict).pictures == {0: 1}
+
+
+def test_rows_of_a_table_are_named_across_its_row_groups(folder, strict):
+    file = write_table(folder, [GOOD[0]] * 70 + [BAD["empty answer"][0]] + [GOOD[2]] * 30, row_group_size=40)
+    found = survey(file, strict)
+    assert found.usable == 100 and [str(error).split(":")[0] for error in found.bad] == [f"{file}, row 71"]
+    assert [row.where for row in read_rows(write_table(folder, [GOOD[2]] * 45))][44] == f"{file}, row 45"
+
+
+def test_a_table_that_cannot_be_read_is_named_once(folder, strict):
+    file = write_table(folder, [GOOD[0]] * 300, row_group_size=100, compression="none", use_dictionary=False)
+    whole = file.read_bytes()
+    for content in (whole[:-30], whole[: len(whole) // 2], b"", b"[1]"):
+        file.write_bytes(content)
+        found = survey(file, strict)
+        assert found.usable == 0 and len(found.bad) == 1
+        assert str(found.bad[0]).startswith(f"{file}: cut off, or not a Parquet file (")
+    for column in ("conversations", "image_bytes"):
+        others = {"conversations": ["[]"], "image_bytes": [b""]}
+        del others[column]
+        pyarrow.parquet.write_table(pyarrow.table(others), file)
+        assert [str(error) for error in survey(file, strict).bad] == [
+            f"{file}: there is no column '{column}' (only {next(iter(others))}); each row needs one"
+        ]
+
+
+def test_a_damaged_row_group_hides_no_other(folder, strict):
+    file = write_table(folder, [GOOD[0]] * 300, row_group_size=100, compression="zstd")
+    content = bytearray(file.read_bytes())
+    column = pyarrow.parquet.ParquetFile(file).metadata.row_group(1).column(0)
+    for place in range(column.total_compressed_size):
+        content[column.dictionary_page_offset + place] ^= 0xFF
+    file.write_bytes(content)
+    found = survey(file, strict)
+    assert found.usable == 200 and len(found.bad) == 1
+    assert str(found.bad[0]).startswith(f"{file}, row group 2 (up to row 200): damaged (")
+
+
+def test_a_tables_row_that_is_no_text_or_no_bytes_is_named(folder, strict):
+    file = folder / "odd.parquet"
+    texts = pyarrow.array([b'[{"role": "user", "content": "\xff"}]', json.dumps(turns("Hi", "Hi")).encode()])
+    texts = pyarrow.StringArray.from_buffers(2, *texts.buffers()[1:])
+    pyarrow.parquet.write_table(pyarrow.table({"conversations": texts, "image_bytes": ["0.jpg", None]}), file)
+    found = survey(file, strict)
+    assert found.usable == 1 and str(found.bad[0]).startswith(f"{file}, row 1: its text is not UTF-8 (")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"conversations": [turns("Hi", "Hi")] * 3, "image_bytes": ["0.jpg", "1.jpg", None]}), file
+    )
+    said = [f'{file}, row {row}: "image_bytes" has str; it must be the bytes of picture files' for row in (1, 2)]
+    found = survey(file, strict)  # turns that are lists already are read, too
+    assert found.usable == 1
+    assert [str(error)[: len(one)] for error, one in zip(found.bad, said, strict=True)] == said
+
+
+def test_a_folders_files_are_read_by_name_and_a_broken_one_hides_no_other(folder, strict):
+    table = write_table(folder, GOOD).rename(folder / "b.parquet")
+    broken = folder / "c.parquet"
+    broken.write_bytes(table.read_bytes()[:100])
+    first, last = (write(folder, [GOOD[0], "{"]).rename(folder / name) for name in ("a.jsonl", "d.jsonl"))
+    (folder / "notes.json").write_text("{}")
+    found = survey(folder, strict)
+    assert found.usable == 1 + 3 + 1
+    assert [str(error).split(":")[0] for error in found.bad] == [
+        f"{first}, line 2",
+        str(broken),
+        f"{last}, line 2",
+    ]
+    with pytest.raises(RowError, match=r"no file in this folder ends in \.jsonl or \.parquet"):
+        survey(folder / "..", strict)
 
 
 def test_a_picture_is_opened_only_where_that_is_asked_for(folder, strict):
@@ -113,8 +266,9 @@ def test_llavas_array_and_names_are_read(folder, strict):
 
 def test_an_array_that_ends_too_early_is_named(folder, strict):
     (folder / "llava.json").write_text('[{"conversations": []},', "utf-8")
-    with pytest.raises(RowError, match=r"llava\.json: not a JSON array"):
-        survey(folder / "llava.json", strict)
+    found = survey(folder / "llava.json", strict)
+    assert found.usable == 0 and len(found.bad) == 1
+    assert str(found.bad[0]).startswith(f"{folder / 'llava.json'}: not a JSON array (")
 
 
 def test_nothing_is_divided_by_zero(folder, strict):
