@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from PIL import Image
+from rows import BAD, FORMS, GOOD, REASONS, turns, with_pictures, write, write_table
 
 from minivlm import cli
 from minivlm.config import IGNORE_INDEX
@@ -17,91 +18,10 @@ from minivlm.processor import RowError
 from minivlm.survey import BIN, as_text, survey
 
 
-def turns(*texts: str) -> list[dict]:
-    """User and assistant by turns."""
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-
-
-GOOD = [
-    {"conversations": turns("<image>\nWhat is in this picture?", "a red car"), "image": "0.jpg"},
-    {"conversations": turns("<image>\n<image>\n这个图像中有什么内容？", "一只白色的狗。"), "image": "0.jpg, 1.jpg"},
-    {"conversations": [{"role": "system", "content": "Be brief."}, *turns("Hi", "Hi", "And?", "No.")]},
-]
-BAD = {  # what is planted -> what is said about it
-    "not JSON": ('{"conversations": ', "not a line of JSON"),
-    "missing key": ({"image": "0.jpg"}, 'not an object with "conversations"'),
-    "wrong role": ({"conversations": [{"role": "robot", "content": "Hi"}, *turns("Hi", "Hi")]}, "role 'robot'"),
-    "roles out of order": ({"conversations": turns("Hi", "Hi")[::-1]}, "where the user's is expected"),
-    "no assistant turn": ({"conversations": turns("Hi")}, "no supervised token"),
-    "empty answer": ({"conversations": turns("Hi", "")}, "an assistant turn is empty"),
-    "more <image> than pictures": (
-        {"conversations": turns("<image><image>", "Hi"), "image": "0.jpg"},
-        "2 <image> in the text, but 1 pictures",
-    ),
-    "fewer": ({"conversations": turns("Hi", "Hi"), "image": "0.jpg"}, "0 <image> in the text, but 1 pictures"),
-    "file missing": ({"conversations": turns("<image>", "Hi"), "image": "gone.jpg"}, "gone.jpg is missing"),
-    "outside the folder": ({"conversations": turns("<image>", "Hi"), "image": "../0.jpg"}, "no name inside"),
-    "picture unreadable": ({"conversations": turns("<image>", "Hi"), "image": "cut.jpg"}, "the file is cut off"),
-    "too long": ({"conversations": turns("a red car " * 200, "Hi")}, "tokens"),
-}
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Two pictures, and one that is cut off."""
-    for name, colour in (("0.jpg", "red"), ("1.jpg", "lime"), ("cut.jpg", "blue")):
-        Image.new("RGB", (16, 16), colour).save(tmp_path / name)
-    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-20])
-    return tmp_path
-
-
-def write(folder, rows: list) -> str:
-    """JSON lines."""
-    file = folder / "train.jsonl"
-    lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
-    file.write_text("\n".join(lines) + "\n", "utf-8")
-    return file
-
-
-def write_array(folder, rows: list) -> str:
-    """LLaVA's form."""
-    speakers = {"user": "human", "assistant": "gpt"}
-    array = []
-    for number, row in enumerate(rows):
-        turns = [
-            {"from": speakers.get(turn["role"], turn["role"]), "value": turn["content"]}
-            for turn in row.get("conversations", [])
-        ]
-        array.append({"id": number, **row, **({"conversations": turns} if "conversations" in row else {})})
-    file = folder / "llava.json"
-    file.write_text(json.dumps(array, indent=1, ensure_ascii=False), "utf-8")
-    return file
-
-
-def write_table(folder, rows: list, **options) -> str:
-    """Parquet: turns as JSON, the bytes of pictures; one picture is no list."""
-    table = {"conversations": [], "image_bytes": []}
-    for row in rows:
-        turns = row if isinstance(row, str) else json.dumps(row["conversations"]) if "conversations" in row else None
-        names = row["image"].split(", ") if isinstance(row, dict) and "image" in row else []
-        table["conversations"].append(turns)
-        table["image_bytes"].append([(folder / name).read_bytes() for name in names] or None)
-    if all(held is None or len(held) == 1 for held in table["image_bytes"]):
-        table["image_bytes"] = [held and held[0] for held in table["image_bytes"]]
-    file = folder / "train.parquet"
-    pyarrow.parquet.write_table(pyarrow.table(table), file, **options)
-    return file
-
-
-FORMS = {  # how rows are written, what a row's name is, and what cannot go wrong there
-    "JSON lines": (write, "line", set()),
-    "LLaVA": (write_array, "item", {"not JSON"}),
-    "Parquet": (write_table, "row", {"file missing", "outside the folder"}),
-}
-REASONS = {  # where they are others than in JSON lines
-    ("Parquet", "not JSON"): "not JSON",
-    ("LLaVA", "wrong role"): "a turn is from 'robot'",
-}
+    return with_pictures(tmp_path)
 
 
 @pytest.fixture
