@@ -24,7 +24,7 @@ from typing import Any
 
 from minivlm.config import IMAGE_TOKEN
 from minivlm.pictures import PictureError, open_picture
-from minivlm.processor import RowError, check_answers, messages_from_row
+from minivlm.processor import HALF_A_CHARACTER, RowError, check_answers, messages_from_row
 from minivlm.sources import contents, source_files
 
 SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}  # LLaVA's names
@@ -188,6 +188,8 @@ def _image_files(names: Any, folder: Path, where: str) -> list[Path]:
     for name in (name.strip() for name in names.split(",")):
         if not name or os.path.isabs(name) or os.path.normpath(name).startswith(".."):
             raise RowError(where, f"the picture {name!r} is no name inside {folder}; name files in that folder")
+        if HALF_A_CHARACTER.search(name):
+            raise RowError(where, f"the picture's name {_short(name)} has half of a character; rename the file")
         try:
             found = (folder / name).is_file()
         except OSError as error:  # such as a name that is too long

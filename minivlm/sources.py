@@ -16,7 +16,7 @@ TABLE = ".parquet"
 ENDINGS = (".jsonl", TABLE)  # of the files that are looked for in a folder
 COLUMNS = ("conversations", "image_bytes")
 TABLE_ROWS = 32  # read together: with pictures of some hundred KB each, about ten MB
-BUFFER = 1 << 20  # bytes: without one, Arrow reads a row group's whole column at once
+BUFFER = 1 << 20  # bytes read at a time; Arrow's own ways are to read a row group's columns whole
 
 
 def source_files(path: str | Path) -> list[Path]:
@@ -67,13 +67,16 @@ def _array(file: Path, text: bytes) -> Iterator[tuple[str, Any] | RowError]:
 
 
 def _table(file: Path) -> Iterator[tuple[str, Any] | RowError]:
-    """One row group after the other, a few rows at a time; a damaged group does not hide the others."""
+    """One row group after the other, page by page; a damaged group does not hide the others.
+
+    A page is what must be in memory at once: as Arrow writes them, up to 1,024 rows.
+    """
     import pyarrow
     import pyarrow.parquet
 
     broken = (pyarrow.ArrowException, OSError)
     try:
-        table = pyarrow.parquet.ParquetFile(file, buffer_size=BUFFER)
+        table = pyarrow.parquet.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
     except broken as error:
         yield RowError(str(file), f"cut off, or not a Parquet file ({error}); copy or download it again")
         return

@@ -150,10 +150,10 @@ def private() -> dict[str, float]:
 
 
 class Meter:
-    """Memory at the first call, at every so many of them, and at the end; and the time until then."""
+    """Memory at the first of so many calls, `SAMPLES` times after it, up to the last few; and the time of all."""
 
-    def __init__(self, count: int):
-        self.every, self.calls, self.samples, self.began = count // SAMPLES, 0, [], time.perf_counter()
+    def __init__(self, calls: int):
+        self.every, self.calls, self.samples, self.began = (calls - 1) // SAMPLES, 0, [], time.perf_counter()
 
     def __call__(self, *_) -> None:
         """Another row is done."""
@@ -164,7 +164,6 @@ class Meter:
     def summary(self, count: int) -> dict:
         """What was measured, over so many rows."""
         seconds = time.perf_counter() - self.began
-        self.samples.append(private())
         made = {"rows_a_second": round(count / seconds)}
         for kind in ("held", "mapped"):
             values = [round(sample[kind], 1) for sample in self.samples]
@@ -185,7 +184,7 @@ def named(found: Survey, form: str, count: int) -> list[str]:
 def checked(form: str, folder: Path, count: int) -> dict:
     """A check without an index."""
     _, processor, _ = load_checkpoint(data_folder() / BASE)
-    meter = Meter(count)
+    meter = Meter(count - len(planted(form, count)))
     found = survey(folder / FORMS[form], processor, keep=meter)
     return meter.summary(count) | {"bad": named(found, form, count), "tokens_a_row": round(found.tokens / found.usable)}
 
@@ -193,7 +192,7 @@ def checked(form: str, folder: Path, count: int) -> dict:
 def indexed(form: str, folder: Path, count: int, decode: bool = False) -> dict:
     """A check with an index."""
     _, processor, _ = load_checkpoint(data_folder() / BASE)
-    meter = Meter(count)
+    meter = Meter(count - len(planted(form, count)))
     index.RowWriter.add = and_count(index.RowWriter.add, meter)
     found = write_index(folder / "index", folder / FORMS[form], processor, decode=decode)
     made = meter.summary(count) | {"bad": named(found, form, count)}

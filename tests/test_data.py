@@ -93,6 +93,10 @@ def test_a_row_becomes_a_batch(folder, processor):
         ({"conversations": turns("Hi", "")}, "an assistant turn is empty"),
         ({"conversations": turns("Hi", "<image>"), "image": "0.jpg"}, "a picture stands in an assistant turn"),
         (
+            json.dumps({"conversations": turns("<image>"), "image": "\udcff.jpg"}),
+            r"name '\\udcff\.jpg' has half of a character; rename the file",
+        ),
+        (
             {"conversations": turns("<image>"), "image": "x" * 5000},
             r"no file can be called 'x{40}…' \(File name too long",
         ),

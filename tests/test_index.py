@@ -19,7 +19,7 @@ from minivlm.data import read_rows
 from minivlm.index import ABOUT, ROWS, RowIndexError, read_index, write_index
 from minivlm.run import recipe_for, sized_stage, train_on_index
 from minivlm.survey import survey
-from minivlm.train import RowOrder, train
+from minivlm.train import RowOrder, TrainingError, train
 
 MIXED = [GOOD[i % 3] for i in range(15)]  # one picture, two pictures and none by turns
 
@@ -90,6 +90,14 @@ def test_relative_paths_are_kept_in_full(folder, out, processor, monkeypatch):
     write_index(out, "train.jsonl", processor)
     monkeypatch.chdir(folder.parent)
     assert [row.images for row in read_index(out)] == [[folder / "0.jpg"], [folder / "0.jpg", folder / "1.jpg"], []]
+
+
+def test_an_index_without_a_usable_row_says_so_when_it_is_trained_on(folder, out, model, processor, tmp_path):
+    base = save_base(tmp_path / "base", model, processor)
+    assert len(write_index(out, write(folder, ["{"]), processor, decode=True).bad) == 1
+    assert len(read_index(out)) == 0
+    with pytest.raises(TrainingError, match="there are no rows to learn from"):
+        train_on_index(out, stage("pretrain"), model, processor, parent=base, out=tmp_path / "new", precision="fp32")
 
 
 # ---- whole or not there

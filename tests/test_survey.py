@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import re
 
 import pyarrow
@@ -85,6 +86,20 @@ def test_rows_of_a_table_are_named_across_its_row_groups(folder, strict):
     found = survey(file, strict)
     assert found.usable == 100 and [str(error).split(":")[0] for error in found.bad] == [f"{file}, row 71"]
     assert [row.where for row in read_rows(write_table(folder, [GOOD[2]] * 45))][44] == f"{file}, row 45"
+
+
+def test_a_row_group_is_never_whole_in_memory(folder):
+    pictures = [random.Random(i).randbytes(20_000) for i in range(800)]
+    table = {"conversations": [json.dumps(turns("<image>", "Hi"))] * 800, "image_bytes": pictures}
+    file = folder / "one.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(table), file, use_dictionary=False, write_batch_size=16)
+    assert pyarrow.parquet.ParquetFile(file).num_row_groups == 1
+    del table
+    before, most = pyarrow.total_allocated_bytes(), 0
+    for row, picture in zip(read_rows(file), pictures, strict=True):
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+        assert row.images == [picture]
+    assert most < file.stat().st_size / 3
 
 
 def test_a_table_that_cannot_be_read_is_named_once(folder, strict):
