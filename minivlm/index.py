@@ -68,13 +68,13 @@ def write_index(
                 "rows": _whole(aside / ROWS),
                 **{name: getattr(found, name) for name in COUNTS},
                 "bad": len(found.bad),
-                "versions": versions(),
+                "versions": versions() | {"pyarrow": writer.version},
             }
             (aside / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")
     except OSError as error:
         raise OSError(
             error.errno,
-            f"the index {folder} was not written ({error.strerror or error}): make sure that the disk has room (for "
+            f"the index {folder} was not written ({error}): make sure that the disk has room (for "
             "all pictures of a Parquet table, too) and that you may write there; what was there before is unharmed",
         ) from error
     return found
@@ -97,6 +97,7 @@ class RowWriter:
                 "tokens": pyarrow.int64(),
             }
         )
+        self.version = pyarrow.__version__
         self._file = file.open("wb")
         self._stream = pyarrow.ipc.new_stream(self._file, self.schema)
         self._waiting, self._bytes = [], 0
