@@ -64,12 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("stage", choices=(PRETRAIN, SFT))
     train.add_argument("--parent", type=Path, help="the checkpoint to start from (default: the shipped one)")
     _training_options(train, "runs/STAGE")
-    own = train.add_argument_group("on your own rows")
-    own.add_argument("--rows", type=Path, metavar="INDEX", help="an index that minivlm data check --decode --out wrote")
-    own.add_argument("--recipe", choices=("scenes", "clip-26m"), help="learning rates (default: by the model's widths)")
-    own.add_argument("--steps", type=_positive, help="optimizer steps (default: the recipe's)")
-    own.add_argument("--batch-size", type=_positive, help="rows of one pass (default: the recipe's)")
-    own.add_argument("--accumulation", type=_positive, help="passes that make a step (default: the recipe's)")
+    _own_rows_options(train)
     evaluate = command("evaluate", _evaluate, "examine a checkpoint; prints JSON")
     evaluate.add_argument("checkpoint", type=Path, nargs="?", help="default: the shipped model after stage 2")
     _exam_option(evaluate)
@@ -111,6 +106,15 @@ def _training_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--pictures", type=_positive, help="training pictures to draw (default 5000)")
     parser.add_argument("--scale", type=_factor, help="shorten or stretch both stages (default 1)")
     parser.add_argument("--anew", action="store_true", help="do not go on with what lies in --out")
+
+
+def _own_rows_options(parser: argparse.ArgumentParser) -> None:
+    own = parser.add_argument_group("on your own rows")
+    own.add_argument("--rows", type=Path, metavar="INDEX", help="an index that minivlm data check --decode --out wrote")
+    own.add_argument("--recipe", choices=("scenes", "clip-26m"), help="learning rates (default: by the model's widths)")
+    own.add_argument("--steps", type=_positive, help="optimizer steps (default: the recipe's)")
+    own.add_argument("--batch-size", type=_positive, help="rows of one pass (default: the recipe's)")
+    own.add_argument("--accumulation", type=_positive, help="passes that make a step (default: the recipe's)")
 
 
 def _data_options(parser: argparse.ArgumentParser) -> None:

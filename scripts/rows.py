@@ -3,8 +3,10 @@
 Makes 100,000 rows in each of the three forms, the twelve kinds of bad rows planted among them, and checks each in a
 process of its own, on one core. Writes `data/results/rows.json`: rows a second, the process's private memory from the
 first row to the last, and which bad rows were found under their names. Then the rows of each index are read in a random
-order. Private memory is what `smaps_rollup` calls so: `held` is Private_Dirty, which nobody can take away; `mapped` is
-Private_Clean, pages of files that the system drops when it needs room.
+order. `rows_a_second` counts all the time that passed, `rows_a_second_of_its_own` only the process's own: others may
+work on the machine (`load_before` is its load at the start). Private memory is what `smaps_rollup` calls so: `held` is
+Private_Dirty, which nobody can take away; `mapped` is Private_Clean, pages of files that the system drops when it needs
+room.
 """
 
 import argparse
@@ -153,7 +155,8 @@ class Meter:
     """Memory at the first of so many calls, `SAMPLES` times after it, up to the last few; and the time of all."""
 
     def __init__(self, calls: int):
-        self.every, self.calls, self.samples, self.began = (calls - 1) // SAMPLES, 0, [], time.perf_counter()
+        self.every, self.calls, self.samples = (calls - 1) // SAMPLES, 0, []
+        self.began, self.worked = time.perf_counter(), time.process_time()
 
     def __call__(self, *_) -> None:
         """Another row is done."""
@@ -163,8 +166,8 @@ class Meter:
 
     def summary(self, count: int) -> dict:
         """What was measured, over so many rows."""
-        seconds = time.perf_counter() - self.began
-        made = {"rows_a_second": round(count / seconds)}
+        seconds, worked = time.perf_counter() - self.began, time.process_time() - self.worked
+        made = {"rows_a_second": round(count / seconds), "rows_a_second_of_its_own": round(count / worked)}
         for kind in ("held", "mapped"):
             values = [round(sample[kind], 1) for sample in self.samples]
             made[f"{kind}_mb"] = {"first": values[0], "last": values[-1], "range": round(max(values) - min(values), 1)}
