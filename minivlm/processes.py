@@ -7,7 +7,10 @@ up and in which precision is the stage's and the run's to say.
 """
 
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -81,3 +84,23 @@ def from_all(mine: list) -> list:
     """The lists of all processes as one, those of the main process first; in every process."""
     processes()
     return gather_object(mine)
+
+
+@contextmanager
+def first_interrupt() -> Iterator[threading.Event]:
+    """Let the first Ctrl-C only raise a flag, so that it never falls into the middle of a step; a second one stops."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def ask(*_):
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -12,7 +12,6 @@ import io
 import json
 import math
 import pickle
-import signal
 import sys
 import threading
 import time
@@ -46,7 +45,7 @@ from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
 from minivlm.data import Row
 from minivlm.features import FeatureCache
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration, draw_projector, ledger, set_trainable
-from minivlm.processes import from_all, from_main, processes, sum_of_all
+from minivlm.processes import first_interrupt, from_all, from_main, processes, sum_of_all
 from minivlm.processor import MiniVLMProcessor, Rendered
 
 WINDOW = 4  # steps whose rows are sorted by length together
@@ -115,7 +114,7 @@ def train(
     order = RowOrder(rows, processor, stage.batch_size * stage.accumulation, seed)
     run = Run(model, processor, stage, order, features, Path(out), Path(parent))
     run.begin(precision, command, resume)
-    with training_mode(model), _first_interrupt() as interrupted:
+    with training_mode(model), first_interrupt() as interrupted:
         run.to_the_end(save_every, on_step, interrupted)
     return run.log
 
@@ -543,23 +542,3 @@ def training_mode(model: MiniVLMForConditionalGeneration) -> Iterator[None]:
             model.eval()
             model.zero_grad()
             language_model.set_attn_implementation(attention)
-
-
-@contextmanager
-def _first_interrupt() -> Iterator[threading.Event]:
-    """Let the first Ctrl-C only raise a flag, so that it never falls into the middle of a step; a second one stops."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
-        yield asked
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def ask(*_):
-        asked.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, ask)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)

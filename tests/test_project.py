@@ -186,7 +186,7 @@ class TestMake:
         assert end.value.code in (0, None)
         shown = capsys.readouterr().out
         named = set(re.findall(r"\bminivlm ([a-z]+)", "\n".join(code_of_readme())))
-        commands = {"run", "train", "evaluate", "caption", "chat", "data", "base", "experiment", "export"}
+        commands = {"run", "train", "evaluate", "caption", "chat", "data", "base", "experiment", "export", "import"}
         assert named and named <= commands
         assert {name for name in commands if not re.search(rf"\b{name}\b", shown)} == set()
 
