@@ -15,8 +15,8 @@ from minivlm.paths import data_folder
 OURS = "import minivlm"
 THEIRS = (
     "import torch; from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, "
-    "AutoProcessor, BatchFeature, CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, GenerationConfig, LlamaConfig, "
-    "PreTrainedTokenizerFast; from transformers.generation import GenerationMixin; "
+    "AutoProcessor, BatchFeature, CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel, GenerationConfig, "
+    "LlamaConfig, PreTrainedTokenizerFast; from transformers.generation import GenerationMixin; "
     "from transformers.modeling_utils import PreTrainedModel; "
     "from transformers.processing_utils import ProcessorMixin"
 )
