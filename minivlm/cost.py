@@ -16,7 +16,7 @@ from PIL import Image
 from minivlm.config import IGNORE_INDEX, MiniVLMConfig, Stage
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.processor import MiniVLMProcessor, Rendered
-from minivlm.train import adamw, supervised_loss, training_mode
+from minivlm.train import adamw, give_back_memory, supervised_loss, training_mode
 
 PARTS = ("encoder", "W", "language model, forward", "language model, backward", "head")
 
@@ -85,11 +85,13 @@ def memory(
     set_trainable(model, stage)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     batch = on_device(model, processor.collate([probe_row(model.config, length)]))
+    one_row = kept_bytes(model, batch, precision)
+    give_back_memory()
     return Memory(
         weights=sum(p.numel() * p.element_size() for p in model.parameters()),
         gradients=4 * trained,
         optimizer=8 * trained,
-        activations=stage.batch_size * kept_bytes(model, batch, precision),
+        activations=stage.batch_size * one_row,
     )
 
 
@@ -135,13 +137,18 @@ def probe(
     stage: Stage,
     length: Length,
     precision: str,
-    rows: int = 4,
+    rows: int | None = None,
     steps: int = 3,
 ) -> Probe:
     """Take real optimizer steps on made-up rows of the length, with one made-up picture each. The weights move.
 
     The encoder runs in every step, as it does in `train` without a feature cache.
+
+    Args:
+        rows: of a step. By default the stage's batch; on a CPU, which one row keeps busy, a single one.
     """
+    if rows is None:
+        rows = 1 if model.device.type == "cpu" else stage.batch_size
     set_trainable(model, stage)
     optimizer = adamw(model, stage)
     for group in optimizer.param_groups:
@@ -157,6 +164,8 @@ def probe(
             optimizer.zero_grad(set_to_none=False)
             losses.append(loss.item())  # waits for a GPU
             seconds.append(time.perf_counter() - began)
+    del optimizer, batch
+    give_back_memory()
     return Probe(rows, tuple(seconds), tuple(losses))
 
 

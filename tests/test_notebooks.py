@@ -23,6 +23,7 @@ NAMES = {  # and the minutes that "Run all" may take on two cores
     "03_projector_pretraining": 5,
     "04_sft_unfreezing": 5,
     "05_results_and_hallucination": 2,
+    "06_scaling_to_26m": 2,
     "A1_base_models": 2,
 }
 MINUTES_IN_ALL, GIGABYTES = 14, 2.0
