@@ -47,6 +47,9 @@ lab: environment ## open JupyterLab on the notebooks
 lint: environment ## ruff: style and format
 	$(call timed,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check .)
 
+# tests fetch nothing, whether or not there is a network
+unit nbval browser: export HF_HUB_OFFLINE := 1
+
 unit: environment ## the package's tests, with line coverage
 	$(call timed,tests,$(BIN)/python -m pytest -m "not browser" --durations=10 $(COVERAGE))
 

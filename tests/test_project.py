@@ -147,6 +147,13 @@ class TestVersions:
         assert third_party((ROOT / "tests").glob("*.py")) <= {*declared("course", "test"), "packaging"}
 
 
+def test_importing_the_package_imports_nothing_that_only_some_commands_need():
+    program = "import sys, minivlm; print(*{name.split('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    heavy = {"datasets", "pyarrow", "pandas", "peft", "matplotlib", "sklearn", "IPython", "ipywidgets"}
+    assert set(done.stdout.split()) & heavy == set()
+
+
 def third_party(files) -> set[str]:
     """The distributions that these files import, the standard library and ourselves left out."""
     ours = {"minivlm", "tests", "conftest", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
