@@ -7,8 +7,9 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from training import some_rows
-from transformers import TextIteratorStreamer, Trainer, TrainingArguments
+from transformers import TextIteratorStreamer, Trainer, TrainingArguments, pipeline
 
+from minivlm.checkpoint import save_checkpoint
 from minivlm.config import STAGES
 from minivlm.model import set_trainable
 from minivlm.train import supervised_loss
@@ -190,3 +191,12 @@ def test_generate_works_with_adapters_as_with_merged_weights(model, processor, p
     if not whole:
         model.language_model = merged
     assert torch.equal(model.generate(**batch, **options), written)
+
+
+def test_our_own_folder_answers_in_a_pipeline_by_its_name(model, processor, picture, tmp_path):
+    folder = save_checkpoint(tmp_path / "own", model, processor, {"stage": "sft"})
+    options = {"max_new_tokens": 8, "return_full_text": False, "generate_kwargs": {"do_sample": False}}
+    [said] = pipeline("image-text-to-text", model=str(folder))(text=conversation(picture), **options)
+    batch = asked(processor, picture)
+    written = model.generate(**batch, max_new_tokens=8, do_sample=False)[0, batch["input_ids"].shape[1] :]
+    assert said["generated_text"] == processor.decode(written, skip_special_tokens=True) != ""
