@@ -90,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--to", choices=("llava",), default="llava", help="LlavaForConditionalGeneration (default)")
     export.add_argument("--model", type=Path, help="a checkpoint (default: the shipped one after stage 2)")
     _import_options(command("import", _import, "make a checkpoint of what others published: CLIP and MiniMind"))
+    timed = command("bench", _bench, "time the engine beside the recipe it grew from, at the true 26M shape")
+    timed.add_argument("--rows", type=_positive, default=4, help="in a step (default 4)")
+    timed.add_argument("--rounds", type=_positive, default=3, help="steps of each kind that count (default 3)")
+    timed.add_argument("--out", type=Path, default=Path("runs/bench"), help="the folder for bench.json and bench.png")
     base = command(
         "base", _base, "make the base models: tokenizer, encoder, language model (about 80 minutes; resumable)"
     )
@@ -368,6 +372,16 @@ def _import(options: argparse.Namespace) -> None:
         stage=options.stage, heads=options.heads, seed=options.seed, command=options.typed,
     )  # fmt: skip
     print(*lines, f"The checkpoint: {options.out}", sep="\n")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from minivlm.bench import as_text, bench, write
+    from minivlm.pretrained import RANDOM, build
+
+    model, processor, _ = build(RANDOM, RANDOM)
+    stages = {name: bench(model, processor, name, options.rows, options.rounds) for name in (PRETRAIN, SFT)}
+    print(as_text(stages))
+    print(f"Written: {write(options.out, stages, options.typed)}")
 
 
 def _base(options: argparse.Namespace) -> None:
