@@ -90,10 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--to", choices=("llava",), default="llava", help="LlavaForConditionalGeneration (default)")
     export.add_argument("--model", type=Path, help="a checkpoint (default: the shipped one after stage 2)")
     _import_options(command("import", _import, "make a checkpoint of what others published: CLIP and MiniMind"))
-    timed = command("bench", _bench, "time the engine beside the recipe it grew from, at the true 26M shape")
-    timed.add_argument("--rows", type=_positive, default=4, help="in a step (default 4)")
-    timed.add_argument("--rounds", type=_positive, default=3, help="steps of each kind that count (default 3)")
-    timed.add_argument("--out", type=Path, default=Path("runs/bench"), help="the folder for bench.json and bench.png")
+    _bench_options(command("bench", _bench, "time the engine beside the recipe it grew from, at the true 26M shape"))
     base = command(
         "base", _base, "make the base models: tokenizer, encoder, language model (about 80 minutes; resumable)"
     )
@@ -154,6 +151,12 @@ def _import_options(parser: argparse.ArgumentParser) -> None:
         "--heads", type=_positive, help="query heads, where neither config.json nor MiniMind's 8 is right"
     )
     parser.add_argument("--seed", type=_natural, default=0, help="of what is random (default 0)")
+
+
+def _bench_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--rows", type=_positive, default=4, help="in a step (default 4)")
+    parser.add_argument("--rounds", type=_positive, default=3, help="steps of each kind that count (default 3)")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="the folder for bench.json and bench.png")
 
 
 def _exam_option(parser: argparse.ArgumentParser) -> None:

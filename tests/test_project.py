@@ -193,7 +193,19 @@ class TestMake:
         assert end.value.code in (0, None)
         shown = capsys.readouterr().out
         named = set(re.findall(r"\bminivlm ([a-z]+)", "\n".join(code_of_readme())))
-        commands = {"run", "train", "evaluate", "caption", "chat", "data", "base", "experiment", "export", "import"}
+        commands = {
+            "run",
+            "train",
+            "evaluate",
+            "caption",
+            "chat",
+            "data",
+            "base",
+            "experiment",
+            "export",
+            "import",
+            "bench",
+        }
         assert named and named <= commands
         assert {name for name in commands if not re.search(rf"\b{name}\b", shown)} == set()
 
