@@ -232,7 +232,8 @@ def require_parent(meta: Mapping[str, Any], stage: Stage, folder: str | Path) ->
     if meta["stage"] != stage.parent:
         raise CheckpointError(
             f"{folder}: stage {stage.name!r} starts from a {stage.parent!r} checkpoint, but this one is of stage "
-            f"{meta['stage']!r}; give the folder that stage {stage.parent!r} wrote"
+            f"{meta['stage']!r}; give the folder that stage {stage.parent!r} wrote (or, of published "
+            f"weights, make one of that stage: minivlm import … --stage {stage.parent})"
         )
 
 
@@ -270,10 +271,12 @@ def _read_torch(file: Path) -> dict[str, torch.Tensor]:
         raise CheckpointError(f"{file}: cut off, or no torch file ({error}); copy it again") from error
     if not isinstance(found, Mapping) or not found:
         raise CheckpointError(f"{file}: holds a {type(found).__name__}, no state dict of named tensors")
-    if others := [key for key, value in found.items() if not isinstance(value, torch.Tensor)]:
+    if others := [
+        str(key) for key, value in found.items() if not isinstance(value, torch.Tensor) or type(key) is not str
+    ]:
         raise CheckpointError(
-            f"{file}: no state dict, since {_some(others)} is no tensor; if the weights lie in one of these, "
-            "save that one by itself"
+            f"{file}: no state dict, since {_some(others)} is no tensor with a name; if the weights lie in one of "
+            "these, save that one by itself"
         )
     return dict(found)
 

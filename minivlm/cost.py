@@ -2,7 +2,8 @@
 
 Arithmetic is counted from the config: two operations (a product and a sum) per weight and token, as everybody counts
 (Kaplan and others, arXiv:2001.08361, section 2.1), with attention's own products added. Memory is counted, too; only
-what a step keeps for its way back is measured, on one row. Hours come from a few real steps on the device at hand.
+what a step keeps for its way back is measured, on one row and on two. Hours come from a few real steps on the device at
+hand.
 """
 
 import statistics
@@ -29,8 +30,8 @@ class Length:
     learnt: int
 
 
-# Of MiniMind-V's data, whose rows fill about this much of the 640 and 1,536 tokens they are padded to there;
-# `minivlm data check` counts those of yours.
+# Our assumption for MiniMind-V's data, of which we know only that every row is padded to 640 and 1,536 tokens there;
+# `minivlm data check` counts yours.
 LENGTHS = {"pretrain": Length(250, 40), "sft": Length(400, 180)}
 
 
@@ -78,20 +79,23 @@ class Memory:
 def memory(
     model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, stage: Stage, length: Length, precision: str
 ) -> Memory:
-    """What a step of `stage.batch_size` such rows will take: counted, and measured on one row.
+    """What a step of `stage.batch_size` such rows will take: counted, and measured on one row and on two.
 
     AdamW keeps two numbers for each weight that learns. Leaves the model's weights as they were.
     """
     set_trainable(model, stage)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    batch = on_device(model, processor.collate([probe_row(model.config, length)]))
-    one_row = kept_bytes(model, batch, precision)
+    one, two = (
+        kept_bytes(model, on_device(model, processor.collate([probe_row(model.config, length)] * rows)), precision)
+        for rows in (1, 2)
+    )
     give_back_memory()
     return Memory(
         weights=sum(p.numel() * p.element_size() for p in model.parameters()),
         gradients=4 * trained,
         optimizer=8 * trained,
-        activations=stage.batch_size * one_row,
+        # what is kept once for all rows, such as the weights in 16 bits, counts once
+        activations=one + (stage.batch_size - 1) * (two - one),
     )
 
 

@@ -6,6 +6,7 @@ language model also looks `<image>` up before the row is replaced, so the table 
 decides nothing.
 """
 
+import copy
 import os
 import shutil
 from pathlib import Path
@@ -21,7 +22,7 @@ from minivlm.processor import MiniVLMProcessor
 from minivlm.projector import Projector
 
 CARD = """---
-license: apache-2.0
+license: {licence}
 library_name: transformers
 pipeline_tag: image-text-to-text
 ---
@@ -42,7 +43,10 @@ if it were one. `linear_1` is W (Dl x Dv = {dl} x {dv}{bias}), `linear_2` is the
 row of the embedding table, that of `{image_token}`, is zero; the generation config never lets it be written.
 
 Hashes of what it was made from: {hashes}
-"""
+{sources}"""
+
+
+SOURCES = "\nMade from what others published, under the licences of these sources:\n\n"
 
 
 class ExportError(ValueError):
@@ -95,9 +99,13 @@ def as_llava(model: MiniVLMForConditionalGeneration) -> LlavaForConditionalGener
 
 def llava_processor(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> LlavaProcessor:
     """LLaVA's processor with the same tokenizer, pictures and chat template: N placeholders a picture."""
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = (
+        "left"  # so that an answer goes on where its prompt ends, in a batch, too
+    )
     return LlavaProcessor(
         image_processor=processor.image_processor,
-        tokenizer=processor.tokenizer,
+        tokenizer=tokenizer,
         patch_size=model.config.vision_config.patch_size,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,  # the class token, which "default" takes off again
@@ -149,4 +157,6 @@ def _card(folder: Path, model: MiniVLMForConditionalGeneration, meta: dict[str, 
         bias=", with a bias" if model.config.projector_bias else "",
         image_token=IMAGE_TOKEN,
         hashes=hashes or "not recorded",
+        licence="other" if meta.get("sources") else "apache-2.0",
+        sources=SOURCES + "".join(f"* {line}\n" for line in meta["sources"]) if meta.get("sources") else "",
     )

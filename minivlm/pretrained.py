@@ -27,14 +27,14 @@ from minivlm.config import CLIP_B16, IMAGE_TOKEN, MINIMIND2_V, clip_26m_config
 from minivlm.model import MiniVLMForConditionalGeneration, assemble
 from minivlm.paths import BASE, SFT, data_folder
 from minivlm.processor import MiniVLMProcessor
-from minivlm.published import load_published
+from minivlm.published import START, load_published
 from minivlm.template import chat_template
 from minivlm.train import text_probe
 
 RANDOM = "random"
 WEIGHT_FILES = (".pth", ".pt", ".bin", ".safetensors")
 CLIP = {"clip": CLIPModel, "clip_vision_model": CLIPVisionModel}
-NETWORK = "check the spelling and the network, or give a folder on this machine"
+NETWORK = "check the spelling, the network and that its files are whole, or give a folder on this machine"
 
 
 def build(
@@ -59,6 +59,7 @@ def build(
         torch.manual_seed(seed)
         vision, pixels, seen = _encoder(encoder)
         if weights == RANDOM:
+            _refuse_given(heads, tokenizer)
             language_model, projector = LlamaForCausalLM(clip_26m_config().text_config), None
             words, system, read = _stand_in()
             said = f"{RANDOM}: a language model of the true shape that knows nothing"
@@ -66,6 +67,11 @@ def build(
             found = load_published(find_weights(weights), heads)
             language_model, projector, said = found.language_model, found.projector, found.statement
             words, system, read = load_tokenizer(tokenizer, language_model.config)
+            if words.bos_token != START[found.generation]:
+                raise CheckpointError(
+                    f"{tokenizer}: turns begin with {words.bos_token!r} there, but generation {found.generation} was "
+                    f"trained with {START[found.generation]!r}; give the tokenizer that {weights} was published with"
+                )
     image_token_id = words.convert_tokens_to_ids(IMAGE_TOKEN)
     bias = projector is not None and "bias" in projector
     model = assemble(vision, language_model, image_token_id, seed, projector_bias=bias)
@@ -84,7 +90,7 @@ def import_published(
     out: str | Path, weights: str, encoder: str = CLIP_B16, tokenizer: str = MINIMIND2_V, *, stage: str | None = None,
     heads: int | None = None, seed: int = 0, command: str = "",
 ) -> list[str]:  # fmt: skip
-    """Build the model and write it as a checkpoint, from which either stage can go on.
+    """Build the model and write it as a checkpoint: it answers, exports, and is the parent of the stage after its own.
 
     Args:
         out: the folder to write.
@@ -116,7 +122,7 @@ def reachable(seconds: float = 3.0) -> bool:
     try:
         with urllib.request.urlopen(constants.ENDPOINT, timeout=seconds):
             return True
-    except OSError:  # no name, no route, no answer in time, a proxy that refuses
+    except (OSError, ValueError):  # no name, no route, no answer in time, a proxy that refuses, no address at all
         return False
 
 
@@ -140,6 +146,8 @@ def find_weights(source: str) -> Path:
     if not file or path.is_absolute() or owner in ("", ".", ".."):
         raise CheckpointError(f"{source}: there is no such file; give a path, or owner/repository/file as published")
     try:
+        beside = Path(file).with_name("config.json").as_posix()
+        cached_file(f"{owner}/{repository}", beside, _raise_exceptions_for_missing_entries=False)
         return Path(cached_file(f"{owner}/{repository}", file))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source}: neither a file here nor to be fetched ({_line(error)}); {NETWORK}") from error
@@ -161,7 +169,7 @@ def load_tokenizer(source: str, config: Any) -> tuple[PreTrainedTokenizerFast, s
     """
     try:
         words = PreTrainedTokenizerFast.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the library's own, and over a damaged file whatever its readers raise
         raise CheckpointError(f"{source}: no tokenizer found ({_line(error)}); {NETWORK}") from error
     ids = set(words.get_vocab().values())
     if IMAGE_TOKEN in words.get_vocab() or ids != set(range(config.vocab_size)):
@@ -211,6 +219,14 @@ def default_system(tokenizer: PreTrainedTokenizerFast, source: str = "the tokeni
     )
 
 
+def _refuse_given(heads: int | None, tokenizer: str) -> None:
+    """With random weights there is nothing that these could be right or wrong for."""
+    if heads is not None or tokenizer != MINIMIND2_V:
+        raise CheckpointError(
+            f"{RANDOM} weights have the true shape and a stand-in tokenizer; leave out heads and tokenizer"
+        )
+
+
 def _stand_in() -> tuple[PreTrainedTokenizerFast, str | None, str]:
     """The tokenizer of the drawn world, for a language model that knows nothing anyway."""
     _, processor, _ = load_checkpoint(data_folder() / BASE)
@@ -232,13 +248,17 @@ def _encoder(source: str) -> tuple[CLIPVisionModel, CLIPImageProcessorPil, str]:
         pixels = CLIPImageProcessorPil.from_pretrained(source)
     except CheckpointError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the library's own, and over a damaged file whatever its readers raise
         raise CheckpointError(f"{source}: no CLIP encoder found ({_line(error)}); {NETWORK}") from error
     if problems := {kind: sorted(map(str, found)) for kind, found in report.items() if found}:
         raise CheckpointError(f"{source}: not the encoder that its config describes: {problems}; take it as published")
     if bad := [name for name, tensor in vision.state_dict().items() if not torch.isfinite(tensor).all()]:
         raise CheckpointError(f"{source}: {', '.join(bad)} has values that are not finite; fetch it again")
     side = vision.config.image_size
+    if not (pixels.do_center_crop and pixels.do_resize) or len(pixels.image_mean) != 3 or pixels.crop_size is None:
+        raise CheckpointError(
+            f"{source}: its pictures are not scaled, cut to a square and in three colours, as CLIP's are"
+        )
     if (made := (pixels.crop_size.height, pixels.crop_size.width)) != (side, side):
         raise CheckpointError(f"{source}: pictures are cut to {made}, but the encoder wants {side} by {side}")
     parameters = sum(p.numel() for p in vision.parameters())

@@ -364,7 +364,7 @@ def check_answers(messages: list[dict], where: str = "") -> None:
     for parts in answers:
         if any(part["type"] == "image" for part in parts):
             raise RowError(where, "a picture stands in an assistant turn; move it to a user turn")
-        if not any(part["text"] for part in parts):
+        if not any(part["text"].strip() for part in parts):
             raise RowError(where, "an assistant turn is empty; write the answer or drop the row")
 
 

@@ -11,11 +11,13 @@ In A and B the projector is one linear map with a bias. Letters as in `config.py
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mode
+from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -45,6 +47,14 @@ GENERATIONS = {
     "A": "generation A (early 2025: Llama's first names, rotary pairs side by side)",
     "B": "generation B (MiniMind2: the library's names, rotary halves)",
 }
+START = {"A": "<s>", "B": "<|im_start|>"}  # the token that a turn begins with: both have 6,400, and ids alike
+SETTINGS = {  # of a config.json beside the weights
+    "num_attention_heads": int,
+    "num_key_value_heads": int,
+    "max_position_embeddings": int,
+    "rope_theta": float,
+    "rms_norm_eps": float,
+}
 OF_C = ("q_norm.", "k_norm.", "vision_proj.mlp.")
 SHOWN = 20  # keys of a file that fits nothing
 
@@ -56,11 +66,13 @@ class Published:
     Attributes:
         language_model: it, in float32.
         projector: `weight` (Dl, Dv) and, where there is one, `bias` (Dl,); None if the checkpoint is a language model.
+        generation: "A" or "B".
         statement: one line: what was recognised.
     """
 
     language_model: LlamaForCausalLM
     projector: dict[str, torch.Tensor] | None
+    generation: str
     statement: str
 
 
@@ -103,7 +115,9 @@ def load_published(file: str | Path, heads: int | None = None) -> Published:
         raise CheckpointError(f"{file}: {', '.join(rounded)} holds whole numbers, no weights; take one not quantised")
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
     generation = recognise(tensors, file)
-    settings = _settings(file) | ({} if heads is None else {"num_attention_heads": heads})
+    settings = _settings(file) if heads is None else _settings(file) | {"num_attention_heads": heads}
+    if heads is not None:
+        settings.pop("num_key_value_heads", None)  # it belonged to the other number
     config = _config(tensors, generation, settings, file)
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
@@ -119,7 +133,9 @@ def load_published(file: str | Path, heads: int | None = None) -> Published:
     state[HEAD] = state[TABLE]
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
-    return Published(_ready(model, config), projector or None, _statement(file, generation, config, projector))
+    return Published(
+        _ready(model, config), projector or None, generation, _statement(file, generation, config, projector)
+    )
 
 
 def recognise(tensors: Mapping[str, torch.Tensor], file: Path) -> str:
@@ -135,8 +151,10 @@ def recognise(tensors: Mapping[str, torch.Tensor], file: Path) -> str:
         )
     for generation in GENERATIONS:
         table = name_in(generation, TABLE)
-        if table in tensors and tensors[table].ndim != 2:
-            raise CheckpointError(f"{file}: {table} has the shape {tuple(tensors[table].shape)}, and is to be a matrix")
+        if table in tensors and (tensors[table].ndim != 2 or not tensors[table].numel()):
+            raise CheckpointError(
+                f"{file}: {table} has the shape {tuple(tensors[table].shape)}, and is to have a row for each word"
+            )
         if table in tensors:
             return generation
     listed = ", ".join(list(tensors)[:SHOWN]) + (f" and {len(tensors) - SHOWN} more" if len(tensors) > SHOWN else "")
@@ -163,12 +181,30 @@ def _settings(file: Path) -> dict[str, float]:
         said = dict(json.loads(beside.read_text("utf-8")))
     except (ValueError, TypeError) as error:  # no JSON, or no object
         raise CheckpointError(f"{beside}: not understood ({error}); put the published file back") from error
-    if said.get("use_moe") or said.get("rope_scaling") or said.get("hidden_act", "silu") != "silu":
-        raise CheckpointError(
-            f"{beside}: a mixture of experts, stretched positions or another activation; only the plain model is read"
-        )
-    known = ("num_attention_heads", "max_position_embeddings", "rope_theta", "rms_norm_eps")
-    return {key: said[key] for key in known if key in said}
+    rotary = said.get("rope_parameters") or {}  # where transformers 5 keeps what stood beside it before
+    if not isinstance(rotary, dict):
+        raise CheckpointError(f"{beside}: rope_parameters is no object; put the published file back")
+    _require_plain(said, rotary, beside)
+    settings = {key: said[key] for key in SETTINGS if said.get(key) is not None}
+    if rotary.get("rope_theta") is not None:
+        settings["rope_theta"] = rotary["rope_theta"]
+    for key, value in settings.items():
+        kind = int if SETTINGS[key] is int else (int, float)
+        if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise CheckpointError(f"{beside}: {key} is {value!r}; it must be a number above 0; put the right one there")
+    return settings
+
+
+def _require_plain(said: Mapping[str, Any], rotary: Mapping[str, Any], beside: Path) -> None:
+    """Refuse a config that asks for what is not computed here, rather than read half of it."""
+    found = {
+        "a mixture of experts": said.get("use_moe"),
+        "stretched positions": said.get("rope_scaling") or rotary.get("rope_type", "default") != "default",
+        "another activation than silu": said.get("hidden_act", "silu") != "silu",
+        "a head of its own": said.get("tie_word_embeddings") is False,
+    }
+    if asked := [what for what, there in found.items() if there]:
+        raise CheckpointError(f"{beside}: asks for {', '.join(asked)}; only the plain model is read")
 
 
 def _config(
@@ -188,9 +224,12 @@ def _config(
 
     heads = int(settings.get("num_attention_heads", HEADS))
     width, keys = rows("self_attn.q_proj"), rows("self_attn.k_proj")
-    if heads < 1 or width % heads or keys % (width // heads) or heads % (keys * heads // width):
+    fit = width % heads == 0 and (width // heads) % 2 == 0 and keys % (width // heads) == 0
+    shared = keys * heads // width if fit else 0
+    if not shared or heads % shared or settings.get("num_key_value_heads", shared) != shared:
         raise CheckpointError(
-            f"{file}: {width} query rows and {keys} key rows cannot belong to {heads} heads; give the right number"
+            f"{file}: {width} query rows and {keys} key rows cannot belong to {heads} heads; give the right number, or "
+            "put the published config.json beside it"
         )
     layers = {int(found[1]) for name in tensors if (found := re.search(r"layers\.(\d+)\.", name))}
     return LlamaConfig(
@@ -199,7 +238,7 @@ def _config(
         intermediate_size=rows("mlp.gate_proj"),
         num_hidden_layers=len(layers),
         num_attention_heads=heads,
-        num_key_value_heads=keys * heads // width,
+        num_key_value_heads=shared,
         head_dim=width // heads,
         max_position_embeddings=int(settings.get("max_position_embeddings", CONTEXT)),
         rope_parameters={"rope_type": "default", "rope_theta": float(settings.get("rope_theta", THETA))},

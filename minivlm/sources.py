@@ -85,6 +85,9 @@ def _table(file: Path) -> Iterator[tuple[str, Any] | RowError]:
             found = ", ".join(table.schema_arrow.names)
             yield RowError(str(file), f"there is no column {missing[0]!r} (only {found}); each row needs one")
             return
+        if twice := [name for name in COLUMNS if table.schema_arrow.names.count(name) > 1]:
+            yield RowError(str(file), f"there are two columns {twice[0]!r}; leave one of them")
+            return
         first = 1
         for group in range(table.num_row_groups):
             last = first + table.metadata.row_group(group).num_rows - 1

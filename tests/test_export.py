@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from minivlm import cli
+from minivlm import MiniVLMForConditionalGeneration, cli
 from minivlm.checkpoint import load_checkpoint
 from minivlm.export import ExportError, as_llava, export_llava
 from minivlm.paths import data_folder
@@ -145,3 +146,33 @@ def test_the_table_and_not_a_copy_is_stored(shipped, tmp_path):
     folder = export_llava(tmp_path / "llava", *shipped)
     names = set(load_file(folder / "model.safetensors"))
     assert sum("embed_tokens" in name for name in names) == 1 and not any("lm_head" in name for name in names)
+
+
+def test_a_batch_goes_on_where_its_prompts_end(model, processor, picture, tmp_path):
+    folder = export_llava(tmp_path / "llava", model, processor, {})
+    theirs, ours = AutoProcessor.from_pretrained(folder), processor
+    llava = AutoModelForImageTextToText.from_pretrained(folder)
+    asked = [
+        [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}]
+        for text in ("a red car", "What is in this picture? a small blue bird")
+    ]
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    batch, own = theirs.apply_chat_template(asked, padding=True, **options), ours.apply_chat_template(asked, **options)
+    for name in ("input_ids", "attention_mask"):
+        assert torch.equal(batch[name], own[name])
+    written = llava.generate(**batch, max_new_tokens=6, do_sample=False)
+    assert torch.equal(written, model.generate(**own, max_new_tokens=6, do_sample=False))
+    assert llava.config.image_seq_length == model.config.num_image_tokens
+    assert processor.tokenizer.padding_side == "right"  # the export has its own
+
+
+def test_a_projectors_bias_is_written_and_others_licences_are_named(config, processor, tmp_path):
+    config.projector_bias = True
+    model = MiniVLMForConditionalGeneration(config).eval()
+    torch.nn.init.normal_(model.projector.bias)
+    folder = export_llava(tmp_path / "llava", model.bfloat16(), processor, {"sources": ["sft.pth: generation B"]})
+    stored = load_file(folder / "model.safetensors")
+    name = next(name for name in stored if name.endswith("linear_1.bias"))
+    assert torch.equal(stored[name], model.projector.bias) and stored[name].dtype == torch.bfloat16
+    card = (folder / "README.md").read_text("utf-8")
+    assert "license: other" in card and "* sft.pth: generation B" in card and "with a bias" in card

@@ -8,12 +8,15 @@ import torch
 from minimind import NAMES, TINY, checkpoint, logits
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from training import stage
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
 from minivlm import cli
 from minivlm.checkpoint import CheckpointError, load_checkpoint
+from minivlm.data import Row
 from minivlm.export import as_llava
 from minivlm.pretrained import build, default_system, find_weights, import_published, load_tokenizer
+from minivlm.train import train
 
 SYSTEM = "你是 MiniMind，一个有用的助手。"
 # in the manner of generation A: the head of the answer follows every question; of B: only where it is asked for
@@ -140,7 +143,7 @@ def test_what_is_learnt_is_the_answer_and_not_the_system_turn(sources, picture):
     assert processor.tokenizer.decode(learnt) == "a yellow car" + processor.tokenizer.eos_token
 
 
-def test_the_checkpoint_comes_back_whole_and_trains_on(sources, tmp_path, picture):
+def test_the_checkpoint_comes_back_whole_and_exports(sources, tmp_path, picture):
     lines = import_published(tmp_path / "made", **sources, command="typed")
     model, processor, meta = load_checkpoint(tmp_path / "made")
     fresh, _, _ = build(**sources)
@@ -156,6 +159,33 @@ def test_the_checkpoint_comes_back_whole_and_trains_on(sources, tmp_path, pictur
         torch.testing.assert_close(theirs[..., :vocabulary], model(**batch).logits, rtol=0, atol=1e-5)
     written = model.generate(**batch, max_new_tokens=5, do_sample=False)
     assert not (written[:, batch["input_ids"].shape[1] :] == processor.image_token_id).any()
+
+
+def test_special_ids_and_the_longest_text_are_the_tokenizers_and_the_models(sources, generation):
+    model, processor, _ = build(**sources)
+    ids = [processor.tokenizer.convert_tokens_to_ids(token) for token in SPECIAL[generation]]
+    text = model.config.text_config
+    assert [text.pad_token_id, text.bos_token_id, text.eos_token_id] == ids == [0, 1, 2]
+    assert model.generation_config.eos_token_id == 2 and processor.tokenizer.model_max_length == 8192
+    text.pad_token_id = text.bos_token_id = text.eos_token_id = None
+    load_tokenizer(sources["tokenizer"], text)
+    assert [text.pad_token_id, text.bos_token_id, text.eos_token_id] == ids
+
+
+def test_what_was_imported_trains_on_from_the_stage_it_is_given(sources, tmp_path, picture):
+    import_published(tmp_path / "made", **sources)
+    rows = [Row([*turns("<image>\na red car", "a yellow car")], [picture], f"row {i}") for i in range(8)]
+    model, processor, _ = load_checkpoint(tmp_path / "made")
+    options = {"parent": tmp_path / "made", "precision": "fp32"}
+    with pytest.raises(CheckpointError, match=r"of published weights, make one of that stage: .*--stage pretrain"):
+        train(model, processor, rows, stage("sft"), tmp_path / "no", **options)
+    import_published(tmp_path / "made", **sources, stage="pretrain")
+    model, processor, _ = load_checkpoint(tmp_path / "made")
+    log = train(model, processor, rows, stage("sft"), tmp_path / "on", **options)
+    assert log[-1]["loss"] < log[0]["loss"]
+    after, _, _ = load_checkpoint(tmp_path / "on")
+    before, _, _ = load_checkpoint(tmp_path / "made")
+    assert not torch.equal(after.projector.bias, before.projector.bias)
 
 
 def test_a_language_model_alone_gets_a_w_drawn_from_the_seed_and_no_bias(sources, tmp_path, generation):
@@ -176,6 +206,33 @@ class TestWhatDoesNotBelongTogether:
         words(generation, 290).save_pretrained(tmp_path / "other")
         with pytest.raises(CheckpointError, match="290 tokens up to id 289, where the language model knows 300"):
             build(**sources | {"tokenizer": str(tmp_path / "other")})
+
+    def test_the_other_generations_tokenizer(self, sources, tmp_path, generation):
+        other = {"A": "B", "B": "A"}[generation]
+        words(other).save_pretrained(tmp_path / "other")
+        with pytest.raises(CheckpointError, match=rf"but generation {generation} was trained with '<"):
+            build(**sources | {"tokenizer": str(tmp_path / "other")})
+
+    def test_what_random_weights_have_no_use_for(self, sources):
+        for given in ({"heads": 5}, {"tokenizer": sources["tokenizer"]}):
+            with pytest.raises(CheckpointError, match="leave out heads and tokenizer"):
+                build("random", "random", **given)
+
+    def test_a_file_cut_off_by_a_download(self, sources):
+        file = Path(sources["encoder"]) / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(CheckpointError, match=r"no CLIP encoder found.*that its files are whole"):
+            build(**sources)
+        (Path(sources["tokenizer"]) / "tokenizer.json").write_text("{}")
+        with pytest.raises(CheckpointError, match="no tokenizer found"):
+            load_tokenizer(sources["tokenizer"], None)
+
+    def test_pictures_that_are_not_cut(self, sources):
+        file = Path(sources["encoder"]) / "preprocessor_config.json"
+        settings = json.loads(file.read_text()) | {"do_center_crop": False}
+        file.write_text(json.dumps(settings))
+        with pytest.raises(CheckpointError, match="not scaled, cut to a square"):
+            build(**sources)
 
     def test_an_encoder_of_another_width(self, sources, tmp_path, generation):
         torch.save(checkpoint(generation, vision_width=24), tmp_path / "wide.pth")

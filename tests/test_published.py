@@ -40,6 +40,18 @@ def test_its_logits_are_those_of_the_layouts_own_computation(tmp_path, generatio
     assert found.projector is None
 
 
+@pytest.mark.parametrize("generation", ["A", "B"])
+def test_a_long_text_too(tmp_path, generation):
+    """As long as a picture with its question and an answer; only the rotary angles are still rounded to 32 bits."""
+    weights = checkpoint(generation, FULL)
+    model = load_published(store(tmp_path, weights)).language_model.double()
+    ids = torch.randint(0, 6400, (420,), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours = model(ids[None]).logits[0]
+    expected = logits(generation, weights, weights[NAMES[generation]["table"]][ids])
+    torch.testing.assert_close(ours, expected, rtol=0, atol=5e-5)
+
+
 def test_the_other_generations_rotation_would_be_seen():
     a, b, weights, renamed = NAMES["A"], NAMES["B"], checkpoint("A"), {}
     for layer in range(TINY["layers"]):
@@ -141,7 +153,7 @@ class TestWhatDoesNotFitIsNamed:
 
     def test_a_table_that_is_no_matrix(self, tmp_path, generation):
         weights = checkpoint(generation) | {NAMES[generation]["table"]: torch.ones(300)}
-        assert "is to be a matrix" in self.refused(tmp_path, weights)
+        assert "is to have a row for each word" in self.refused(tmp_path, weights)
 
     def test_whole_numbers(self, tmp_path, generation):
         name = NAMES[generation]["norm"]
@@ -152,6 +164,16 @@ class TestWhatDoesNotFitIsNamed:
         assert "64 query rows and 16 key rows cannot belong to 5 heads" in self.refused(
             tmp_path, checkpoint(generation), heads=5
         )
+
+    def test_heads_of_an_odd_width(self, tmp_path, generation):
+        assert "cannot belong to 64 heads" in self.refused(tmp_path, checkpoint(generation), heads=64)
+
+    def test_a_table_without_a_row(self, tmp_path, generation):
+        weights = checkpoint(generation) | {NAMES[generation]["table"]: torch.ones(0, 64)}
+        assert "a row for each word" in self.refused(tmp_path, weights)
+
+    def test_tensors_without_names(self, tmp_path, generation):
+        assert "is no tensor with a name" in self.refused(tmp_path, checkpoint(generation) | {3: torch.ones(2)})
 
     def test_no_layer_at_all(self, tmp_path, generation):
         names = NAMES[generation]
@@ -194,7 +216,20 @@ def test_the_config_beside_the_file_says_what_shapes_cannot(tmp_path):
     assert config.rope_parameters["rope_theta"] == 1e4 and config.rms_norm_eps == 1e-6
     assert config.max_position_embeddings == 512
     assert load_published(tmp_path / "lm_512.pth", heads=8).language_model.config.num_key_value_heads == 2
-    for bad, said in (({"use_moe": True}, "mixture of experts"), ([1], "not understood"), ("{", "not understood")):
+    new = {
+        "num_attention_heads": 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 2e4},
+    }  # of transformers 5
+    (tmp_path / "config.json").write_text(json.dumps(new))
+    assert load_published(tmp_path / "lm_512.pth").language_model.config.rope_parameters["rope_theta"] == 2e4
+    for bad, said in (
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "stretched positions"),
+        ({"rope_scaling": {"type": "linear"}}, "stretched positions"), ({"hidden_act": "gelu"}, "another activation"),
+        ({"tie_word_embeddings": False}, "a head of its own"), ({"num_key_value_heads": 4}, "cannot belong to 8 heads"),
+        ({"rope_theta": 0}, "rope_theta is 0"), ({"num_attention_heads": "eight"}, "num_attention_heads is 'eight'"),
+        ({"rope_parameters": [1]}, "rope_parameters is no object"), ({"use_moe": True}, "mixture of experts"),
+        ([1], "not understood"), ("{", "not understood"),
+    ):  # fmt: skip
         (tmp_path / "config.json").write_text(bad if isinstance(bad, str) else json.dumps(bad))
         with pytest.raises(CheckpointError, match=said):
             load_published(tmp_path / "lm_512.pth")

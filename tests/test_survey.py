@@ -1,9 +1,11 @@
 """A file of rows is read once and described; every bad row is found, with its line and its reason."""
 
+import gc
 import io
 import json
 import random
 import re
+import tracemalloc
 
 import pyarrow
 import pyarrow.parquet
@@ -204,6 +206,31 @@ def test_an_array_that_ends_too_early_is_named(folder, strict):
     found = survey(folder / "llava.json", strict)
     assert found.usable == 0 and len(found.bad) == 1
     assert str(found.bad[0]).startswith(f"{folder / 'llava.json'}: not a JSON array (")
+
+
+def test_an_answer_of_spaces_is_empty_and_a_column_may_not_be_there_twice(folder, strict):
+    found = survey(write(folder, [{"conversations": turns("Hi", " \n")}, GOOD[2]]), strict)
+    assert found.usable == 1 and "an assistant turn is empty" in str(found.bad[0])
+    twice = pyarrow.table(
+        [pyarrow.array(["[]"])] * 2 + [pyarrow.array([b""])], names=["conversations"] * 2 + ["image_bytes"]
+    )
+    pyarrow.parquet.write_table(twice, folder / "twice.parquet")
+    (problem,) = survey(folder / "twice.parquet", strict).bad
+    assert str(problem) == f"{folder / 'twice.parquet'}: there are two columns 'conversations'; leave one of them"
+
+
+@pytest.mark.parametrize("form", ["lines", "table"])
+def test_memory_does_not_grow_with_the_rows(folder, strict, form):
+    peaks = []
+    for count in (300, 3000):
+        rows = [GOOD[0]] * count
+        file = write(folder, rows) if form == "lines" else write_table(folder, rows)
+        gc.collect()
+        tracemalloc.start()
+        assert survey(file, strict).usable == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 300 * 2700  # that many bytes for each further row would be little for one kept
 
 
 def test_nothing_is_divided_by_zero(folder, strict):
