@@ -112,6 +112,10 @@ def _training_options(parser: argparse.ArgumentParser, out: str) -> None:
 def _own_rows_options(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("on your own rows")
     own.add_argument("--rows", type=Path, metavar="INDEX", help="an index that minivlm data check --decode --out wrote")
+    own.add_argument(
+        "--features", type=Path, metavar="FOLDER",
+        help="keep what the encoder makes of each picture there, and train from it (default: encode in every step)",
+    )  # fmt: skip
     own.add_argument("--recipe", choices=("scenes", "clip-26m"), help="learning rates (default: by the model's widths)")
     own.add_argument("--steps", type=_positive, help="optimizer steps (default: the recipe's)")
     own.add_argument("--batch-size", type=_positive, help="rows of one pass (default: the recipe's)")
@@ -239,7 +243,7 @@ def _train(options: argparse.Namespace) -> None:
     from minivlm.run import train_stage
 
     if options.rows is None:
-        _refuse(options, ("recipe", "steps", "batch_size", "accumulation"), "is for training on --rows")
+        _refuse(options, ("features", "recipe", "steps", "batch_size", "accumulation"), "is for training on --rows")
     else:
         _refuse(options, ("pictures", "scale"), "is for the drawn world, not for --rows")
     plan = _plan(options, f"runs/{options.stage}")
@@ -260,7 +264,7 @@ def _train_on_rows(options: argparse.Namespace, plan, parent: Path, model, proce
     stage = sized_stage(options.recipe or recipe_for(model.config), options.stage, **sizes)
     precision = None if plan.precision == "auto" else plan.precision
     train_on_index(
-        options.rows, stage, model, processor, parent, plan.out,
+        options.rows, stage, model, processor, parent, plan.out, options.features,
         seed=plan.seed, precision=precision, resume=plan.resume, command=plan.command,
     )  # fmt: skip
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 ROWS, ABOUT = "rows.arrow", "index.json"
 BATCH_ROWS, BATCH_BYTES = 256, 8_000_000  # rows wait in memory until there are so many of them, or so much in them
+PICTURE_ROWS = 32  # rows whose pictures are in memory together
 COUNTS = ("usable", "pictures", "languages", "lengths", "tokens", "learnt")  # of the survey
 MEASURED_BY = ("tokenizer", "token_limit", "tokens_a_picture")
 AGAIN = "write it again: minivlm data check PATH --out INDEX"
@@ -179,19 +180,26 @@ class CheckedRows(Sequence[Row]):
                 f"{self.folder}: its pictures were never opened, and one that cannot be would end the training; check "
                 "them again with --decode"
             )
-        for where, file, size in self._files():
+        for where, file, size in self.files():
             found = os.path.getsize(file) if os.path.isfile(file) else None
             if found != size:
                 state = "is missing" if found is None else f"has {found:,} bytes and had {size:,} when it was checked"
                 raise RowIndexError(f"{self.folder}: {where}: the picture {file} {state}; put it back, or {AGAIN}")
 
-    def _files(self) -> Iterator[tuple[str, str, int]]:
-        """Row's name, path and size of each picture that is a file."""
+    def files(self) -> Iterator[tuple[str, str, int]]:
+        """Row's name, path and size of each picture that is a file; the size is that of the check."""
         columns = self.dataset.select_columns(["where", "files", "sizes"])
         for batch in columns.iter(BATCH_ROWS):
             for where, files, sizes in zip(batch["where"], batch["files"], batch["sizes"], strict=True):
                 for file, size in zip(files, sizes, strict=True):
                     yield where, file, size
+
+    def pictures(self) -> Iterator[tuple[str, list[Path | bytes]]]:
+        """Every row's name and its pictures, as `Row.images` has them; their texts are not read."""
+        columns = self.dataset.select_columns(["where", "files", "pictures"])
+        for batch in columns.iter(PICTURE_ROWS):
+            for where, files, pictures in zip(batch["where"], batch["files"], batch["pictures"], strict=True):
+                yield where, [*map(Path, files), *pictures]
 
 
 def read_index(folder: str | Path) -> CheckedRows:

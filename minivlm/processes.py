@@ -27,6 +27,11 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def launched_here() -> int:
+    """How many of them the launcher started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def processes() -> PartialState:
     """This process among all: its number, its device, whether it is the main one. The first call waits for the others.
 
@@ -61,6 +66,27 @@ def from_main(make: Callable[[], Any]) -> Any:
     made, problem = broadcast_object_list([made, problem])
     if problem:
         raise ProcessError(f"the main process stopped: {problem}")
+    return made
+
+
+def all_or_none(work: Callable[[], Any]) -> Any:
+    """Work that each process does by itself; its result, once all others are through with theirs.
+
+    Raises:
+        ValueError, OSError: as `work` raised them here.
+        ProcessError: where `work` went well here, but not in another process.
+    """
+    made, problem = None, None
+    try:
+        made = work()
+    except (ValueError, OSError) as error:
+        problem = error
+    told = from_all(["" if problem is None else str(problem) or type(problem).__name__])
+    if problem is not None:
+        raise problem
+    for number, reason in enumerate(told):
+        if reason:
+            raise ProcessError(f"process {number} of {len(told)} stopped: {reason}")
     return made
 
 

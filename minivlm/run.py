@@ -30,11 +30,12 @@ from minivlm.checkpoint import (
 )
 from minivlm.config import PRESETS, PROMPTS, STAGES, MiniVLMConfig, Stage
 from minivlm.evaluate import EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED, Exam, evaluate, prepare_exam
+from minivlm.feature_store import FeatureStore, FeatureStoreError, fill, plan_store, stored_precision, worth
 from minivlm.features import BATCH, FeatureCache
-from minivlm.index import read_index
+from minivlm.index import CheckedRows, read_index
 from minivlm.model import MiniVLMForConditionalGeneration, ledger
 from minivlm.paths import BASE, PRETRAIN, SFT
-from minivlm.processes import from_all, from_main, processes
+from minivlm.processes import all_or_none, from_all, from_main, processes
 from minivlm.processor import MiniVLMProcessor
 from minivlm.recipes import SceneRows
 from minivlm.report import read_seeds, write_report
@@ -192,18 +193,50 @@ def train_on_index(
     processor: MiniVLMProcessor,
     parent: Path,
     out: Path,
+    features: Path | None = None,
+    precision: str | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Train one stage on the rows of an index, from `parent` into `out`; returns its log. Further options: `train`.
 
+    Args:
+        features: a folder to keep what the encoder makes of the pictures, built before the first step, or gone on
+            with; None encodes them in every step.
+        precision: as in `train`; with `features`, None is that of the store, if there is one.
+
     Raises:
         RowIndexError: there is no index, or training on it could end at a row.
+        FeatureStoreError: `features` holds something else, features of something else, or has no room.
         CheckpointError, TrainingError, OSError: as `train` does.
     """
     require_parent(read_meta(parent), stage, parent)
     rows = read_index(index)
     rows.require_trainable(processor)
-    return train(model, processor, rows, stage, out, parent=parent, **options)
+    if features is not None:
+        from_main(lambda: _require_free(out, parent))  # what training would refuse is refused before hours of encoding
+        model.to(processes().device)
+        precision = precision or from_main(lambda: stored_precision(features) or choose_precision(model))
+        epochs = stage.steps * stage.batch_size * stage.accumulation / max(1, len(rows))
+        options["features"] = _stored_features(features, rows, model, processor, out, precision, epochs)
+    return train(model, processor, rows, stage, out, parent=parent, precision=precision, **options)
+
+
+def _stored_features(
+    folder: Path,
+    rows: CheckedRows,
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    out: Path,
+    precision: str,
+    epochs: float,
+) -> FeatureStore:
+    """The whole store; what it will take and save is said before any of it is made."""
+    if folder.resolve().is_relative_to(out.resolve()):
+        raise FeatureStoreError(f"{folder} lies in {out}, which every checkpoint replaces as a whole; choose another")
+    plan = all_or_none(lambda: plan_store(folder, rows, model, processor, precision))
+    if from_main(plan.missing):
+        processes().print(from_main(lambda: worth(plan, rows, model, processor, epochs)))
+    return fill(plan, rows, model, processor)
 
 
 class Clock:

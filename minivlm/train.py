@@ -43,6 +43,7 @@ from minivlm.checkpoint import (
 )
 from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
 from minivlm.data import Row
+from minivlm.feature_store import FeatureStore
 from minivlm.features import FeatureCache
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration, draw_projector, ledger, set_trainable
 from minivlm.processes import first_interrupt, from_all, from_main, processes, sum_of_all
@@ -76,7 +77,7 @@ def train(
     *,
     parent: str | Path,
     seed: int = 0,
-    features: FeatureCache | None = None,
+    features: FeatureCache | FeatureStore | None = None,
     precision: str | None = None,
     resume: bool = True,
     save_every: int = 200,
@@ -127,7 +128,7 @@ class Run:
     processor: MiniVLMProcessor
     stage: Stage
     order: "RowOrder"
-    features: FeatureCache | None
+    features: FeatureCache | FeatureStore | None
     out: Path
     parent: Path
     processes: PartialState = field(default_factory=processes)
