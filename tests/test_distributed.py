@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from rows import write
+from test_feature_store import PICTURES, contents, make_small, some_rows, with_noise
 from test_oracles import loss_by_hand
 from torch.nn.utils import parameters_to_vector
 from training import save_base, some_features
@@ -21,6 +23,8 @@ from worker import KILLED_IN, ROWS, RUNS, learn, machine_folder
 
 from minivlm import cli
 from minivlm.checkpoint import load_checkpoint, read_meta
+from minivlm.feature_store import build_store
+from minivlm.index import read_index, write_index
 from minivlm.model import draw_projector
 from minivlm.processes import ProcessError, processes
 from minivlm.train import LOG
@@ -230,6 +234,30 @@ def test_a_picture_that_one_process_cannot_read_ends_the_job(make_machines):
     named = ["PictureError" in agent.stderr and "broken.png" in agent.stderr for agent in agents]
     assert sorted(named) == [False, True]
     assert not list(folder.glob("*/unreadable*"))
+
+
+@pytest.mark.parametrize(
+    ("agents", "processes", "encoded"), [(1, 2, [6, 4]), (2, 1, [10, 10])], ids=["two processes", "two machines"]
+)
+def test_features_are_encoded_once_a_machine_and_one_that_cannot_be_stops_all(
+    make_machines, model, processor, agents, processes, encoded, monkeypatch
+):
+    """Two processes share the shards; on two disks each machine makes all of its own. The bytes are those of one."""
+    folder = make_machines(f"features-{agents}-{processes}", agents)
+    for name, index in (("pictures", "index"), ("broken-pictures", "broken-index")):
+        write_index(folder / index, write(with_noise(folder / name), some_rows()), processor)
+    shown = [(row.where, picture) for row in read_index(folder / "broken-index") for picture in row.images]
+    where, broken = shown[5]  # the fifth different one: in the second shard, the second process's
+    broken.write_bytes(b"no picture")
+    reports = done(folder, "stored", agents, processes)
+    assert [report["encoded"] for report in reports] == encoded and sum(encoded) == agents * PICTURES
+    make_small(monkeypatch)
+    build_store(folder / "alone", read_index(folder / "index"), model, processor)
+    for number in range(agents):
+        assert contents(machine_folder(folder, number) / "store") == contents(folder / "alone")
+    first, second = (report["said"] for report in reports)
+    assert second.startswith(f"RowError: {where}: {broken}: this is not a picture")
+    assert first == "ProcessError: process 1 of 2 stopped: " + second.removeprefix("RowError: ")
 
 
 def test_the_command_line_in_two_processes_of_accelerate_is_that_of_one(place, capsys):

@@ -46,21 +46,31 @@ SHARDS = {"shard-00000.bin": 4, "shard-00001.bin": 4, "shard-00002.bin": 2}  # p
 fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
+def make_small(patch: pytest.MonkeyPatch) -> None:
+    """Batches of two pictures, shards of four."""
+    patch.setattr(feature_store, "BATCH", 2)
+    patch.setattr(feature_store, "SHARD_BYTES", 5 * A_PICTURE)
+
+
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    """Batches of two pictures, shards of four."""
-    monkeypatch.setattr(feature_store, "BATCH", 2)
-    monkeypatch.setattr(feature_store, "SHARD_BYTES", 5 * A_PICTURE)
+    """So in every test here."""
+    make_small(monkeypatch)
+
+
+def with_noise(folder: Path) -> Path:
+    """Ten pictures of noise, none like another, in a new folder."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for i in range(PICTURES):
+        Image.fromarray(random.integers(0, 256, (12, 10, 3), np.uint8)).save(folder / f"{i}.png")
+    return folder
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Ten pictures of noise, none like another."""
-    (tmp_path / "data").mkdir()
-    random = np.random.default_rng(0)
-    for i in range(PICTURES):
-        Image.fromarray(random.integers(0, 256, (12, 10, 3), np.uint8)).save(tmp_path / "data" / f"{i}.png")
-    return tmp_path / "data"
+    """Ten pictures of noise."""
+    return with_noise(tmp_path / "data")
 
 
 def some_rows() -> list[dict]:

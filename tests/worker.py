@@ -13,8 +13,12 @@ from pathlib import Path
 import torch
 from training import some_features, some_rows, stage
 
+from minivlm import feature_store
 from minivlm.checkpoint import load_checkpoint, part_hashes
+from minivlm.feature_store import build_store
+from minivlm.index import read_index
 from minivlm.processes import ProcessError, launched, processes
+from minivlm.processor import RowError
 from minivlm.train import TrainingError, train
 
 # name: stage, its parent, precision. 7 rows of 3 in a pass, 3 rows for two processes: nothing divides evenly.
@@ -123,12 +127,34 @@ def unreadable(machine: Path) -> dict:
     return {}
 
 
+def stored(machine: Path) -> dict:
+    """A store of each machine; then one in which a picture cannot be read. How many pictures this process encoded."""
+    feature_store.BATCH, feature_store.SHARD_BYTES = 2, 512  # two pictures together, four in a shard
+    model, processor, _ = load_checkpoint(machine / "base")
+    counts, said = [], ""
+    model.vision.register_forward_hook(lambda _module, given, _made: counts.append(len(given[0])))
+    build_store(machine / "store", read_index(machine.parent / "index"), model, processor)
+    encoded = sum(counts)
+    try:
+        build_store(machine / "broken", read_index(machine.parent / "broken-index"), model, processor)
+    except (RowError, ProcessError) as error:
+        said = f"{type(error).__name__}: {error}"
+    return {"encoded": encoded, "said": said}
+
+
 def main(folder: Path, job: str) -> None:
     """Do one job; what this process has to tell goes to a file of its own."""
     torch.set_num_threads(1)
     report = {"processes": processes().num_processes, "launched": launched()}
     machine = machine_folder(folder, int(os.environ["GROUP_RANK"]))
-    report |= {"everything": everything, "refusals": refusals, "killed": killed, "unreadable": unreadable}[job](machine)
+    jobs = {
+        "everything": everything,
+        "refusals": refusals,
+        "killed": killed,
+        "unreadable": unreadable,
+        "stored": stored,
+    }
+    report |= jobs[job](machine)
     (folder / f"{job}-{processes().process_index}.json").write_text(json.dumps(report))
 
 
