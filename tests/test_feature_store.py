@@ -350,6 +350,21 @@ def test_two_builders_at_once_make_the_same_bytes(out, make_index, model, proces
     assert contents(out) == undisturbed
 
 
+def test_a_shard_that_another_builder_finished_is_not_made_again(
+    out, make_index, model, processor, undisturbed, monkeypatch, encoded
+):
+    rows, encode = read_index(make_index().folder), feature_store.encode
+
+    def overtaken(*args, **options):
+        (out / "shard-00001.bin").write_bytes(undisturbed["shard-00001.bin"])
+        return encode(*args, **options)
+
+    encoded.clear()
+    monkeypatch.setattr(feature_store, "encode", overtaken)
+    build_store(out, rows, model, processor)
+    assert encoded == [2, 2, 2] and contents(out) == undisturbed
+
+
 def test_a_builder_whose_file_was_tidied_up_by_another_is_content(out, make_index, model, processor, monkeypatch):
     rows, replace = make_index(), Path.replace
     build_store(out, rows, model, processor)
