@@ -89,7 +89,6 @@ def memory(
         kept_bytes(model, on_device(model, processor.collate([probe_row(model.config, length)] * rows)), precision)
         for rows in (1, 2)
     )
-    give_back_memory()
     return Memory(
         weights=sum(p.numel() * p.element_size() for p in model.parameters()),
         gradients=4 * trained,
@@ -102,7 +101,9 @@ def memory(
 def kept_bytes(model: MiniVLMForConditionalGeneration, batch: dict[str, torch.Tensor], precision: str) -> int:
     """The bytes that a training step keeps from its way forward for its way back, weights and inputs apart."""
     with training_mode(model):
-        return kept_by(lambda: supervised_loss(model, batch, precision), (*model.parameters(), *batch.values()))
+        kept = kept_by(lambda: supervised_loss(model, batch, precision), (*model.parameters(), *batch.values()))
+    give_back_memory()
+    return kept
 
 
 def kept_by(forward: Callable[[], torch.Tensor], own: Iterable[torch.Tensor]) -> int:
@@ -114,7 +115,7 @@ def kept_by(forward: Callable[[], torch.Tensor], own: Iterable[torch.Tensor]) ->
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in given:
             kept[storage.data_ptr()] = storage
-        return tensor
+        return tensor.detach()  # kept as it is, a result would hold the step that made it, and that step the result
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         forward()

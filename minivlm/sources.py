@@ -15,7 +15,7 @@ from minivlm.processor import RowError
 TABLE = ".parquet"
 ENDINGS = (".jsonl", TABLE)  # of the files that are looked for in a folder
 COLUMNS = ("conversations", "image_bytes")
-TABLE_ROWS = 32  # read together: with pictures of some hundred KB each, about ten MB
+TABLE_ROWS = 32  # read together, out of the page that Arrow holds anyway
 BUFFER = 1 << 20  # bytes read at a time; Arrow's own ways are to read a row group's columns whole
 
 

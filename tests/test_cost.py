@@ -1,6 +1,7 @@
 """What a run costs: counted against the library's own counter, and against what a step really takes."""
 
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -74,6 +75,18 @@ def test_what_is_kept_is_what_a_hand_counts():
     assert kept_by(lambda: second(first(inputs).relu()), own) == 4 * 6 * 4  # the second map's input
     second.requires_grad_(False)
     assert kept_by(lambda: second(first(inputs).relu()), own) == 0
+
+
+def test_counting_what_is_kept_keeps_nothing(model, processor):
+    set_trainable(model, stage("sft"))
+    batch = on_device(model, processor.collate([probe_row(model.config, SHORT)]))
+    kept_bytes(model, batch, "fp32")
+    gc.collect()
+    before = sum(isinstance(one, torch.Tensor) for one in gc.get_objects())
+    for _ in range(3):
+        kept_bytes(model, batch, "fp32")
+    gc.collect()
+    assert sum(isinstance(one, torch.Tensor) for one in gc.get_objects()) == before
 
 
 def test_twice_the_rows_keep_twice_as_much(model, processor):

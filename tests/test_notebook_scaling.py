@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from minivlm import pretrained
+from minivlm.checkpoint import CheckpointError
 from minivlm.cost import PARTS, Memory
 from minivlm.notebook import scaling
 from minivlm.pictures import open_picture
@@ -82,9 +83,9 @@ class TestNetwork:
             server.server_close()
         assert pretrained.reachable(seconds=1) is False
 
-    @pytest.mark.parametrize("online", [True, False])
+    @pytest.mark.parametrize("case", ["online", "offline", "gone"])
     def test_the_cell_describes_the_photograph_with_a_network_and_says_so_without(
-        self, monkeypatch, capsys, online, model, processor
+        self, monkeypatch, capsys, case, model, processor
     ):
         """With one: the model that `build` gives, here a tiny one, sees the photograph and the reader's own."""
         cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]]
@@ -94,17 +95,22 @@ class TestNetwork:
 
         def build(weights):
             asked.append(weights)
+            if case == "gone":
+                raise CheckpointError(f"{weights}: neither a file here nor to be fetched")
             return model, processor, ["read"]
 
         def describe(*given):
             seen.append(given)
             return ["一个穿制服的人。"]
 
-        names = {"reachable": lambda: online, "build": build, "describe": describe, "photo": open_picture(photo)}
-        exec(cell.replace("PHOTOS = []", f"PHOTOS = [{photo!r}]"), names | {"PROMPTS": {"zh": "?"}})
+        monkeypatch.setattr(scaling, "reachable", lambda: case != "offline")
+        monkeypatch.setattr(scaling, "build", build)
+        names = {"scaling": scaling, "describe": describe, "photo": open_picture(photo), "PROMPTS": {"zh": "?"}}
+        exec(cell.replace("PHOTOS = []", f"PHOTOS = [{photo!r}]"), names)
         said = capsys.readouterr().out
-        if online:
-            assert asked == ["jingyaogong/MiniMind2-V-PyTorch/sft_vlm_512.pth"] and len(seen) == 2
-            assert said.count("一个穿制服的人。") == 2 and said.startswith("read\n")
+        if case == "online":
+            assert len(seen) == 2 and said.count("一个穿制服的人。") == 2 and said.startswith("read\n")
         else:
-            assert asked == seen == [] and "random weights of the true shape" in said
+            assert seen == [] and "random weights of the true shape" in said
+            assert ("no network here" if case == "offline" else "nor to be fetched") in said
+        assert asked == ([] if case == "offline" else ["jingyaogong/MiniMind2-V-PyTorch/sft_vlm_512.pth"])

@@ -9,12 +9,25 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from minivlm.checkpoint import CheckpointError
 from minivlm.cost import PARTS, Memory
+from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.notebook.figures import BLUE, GREY, INK, ORANGE, style
+from minivlm.pretrained import build, reachable
 from minivlm.processor import MiniVLMProcessor
 
 PATTERNS = ("", "//", "..", "xx", "\\\\")  # so that no part is told by its colour alone
 COLOURS = (GREY, INK, "#A2C8EC", BLUE, ORANGE)
+
+
+def fetched(weights: str) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProcessor, list[str]] | str:
+    """The published model by its name, as `pretrained.build` gives it; or, in words, why it was not fetched."""
+    if not reachable():
+        return "there is no network here, or HF_HUB_OFFLINE is set"
+    try:
+        return build(weights)
+    except CheckpointError as error:
+        return str(error)
 
 
 def photo_plate(photo: Image.Image, processor: MiniVLMProcessor, side: int) -> Figure:
