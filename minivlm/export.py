@@ -7,15 +7,13 @@ decides nothing.
 """
 
 import copy
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-from minivlm.checkpoint import require_writable
+from minivlm.checkpoint import require_writable, written_aside
 from minivlm.config import IMAGE_TOKEN
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
@@ -135,14 +133,10 @@ def export_llava(
         raise ExportError(f"{folder} exists already; it is not overwritten, choose another folder")
     llava = as_llava(model)
     require_writable(folder)
-    aside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    try:
+    with written_aside(folder) as aside:
         llava.save_pretrained(aside)
         llava_processor(model, processor).save_pretrained(aside)
         (aside / "README.md").write_text(_card(folder, model, meta), "utf-8")
-        aside.replace(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)  # after a success there is nothing left of it
     return folder
 
 

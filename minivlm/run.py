@@ -133,7 +133,8 @@ def training_features(
     workers = plan.workers or max(1, (os.cpu_count() or 1) // here.num_processes)
     scenes = [sample_scene("train", i) for i in mine]
     made = [FeatureCache.of_scenes(model, processor, scenes, None, precision, workers, title).features] if mine else []
-    return FeatureCache(torch.cat(from_all(made)))
+    shares = from_all(made)
+    return FeatureCache(shares[0] if len(shares) == 1 else torch.cat(shares))  # one process needs no copy
 
 
 def train_stage(
