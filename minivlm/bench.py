@@ -1,16 +1,17 @@
 """How fast the engine is, beside the recipe that this course grew from, on the same rows in one interleaved run.
 
-The old recipe (`old_step`) pads every row to one fixed length, runs the frozen encoder in every step, and computes
-logits at every place, in float32 on a CPU. The engine (`new_step`) is what `train` does: rows of like length together,
-padded to the longest; features of the encoder kept from before; logits where something is learnt; and 16 bits where
-that is faster. Both use the same model object, attention, threads and optimizer, and have the same loss. Letters as in
-`config.py`.
+The old recipe (`old_loss`) pads every row to one fixed length, runs the frozen encoder in every step, and computes
+logits at every place, on a CPU in float32. The engine (`new_loss`) is what `train` does: rows of like length together,
+padded to the longest; features of the encoder kept from before; logits where something is learnt; and 16 bits, and
+compiled layers, where these are faster. All begin with the same weights, have the same loss, and take the same
+optimizer's steps with the same threads and the library's own attention; only where the engine computes in 16 bits on a
+CPU does it have another one (`engine.lean_attention`). Letters as in `config.py`.
 """
 
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,15 +23,35 @@ from torch.nn import functional as F
 from minivlm.checkpoint import versions
 from minivlm.config import IGNORE_INDEX, STAGES, Stage
 from minivlm.cost import LENGTHS, Length, flops, kept_by, probe_row
+from minivlm.engine import Engine, held_memory, why_not_compiled
 from minivlm.features import encode
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.processor import MiniVLMProcessor, Rendered
-from minivlm.train import PAD_TO, adamw, give_back_memory, supervised_loss, training_mode
+from minivlm.recipes import SceneRows
+from minivlm.train import PAD_TO, WINDOW, adamw, supervised_loss
 
-PADDED = {"pretrain": 640, "sft": 1536}  # tokens to which MiniMind-V pads every row
-SPREAD = 0.15  # of the lengths around the typical one: rows are seldom alike
+# Tokens to which every row is padded: MiniMind-V's for clip-26m; for scenes about as many times the usual row.
+PADDED = {"clip-26m": {"pretrain": 640, "sft": 1536}, "scenes": {"pretrain": 256, "sft": 512}}
+SPREAD = 0.15  # of made-up lengths around the typical one: rows are seldom alike
 PRODUCT, TIMES = 4096, 10  # the matrix product that a machine's rate is measured with
-ARMS = {"old, fp32": ("old", "fp32"), "engine, fp32": ("new", "fp32"), "engine, bf16": ("new", "bf16")}
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of taking a step."""
+
+    old: bool
+    precision: str
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        """For a table."""
+        return ("old recipe, " if self.old else "engine, ") + self.precision + (" compiled" if self.compiled else "")
+
+
+OLD = Way(True, "fp32")
+OLD_ON_GPU = Way(True, "bf16")  # there it ran in mixed precision
+NEW = (Way(False, "fp32"), Way(False, "bf16"), Way(False, "fp32", True), Way(False, "bf16", True))
 
 
 def matmul_rate(precision: str, device: torch.device | str = "cpu") -> float:
@@ -45,183 +66,252 @@ def matmul_rate(precision: str, device: torch.device | str = "cpu") -> float:
     return 2 * PRODUCT**3 / statistics.median(seconds[1:])
 
 
-def bench_rows(config, name: str, count: int, seed: int = 0) -> list[Rendered]:
-    """Made-up rows of a stage: one picture each, lengths spread evenly around the typical one."""
+def bench_rows(
+    config, processor: MiniVLMProcessor, preset: str, name: str, count: int, seed: int = 0
+) -> list[Rendered]:
+    """Rows of a stage, the shortest first, one grey picture each.
+
+    Those of scenes are the course's own; for clip-26m they are made up, lengths spread evenly around the typical one.
+    """
+    if preset == "scenes":
+        grey = probe_row(config, Length(config.num_image_tokens + 2, 1)).pictures
+        rows = [processor.render(row.messages()) for row in SceneRows(name, count, count, seed)]
+        return sorted((replace(row, pictures=grey) for row in rows), key=lambda row: len(row.input_ids))
     random, typical, rows = np.random.default_rng(seed), LENGTHS[name], []
     for index in range(count):
         share = 1 + SPREAD * random.uniform(-1, 1)
         learnt = round(typical.learnt * share)
         tokens = max(round(typical.tokens * share), config.num_image_tokens + learnt + 8)
         rows.append(probe_row(config, Length(tokens, learnt), seed + index))
-    return rows
+    return sorted(rows, key=lambda row: len(row.input_ids))
 
 
-def old_step(
+@dataclass(frozen=True)
+class Step:
+    """The rows of one step, as both recipes are given them: read, tokenized and on the device before any clock runs."""
+
+    rows: list[Rendered]
+    old: dict[str, torch.Tensor]  # pixel_values, padded to a fixed length
+    new: dict[str, torch.Tensor]  # patch_features, padded to the longest
+
+    @property
+    def learnt(self) -> int:
+        """How many tokens have a label."""
+        return sum(label != IGNORE_INDEX for row in self.rows for label in row.labels)
+
+
+def prepare(
     model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, rows: Sequence[Rendered], padded: int
-) -> torch.Tensor:
+) -> Step:
+    """Both batches of the same rows."""
+    pixels = processor.pixels([row.pictures[0] for row in rows])  # (B, 3, H, W)
+    features = encode(model, [pixels], len(rows), title="")  # (B, N, Dv)
+    known = [replace(row, pictures=[], patch_features=features[i : i + 1]) for i, row in enumerate(rows)]
+    device = model.device
+    old, new = (
+        {name: tensor.to(device) for name, tensor in batch.items()}
+        for batch in (
+            processor.collate(list(rows), pad_to_multiple_of=padded),
+            processor.collate(known, pad_to_multiple_of=PAD_TO),
+        )
+    )
+    return Step(list(rows), old, new)
+
+
+def old_loss(model: MiniVLMForConditionalGeneration, step: Step, precision: str = "fp32") -> torch.Tensor:
     """The old recipe's loss, a mean over learnt tokens: fixed padding, encoder in the step, logits everywhere."""
-    batch = processor.collate(list(rows), pad_to_multiple_of=padded)  # (B, padded)
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    labels = batch.pop("labels")
-    logits = model(**batch, use_cache=False).logits  # (B, padded, V)
+    labels = step.old["labels"]  # (B, padded)
+    shown = {name: tensor for name, tensor in step.old.items() if name != "labels"}
+    with torch.autocast(labels.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(**shown, use_cache=False).logits  # (B, padded, V)
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, padded)
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)
 
 
-def new_step(
-    model: MiniVLMForConditionalGeneration,
-    processor: MiniVLMProcessor,
-    rows: Sequence[Rendered],
-    features: torch.Tensor,
-    precision: str,
-) -> torch.Tensor:
-    """The engine's loss on the same rows, their features (I, N, Dv) known from before: what `train` does in a step."""
-    known = [replace(row, pictures=[], patch_features=features[i : i + 1]) for i, row in enumerate(rows)]
-    batch = processor.collate(known, pad_to_multiple_of=PAD_TO)
-    batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    return supervised_loss(model, batch, precision) / sum(label != IGNORE_INDEX for row in rows for label in row.labels)
+def new_loss(model: MiniVLMForConditionalGeneration, step: Step) -> torch.Tensor:
+    """The engine's loss on the same rows, their features known from before: what `train` does in a step."""
+    return supervised_loss(model, step.new) / step.learnt
+
+
+class Taker:
+    """Takes optimizer steps of a stage in one way, from weights that all ways share."""
+
+    def __init__(self, way: Way, model: MiniVLMForConditionalGeneration, optimizer: torch.optim.Optimizer):
+        # the old recipe mixes precisions by itself, where it does
+        self.way, self.optimizer = way, optimizer
+        self.engine = Engine(model, "fp32" if way.old else way.precision, way.compiled)
+
+    def loss(self, step: Step) -> torch.Tensor:
+        """The loss of a step's rows."""
+        if self.way.old:
+            return old_loss(self.engine.model, step, self.way.precision)
+        return new_loss(self.engine.model, step)
+
+    def seconds(self, step: Step) -> float:
+        """Take the step and say how long that took."""
+        began = time.perf_counter()
+        self.engine.refresh()
+        loss = self.loss(step)
+        self.engine.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        loss.item()  # waits for a GPU
+        return time.perf_counter() - began
+
+    def kept_bytes(self, step: Step) -> int:
+        """What a step keeps from its way forward for its way back, weights and inputs apart."""
+        own = (*self.engine.model.parameters(), *step.old.values(), *step.new.values())
+        return kept_by(lambda: self.loss(step), own)
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What one way of taking a step came to, in one stage."""
+    """What one way of taking a step came to, in one stage. Times are of the median round, and of the extremes."""
 
     seconds_per_row: float
     fastest: float
     slowest: float
+    rows_per_second: float
     learnt_tokens_per_second: float
     share_of_matmul_rate: float
     kept_megabytes_per_row: float
     loss: float
+    ratio: float
+    ratio_from: float
+    ratio_to: float
+
+
+def ways_for(device: torch.device, compiled: bool) -> tuple[Way, ...]:
+    """What is compared on a device; the old recipe comes first."""
+    return (OLD if device.type == "cpu" else OLD_ON_GPU, *(way for way in NEW if compiled or not way.compiled))
 
 
 def bench(
-    model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, name: str, rows: int = 4, rounds: int = 3
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    preset: str,
+    name: str,
+    rows: int = 8,
+    rounds: int = 4,
+    compiled: bool | None = None,
 ) -> dict[str, Arm]:
-    """Take steps of a stage in all ways by turns, on the same rows and the same model. The weights move a little.
+    """Take steps of a stage in all ways by turns, on the same rows and the same weights, which move a little.
 
     Args:
-        name: the stage, "pretrain" or "sft", of the recipe of clip-26m.
+        preset: "scenes" or "clip-26m", whose recipe and rows are taken.
+        name: the stage, "pretrain" or "sft".
         rows: in a step.
-        rounds: of all ways, after one that is not counted.
+        rounds: of all ways, after one that is not counted. Each takes the next of four steps' rows, which were sorted
+            by length together as `train` does it.
+        compiled: also compile the engine's layers; None where that works.
 
     Returns:
-        One `Arm` for each of `ARMS`; losses are those of the first step, before anything moved.
+        One `Arm` for each way, by its name, the old recipe's first; a ratio compares two ways within a round. Losses
+        are those of the first step, before anything moved.
     """
-    stage, made = STAGES["clip-26m"][name], bench_rows(model.config, name, rows)
-    features = encode(model, [processor.pixels([row.pictures[0]]) for row in made], rows, title="")
-    device = model.device
-    ways: dict[str, Callable[[], torch.Tensor]] = {
-        arm: (
-            (lambda: old_step(model, processor, made, PADDED[name]))
-            if way == "old"
-            else (lambda precision=precision: new_step(model, processor, made, features, precision))
-        )
-        for arm, (way, precision) in ARMS.items()
-    }
+    stage = STAGES[preset][name]
+    made = bench_rows(model.config, processor, preset, name, WINDOW * rows)
+    padded = PADDED[preset][name]
+    steps = [prepare(model, processor, made[i : i + rows], padded) for i in range(0, len(made), rows)]
     set_trainable(model, stage)
-    with training_mode(model):
-        kept = {arm: kept_by(way, model.parameters()) / rows / 1e6 for arm, way in ways.items()}
-        with torch.no_grad():
-            losses = {arm: way().item() for arm, way in ways.items()}
-        taken = _by_turns(model, stage, ways, rounds)
-    rates = {precision: matmul_rate(precision, device) for precision in ("fp32", "bf16")}
-    return {arm: _arm(model, stage, made, ARMS[arm], taken[arm], rates, kept[arm], losses[arm]) for arm in ways}
-
-
-def _by_turns(
-    model: MiniVLMForConditionalGeneration, stage: Stage, ways: dict[str, Callable[[], torch.Tensor]], rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of real optimizer steps, all ways in each round; the first round warms up and is left out."""
     optimizer = adamw(model, stage)
-    taken: dict[str, list[float]] = {arm: [] for arm in ways}
-    for _ in range(rounds + 1):
-        for arm, way in ways.items():
-            began = time.perf_counter()
-            loss = way()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=False)
-            loss.item()  # waits for a GPU
-            taken[arm].append(time.perf_counter() - began)
-            give_back_memory()
-    return {arm: seconds[1:] for arm, seconds in taken.items()}
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-6  # nothing is to be learnt from made-up rows
+    chosen = ways_for(model.device, compiled if compiled is not None else not why_not_compiled())
+    torch.compiler.reset()  # it counts what it has compiled, and a stage before this one would make it give up
+    with torch.random.fork_rng(devices=[]), held_memory():
+        takers = [Taker(way, model, optimizer) for way in chosen]
+        kept = [taker.kept_bytes(steps[-1]) for taker in takers]
+        losses = [taker.loss(steps[0]).item() for taker in takers]
+        taken = _by_turns(takers, steps, rounds)
+    rates = {precision: matmul_rate(precision, model.device) for precision in ("fp32", "bf16")}
+    model.zero_grad()
+    return {
+        str(way): _arm(
+            model, stage, way, steps, seconds, taken[0], rates[way.precision], kept[i] / rows / 1e6, losses[i]
+        )
+        for i, (way, seconds) in enumerate(zip(chosen, taken, strict=True))
+    }
 
 
-def _arm(model, stage, rows, way, seconds, rates, kept, loss) -> Arm:
-    """What was measured, per row. The arithmetic counted is what has to be done: the old recipe's padding is not."""
+def _by_turns(takers: Sequence[Taker], steps: Sequence[Step], rounds: int) -> list[list[float]]:
+    """Seconds a row of each taker's steps, all in each round; the first round warms up and is left out."""
+    taken: list[list[float]] = [[] for _ in takers]
+    for turn in range(-1, rounds):
+        step = steps[turn % len(steps)]
+        for taker, seconds in zip(takers, taken, strict=True):
+            seconds.append(taker.seconds(step) / len(step.rows))
+    return [seconds[1:] for seconds in taken]
+
+
+def _arm(model, stage: Stage, way: Way, steps, seconds, old, rate: float, kept: float, loss: float) -> Arm:
+    """What was measured. The arithmetic counted is what has to be done: padding, old or new, is not."""
+    used = [steps[turn % len(steps)] for turn in range(len(seconds))]
+    rows = [row for step in used for row in step.rows]
     lengths = [Length(len(row.input_ids), sum(label != IGNORE_INDEX for label in row.labels)) for row in rows]
     counted = [flops(model.config, stage, length) for length in lengths]
-    encoder = way[0] == "old"
-    needed = sum(value for parts in counted for part, value in parts.items() if encoder or part != "encoder")
-    usual = statistics.median(seconds)
+    needed = sum(value for parts in counted for part, value in parts.items() if way.old or part != "encoder")
+    usual, mean = statistics.median(seconds), statistics.mean(seconds)
+    ratios = [before / now for before, now in zip(old, seconds, strict=True)]
     return Arm(
-        seconds_per_row=usual / len(rows),
-        fastest=min(seconds) / len(rows),
-        slowest=max(seconds) / len(rows),
-        learnt_tokens_per_second=sum(length.learnt for length in lengths) / usual,
-        share_of_matmul_rate=needed / usual / rates[way[1]],
+        seconds_per_row=usual,
+        fastest=min(seconds),
+        slowest=max(seconds),
+        rows_per_second=1 / usual,
+        learnt_tokens_per_second=sum(length.learnt for length in lengths) / len(rows) / mean,
+        share_of_matmul_rate=needed / len(rows) / mean / rate,
         kept_megabytes_per_row=kept,
         loss=loss,
+        ratio=statistics.median(ratios),
+        ratio_from=min(ratios),
+        ratio_to=max(ratios),
     )
-
-
-def compared(arms: dict[str, Arm]) -> dict[str, dict[str, float]]:
-    """How many times as fast as the old recipe each way of the engine is: by the medians, and at least and at most."""
-    (old, *others) = arms
-    base = arms[old]
-    return {
-        arm: {
-            "ratio": base.seconds_per_row / arms[arm].seconds_per_row,
-            "from": base.fastest / arms[arm].slowest,
-            "to": base.slowest / arms[arm].fastest,
-            "memory": base.kept_megabytes_per_row / arms[arm].kept_megabytes_per_row,
-        }
-        for arm in others
-    }
 
 
 def as_text(stages: dict[str, dict[str, Arm]]) -> str:
     """The figures of all stages as a table in plain text."""
-    head = f"{'':<24}{'s a row':>9}{'from':>8}{'to':>8}{'tokens/s':>10}{'of matmul':>11}{'MB a row':>10}{'times':>7}"
+    head = f"{'':<32}{'s a row':>9}{'from':>8}{'to':>8}{'tokens/s':>10}{'of matmul':>11}{'MB a row':>10}{'times':>7}"
     lines = [head]
     for name, arms in stages.items():
-        ratios = compared(arms)
         for title, arm in arms.items():
-            times = f"{ratios[title]['ratio']:.1f}" if title in ratios else ""
             lines.append(
-                f"{name + ', ' + title:<24}{arm.seconds_per_row:>9.3f}{arm.fastest:>8.3f}{arm.slowest:>8.3f}"
+                f"{name + ', ' + title:<32}{arm.seconds_per_row:>9.4f}{arm.fastest:>8.4f}{arm.slowest:>8.4f}"
                 f"{arm.learnt_tokens_per_second:>10.0f}{arm.share_of_matmul_rate:>11.0%}"
-                f"{arm.kept_megabytes_per_row:>10.0f}{times:>7}"
+                f"{arm.kept_megabytes_per_row:>10.1f}{arm.ratio:>7.1f}"
             )
     return "\n".join(lines)
 
 
 def plot(stages: dict[str, dict[str, Arm]]) -> Figure:
-    """Bars of seconds a row, a panel for each stage, with the spread of the rounds; lower is better."""
-    figure = Figure(figsize=(9, 1.1 + 0.5 * len(ARMS)), layout="constrained")
-    for axes, (name, arms) in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages.items(), strict=True):
-        seconds = [arm.seconds_per_row for arm in arms.values()]
-        spread = [[arm.seconds_per_row - arm.fastest for arm in arms.values()],
-                  [arm.slowest - arm.seconds_per_row for arm in arms.values()]]  # fmt: skip
-        axes.barh(list(arms), seconds, xerr=spread, color="#006BA4", ecolor="#3B3B3B", height=0.6)
+    """Bars of milliseconds a row, a panel for each stage, with the spread of the rounds; lower is better."""
+    ways = max(len(arms) for arms in stages.values())
+    figure = Figure(figsize=(10, 1.1 + 0.45 * ways), layout="constrained")
+    panels = figure.subplots(1, len(stages), squeeze=False, sharey=True)[0]
+    for axes, (name, arms) in zip(panels, stages.items(), strict=True):
+        times = [1e3 * arm.seconds_per_row for arm in arms.values()]
+        spread = [[1e3 * (arm.seconds_per_row - arm.fastest) for arm in arms.values()],
+                  [1e3 * (arm.slowest - arm.seconds_per_row) for arm in arms.values()]]  # fmt: skip
+        colours = ["#8A8A8A", *["#006BA4"] * (len(arms) - 1)]
+        axes.barh(list(arms), times, xerr=spread, color=colours, ecolor="#3B3B3B", height=0.6)
         axes.invert_yaxis()
-        for place, value in enumerate(seconds):
-            axes.annotate(f"{value:.2f} s", (value, place), (8, 8), textcoords="offset points", fontsize=9)
-        axes.set(title=f"{name}: seconds a row", xlim=(0, 1.25 * max(seconds)))
+        for place, arm in enumerate(arms.values()):
+            text = f"{1e3 * arm.seconds_per_row:.0f} ms" + (f"  ({arm.ratio:.1f}×)" if place else "")
+            axes.annotate(text, (1e3 * arm.slowest, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.set(title=f"{name}: milliseconds a row", xlim=(0, 1.35 * max(times)))
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def write(folder: Path, stages: dict[str, dict[str, Arm]], command: str) -> Path:
+def write(folder: Path, preset: str, rows: int, stages: dict[str, dict[str, Arm]], command: str) -> Path:
     """Keep the figures as `bench.json` and the plot as `bench.png`; returns the JSON file."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "command": command,
+        "preset": preset,
+        "rows_per_step": rows,
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "stages": {name: {title: asdict(arm) for title, arm in arms.items()} for name, arms in stages.items()},
-        "compared": {name: compared(arms) for name, arms in stages.items()},
     }
     plot(stages).savefig(folder / "bench.png", dpi=144)
     file = folder / "bench.json"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from minivlm.config import CLIP_B16, IMAGE_TOKEN, MINIMIND2_V, PROMPTS
+from minivlm.config import CLIP_B16, IMAGE_TOKEN, MINIMIND2_V, PRESETS, PROMPTS
 from minivlm.paths import BASE, PRETRAIN, SFT, data_folder
 from minivlm.processes import launched
 
@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--to", choices=("llava",), default="llava", help="LlavaForConditionalGeneration (default)")
     export.add_argument("--model", type=Path, help="a checkpoint (default: the shipped one after stage 2)")
     _import_options(command("import", _import, "make a checkpoint of what others published: CLIP and MiniMind"))
-    _bench_options(command("bench", _bench, "time the engine beside the recipe it grew from, at the true 26M shape"))
+    _bench_options(command("bench", _bench, "time the engine beside the recipe it grew from"))
     base = command(
         "base", _base, "make the base models: tokenizer, encoder, language model (about 80 minutes; resumable)"
     )
@@ -104,6 +104,9 @@ def _training_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--out", type=Path, help=f"the folder to write (default {out})")
     parser.add_argument("--seed", type=_natural, default=0, help="W at the start, rows and their order (default 0)")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="default: measured")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="compile the layers (default: where it pays and works)"
+    )
     parser.add_argument("--pictures", type=_positive, help="training pictures to draw (default 5000)")
     parser.add_argument("--scale", type=_factor, help="shorten or stretch both stages (default 1)")
     parser.add_argument("--anew", action="store_true", help="do not go on with what lies in --out")
@@ -158,8 +161,12 @@ def _import_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _bench_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rows", type=_positive, default=4, help="in a step (default 4)")
-    parser.add_argument("--rounds", type=_positive, default=3, help="steps of each kind that count (default 3)")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="clip-26m", help="default: the true 26M shape")
+    parser.add_argument("--rows", type=_positive, default=8, help="in a step (default 8)")
+    parser.add_argument("--rounds", type=_positive, default=4, help="steps of each kind that count (default 4)")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, help="time compiled layers, too (default: where that works)"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="the folder for bench.json and bench.png")
 
 
@@ -218,6 +225,7 @@ def _plan(options: argparse.Namespace, out: str, **more):
         data=data_folder(),
         seed=options.seed,
         precision=options.precision,
+        compiled=options.compile,
         pictures=options.pictures or PICTURES,
         steps_scale=options.scale or 1.0,
         resume=not options.anew,
@@ -265,7 +273,7 @@ def _train_on_rows(options: argparse.Namespace, plan, parent: Path, model, proce
     precision = None if plan.precision == "auto" else plan.precision
     train_on_index(
         options.rows, stage, model, processor, parent, plan.out, options.features,
-        seed=plan.seed, precision=precision, resume=plan.resume, command=plan.command,
+        seed=plan.seed, precision=precision, compiled=plan.compiled, resume=plan.resume, command=plan.command,
     )  # fmt: skip
 
 
@@ -382,13 +390,23 @@ def _import(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
+    import torch
+
     from minivlm.bench import as_text, bench, write
+    from minivlm.checkpoint import load_checkpoint
     from minivlm.pretrained import RANDOM, build
 
-    model, processor, _ = build(RANDOM, RANDOM)
-    stages = {name: bench(model, processor, name, options.rows, options.rounds) for name in (PRETRAIN, SFT)}
+    if options.preset == "scenes":
+        model, processor, _ = load_checkpoint(data_folder() / BASE)
+    else:
+        model, processor, _ = build(RANDOM, RANDOM)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    stages = {
+        name: bench(model, processor, options.preset, name, options.rows, options.rounds, options.compile)
+        for name in (PRETRAIN, SFT)
+    }
     print(as_text(stages))
-    print(f"Written: {write(options.out, stages, options.typed)}")
+    print(f"Written: {write(options.out, options.preset, options.rows, stages, options.typed)}")
 
 
 def _base(options: argparse.Namespace) -> None:

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from minivlm.config import IGNORE_INDEX, MiniVLMConfig, Stage
+from minivlm.engine import Engine, give_back_memory
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.processor import MiniVLMProcessor, Rendered
-from minivlm.train import adamw, give_back_memory, supervised_loss, training_mode
+from minivlm.train import adamw, supervised_loss
 
 PARTS = ("encoder", "W", "language model, forward", "language model, backward", "head")
 
@@ -85,23 +86,24 @@ def memory(
     """
     set_trainable(model, stage)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    copied = 2 if precision == "bf16" else 0  # bytes of a weight in the engine's working copy, and of its gradient
     one, two = (
         kept_bytes(model, on_device(model, processor.collate([probe_row(model.config, length)] * rows)), precision)
         for rows in (1, 2)
     )
     return Memory(
-        weights=sum(p.numel() * p.element_size() for p in model.parameters()),
-        gradients=4 * trained,
+        weights=sum(p.numel() * (p.element_size() + copied) for p in model.parameters()),
+        gradients=(4 + copied) * trained,
         optimizer=8 * trained,
-        # what is kept once for all rows, such as the weights in 16 bits, counts once
+        # what is kept once for all rows counts once
         activations=one + (stage.batch_size - 1) * (two - one),
     )
 
 
 def kept_bytes(model: MiniVLMForConditionalGeneration, batch: dict[str, torch.Tensor], precision: str) -> int:
     """The bytes that a training step keeps from its way forward for its way back, weights and inputs apart."""
-    with training_mode(model):
-        kept = kept_by(lambda: supervised_loss(model, batch, precision), (*model.parameters(), *batch.values()))
+    worker = Engine(model, precision).model
+    kept = kept_by(lambda: supervised_loss(worker, batch), (*worker.parameters(), *batch.values()))
     give_back_memory()
     return kept
 
@@ -160,16 +162,18 @@ def probe(
         group["lr"] = stage.learning_rates[group["part"]]
     batch = on_device(model, processor.collate([probe_row(model.config, length, seed) for seed in range(rows)]))
     learnt, seconds, losses = int((batch["labels"] != IGNORE_INDEX).sum()), [], []
-    with training_mode(model):
-        for _ in range(steps):
-            began = time.perf_counter()
-            loss = supervised_loss(model, batch, precision) / learnt
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=False)
-            losses.append(loss.item())  # waits for a GPU
-            seconds.append(time.perf_counter() - began)
-    del optimizer, batch
+    engine = Engine(model, precision)
+    for _ in range(steps):
+        began = time.perf_counter()
+        loss = supervised_loss(engine.model, batch) / learnt
+        engine.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        engine.refresh()
+        losses.append(loss.item())  # waits for a GPU
+        seconds.append(time.perf_counter() - began)
+    model.zero_grad()
+    del optimizer, batch, engine
     give_back_memory()
     return Probe(rows, tuple(seconds), tuple(losses))
 

@@ -35,6 +35,7 @@ from minivlm.base import language_model, loop
 from minivlm.checkpoint import load_checkpoint, read_meta, save_checkpoint
 from minivlm.config import PROMPTS, STAGES, MiniVLMConfig, Stage
 from minivlm.data import Row
+from minivlm.engine import choose_precision
 from minivlm.evaluate import (
     LONG,
     POPE_WAYS,
@@ -54,7 +55,7 @@ from minivlm.processor import MiniVLMProcessor
 from minivlm.recipes import SceneRows, language_of
 from minivlm.scenes.facts import USUAL, Scene, random_stream, sample_scene
 from minivlm.scenes.language import caption, read_facts
-from minivlm.train import choose_precision, text_probe, train
+from minivlm.train import text_probe, train
 
 SHIPPED = "results/experiments.json"
 SMALL_LM = "small_lm"  # a base checkpoint beside `base`, with a smaller language model

@@ -29,6 +29,7 @@ from minivlm.checkpoint import (
     require_writable,
 )
 from minivlm.config import PRESETS, PROMPTS, STAGES, MiniVLMConfig, Stage
+from minivlm.engine import choose_precision
 from minivlm.evaluate import EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED, Exam, evaluate, prepare_exam
 from minivlm.feature_store import FeatureStore, FeatureStoreError, fill, plan_store, stored_precision, worth
 from minivlm.features import BATCH, FeatureCache
@@ -42,7 +43,7 @@ from minivlm.report import read_seeds, write_report
 from minivlm.scenes.draw import draw
 from minivlm.scenes.facts import sample_scene
 from minivlm.scenes.table import TABLE
-from minivlm.train import choose_precision, train
+from minivlm.train import train
 
 PICTURES = 5000  # of training, the same for both stages
 RESULTS, SEEDS = "results.json", "results/seeds.json"
@@ -58,6 +59,7 @@ class Plan:
         data: the folder of the base weights.
         seed: decides W at the start, the rows and their order. The exam is the same for every seed.
         precision: of training, "bf16", "fp32", or "auto" for what a one-second probe finds faster.
+        compiled: as in `train`.
         pictures: how many pictures both stages train with.
         steps_scale: shortens or stretches both stages.
         exam: pictures of the exam; the hold-out and the questions shrink with it.
@@ -69,6 +71,7 @@ class Plan:
     data: Path
     seed: int = 0
     precision: str = "auto"
+    compiled: bool | None = None
     pictures: int = PICTURES
     steps_scale: float = 1.0
     exam: int = EXAM_PICTURES
@@ -161,7 +164,7 @@ def train_stage(
     rows = SceneRows(name, plan.pictures, stage.steps * stage.batch_size * stage.accumulation, plan.seed)
     return train(
         model, processor, rows, stage, out, parent=parent, seed=plan.seed,
-        features=cache, precision=precision, resume=plan.resume, command=plan.command,
+        features=cache, precision=precision, compiled=plan.compiled, resume=plan.resume, command=plan.command,
     )  # fmt: skip
 
 

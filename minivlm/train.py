@@ -6,17 +6,14 @@ the bytes of one that never was, and several processes learn what one learns: ea
 and all add up what they found in one message.
 """
 
-import ctypes
 import hashlib
 import io
 import json
 import math
 import pickle
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -43,6 +40,7 @@ from minivlm.checkpoint import (
 )
 from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
 from minivlm.data import Row
+from minivlm.engine import PRECISIONS, Engine, choose_compiled, choose_precision, give_back_memory, held_memory
 from minivlm.feature_store import FeatureStore
 from minivlm.features import FeatureCache
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration, draw_projector, ledger, set_trainable
@@ -51,7 +49,15 @@ from minivlm.processor import MiniVLMProcessor, Rendered
 
 WINDOW = 4  # steps whose rows are sorted by length together
 LOG, RESUME = "log.jsonl", "resume.pt"
-IDENTITY = ("stage", "parent", "seed", "precision", "rows", "recipe")  # what makes a run this one and no other
+IDENTITY = (
+    "stage",
+    "parent",
+    "seed",
+    "precision",
+    "compiled",
+    "rows",
+    "recipe",
+)  # what makes a run this one and no other
 PROBE_TEXTS = (
     "A red car and a white dog are in a park.",
     "公园里有一辆红色的汽车和一只白色的狗。",
@@ -61,7 +67,6 @@ PROBE_TOLERANCE = 0.02
 ANEW = "start anew with resume=False (on the command line: --anew)"
 TIDY_EVERY = 10  # steps
 PAD_TO = 32  # tokens: with few different shapes a step takes a tenth less time, and a fifth less memory stays behind
-BF16_GAIN = 0.9  # bf16 costs digits: it must take less than this share of the time of fp32
 
 
 class TrainingError(ValueError):
@@ -79,6 +84,7 @@ def train(
     seed: int = 0,
     features: FeatureCache | FeatureStore | None = None,
     precision: str | None = None,
+    compiled: bool | None = None,
     resume: bool = True,
     save_every: int = 200,
     on_step: Callable[[int, float, MiniVLMForConditionalGeneration], None] | None = None,
@@ -94,7 +100,8 @@ def train(
         out: the checkpoint to write. It holds the parts that trained; the others are taken from `parent`. Of several
             processes only the main one reads and writes it: they need no disk in common.
         features: what the encoder made of the rows' pictures; None encodes them in every step.
-        precision: "fp32", or "bf16" to multiply in 16 bits (weights stay in 32); None measures, `choose_precision`.
+        precision: "fp32", or "bf16" to compute in 16 bits (the weights stay in 32); None measures, `choose_precision`.
+        compiled: compile the language model's layers; None where it pays and works, `choose_compiled`.
         resume: go on if `out` holds this very run. False starts anew and replaces it.
         save_every: steps from one checkpoint to the next.
         on_step: called after every step, in the main process, with the steps done, the loss and the model.
@@ -110,13 +117,18 @@ def train(
         CheckpointError, RowError, PictureError, FeatureError: what was given cannot be used.
         OSError: the checkpoint cannot be written: found out before the first step, but for a disk that fills up.
         ProcessError: another process stopped.
+        EngineError: the layers shall be compiled and cannot be.
         KeyboardInterrupt: Ctrl-C. The step at hand was finished and a checkpoint written.
     """
     order = RowOrder(rows, processor, stage.batch_size * stage.accumulation, seed)
     run = Run(model, processor, stage, order, features, Path(out), Path(parent))
-    run.begin(precision, command, resume)
-    with training_mode(model), first_interrupt() as interrupted:
-        run.to_the_end(save_every, on_step, interrupted)
+    run.begin(precision, compiled, command, resume)
+    devices = [model.device] if model.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices), held_memory(), first_interrupt() as interrupted:
+            run.to_the_end(save_every, on_step, interrupted)
+    finally:
+        model.zero_grad()
     return run.log
 
 
@@ -134,14 +146,14 @@ class Run:
     processes: PartialState = field(default_factory=processes)
     log: list[dict[str, Any]] = field(default_factory=list)
 
-    def begin(self, precision: str | None, command: str, resume: bool) -> None:
+    def begin(self, precision: str | None, compiled: bool | None, command: str, resume: bool) -> None:
         """Check what was given, free what trains, and go on from `out` if it holds this run; print the ledger."""
         count = self.processes.num_processes
         if self.stage.batch_size < count:
             raise TrainingError(
                 f"a batch of {self.stage.batch_size} cannot be dealt to {count} processes; raise batch_size"
             )
-        if precision not in (None, "fp32", "bf16"):
+        if precision not in (None, *PRECISIONS):
             raise TrainingError(f"there is no precision {precision!r}; choose 'fp32' or 'bf16', or None to measure")
         earlier = from_main(lambda: self._found(resume))
         self.model.to(self.processes.device)
@@ -155,6 +167,7 @@ class Run:
             "recipe": asdict(self.stage),
             "rows": {"count": len(self.order.rows), "first": self.order.fingerprint()},
             "precision": from_main(lambda: precision or earlier.get("precision") or choose_precision(self.model)),
+            "compiled": from_main(lambda: self._compiled(compiled, earlier)),
             "parent": origin,
         }
         self.about = json.loads(json.dumps(about))  # as it will be read back
@@ -166,6 +179,12 @@ class Run:
         if earlier:
             self.resume(earlier)
         self.processes.print(ledger(self.model, self.stage))
+
+    def _compiled(self, wanted: bool | None, earlier: Mapping[str, Any]) -> bool:
+        """What was asked for, or what the run in `out` did; else whether it pays."""
+        if wanted is None and not earlier:
+            return choose_compiled(self.model, self.stage.steps * self.order.rows_per_step)
+        return bool(earlier.get("compiled")) if wanted is None else wanted
 
     def _found(self, resume: bool) -> dict[str, Any]:
         """What the run in `out` says about itself, if there is one to go on with. The place itself is checked first."""
@@ -188,6 +207,7 @@ class Run:
     def to_the_end(self, save_every: int, on_step: Callable | None, interrupted: threading.Event) -> None:
         """All steps that are left, with a checkpoint every so often and at the end."""
         main, steps = self.processes.is_main_process, self.stage.steps
+        self.engine = Engine(self.model, self.about["precision"], self.about["compiled"])
         bar = tqdm(total=steps, initial=len(self.log), desc=f"stage {self.stage.name}", unit="step", disable=not main)
         stop = False
         with bar:
@@ -231,9 +251,9 @@ class Run:
         torch.manual_seed(_seed(self.about["seed"], step, self.processes.process_index))  # for dropout
         loss = torch.zeros((), device=self.processes.device)
         for part in deal(rows, self.processes.process_index, self.processes.num_processes, self.stage.accumulation):
-            share = supervised_loss(self.model, self._batch(part), self.about["precision"]) / supervised
+            share = supervised_loss(self.engine.model, self._batch(part)) / supervised
             if share.requires_grad:  # a part without any picture teaches W nothing
-                share.backward()
+                self.engine.backward(share)
             loss += share.detach()
         loss, stop = self._sum_over_processes(loss, interrupted.is_set())
         norm = clip_grad_norm_(self.parameters, self.stage.clip_norm).item()
@@ -245,6 +265,7 @@ class Run:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
+        self.engine.refresh()
         tokens, seconds = sum(len(row.input_ids) for row in rows), time.perf_counter() - began
         entry = {"step": step + 1, "loss": loss, "learning_rates": rates, "grad_norm": norm}
         entry |= {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
@@ -385,9 +406,7 @@ def deal(rows: list[Rendered], process: int, processes: int, accumulation: int) 
     return [mine[i : i + size] for i in range(0, len(mine), size)]
 
 
-def supervised_loss(
-    model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor], precision: str
-) -> torch.Tensor:
+def supervised_loss(model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The sum of the next-token loss over the batch's supervised tokens, in float32.
 
     Logits are computed only where some row of the batch has something to learn: not over the pictures, for one.
@@ -396,8 +415,7 @@ def supervised_loss(
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T) what comes next
     kept = (targets != IGNORE_INDEX).any(dim=0).nonzero().flatten()  # (K,) places
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    with torch.autocast(labels.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits  # (B, K, V)
+    logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits  # (B, K, V)
     logits, targets = logits.float().flatten(0, 1), targets[:, kept].flatten()  # (B * K, V), (B * K,)
     return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
 
@@ -478,43 +496,10 @@ def text_probe(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcess
     ).item()
 
 
-def give_back_memory() -> None:
-    """Hand freed memory back to the system, where its C library does not do so by itself.
-
-    Every batch has another length, so what a step frees seldom fits the next one; glibc keeps the pieces, and in 420
-    steps they grew to half of a process's memory. Giving them back cost no time that could be measured.
-    """
-    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        trim(0)
-
-
-def choose_precision(model: MiniVLMForConditionalGeneration, seconds: float = 1.0) -> str:
-    """ "bf16" where this processor multiplies matrices of the model's shape clearly faster in 16 bits, else "fp32".
-
-    Some processors are 4.5 times as fast in bf16, others slower, and none of them says so: it is measured, forward
-    and backward through one layer's two large matrices, each way in turn, the best time of each.
-    """
-    config, device = model.config.text_config, model.device
-    width, inner = config.hidden_size, getattr(config, "intermediate_size", 4 * config.hidden_size)
-    up, down = (torch.ones(shape, device=device, requires_grad=True) for shape in ((inner, width), (width, inner)))
-    rows = torch.ones(2048, width, device=device)  # about what a batch holds
-    best = {"fp32": math.inf, "bf16": math.inf}
-    until = time.perf_counter() + seconds
-    while time.perf_counter() < until or math.inf in best.values():
-        for precision in best:
-            began = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                total = F.linear(F.linear(rows, up), down).sum()
-            total.backward()
-            up.grad[0, 0].item()  # waits for a GPU
-            best[precision] = min(best[precision], time.perf_counter() - began)
-    return "bf16" if best["bf16"] < BF16_GAIN * best["fp32"] else "fp32"
-
-
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """The first thing by which the other is another run than the one, in words; nothing if they are the same."""
     for key in IDENTITY:
-        if other.get(key) != one[key]:
+        if other.get(key, False) != one[key]:
             return f"{key} is {other.get(key)}, not {one[key]}"
     return ""
 
@@ -526,20 +511,3 @@ def _holds_something(folder: Path) -> bool:
 
 def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1)[0])
-
-
-@contextmanager
-def training_mode(model: MiniVLMForConditionalGeneration) -> Iterator[None]:
-    """Train, then evaluate again; the program's random numbers stay as they were."""
-    language_model, device = model.language_model, model.device
-    attention = language_model.config._attn_implementation
-    if device.type == "cpu":  # where a step in bf16 takes a fifth to a third less time than with the fused kernel
-        language_model.set_attn_implementation("eager")
-    model.train()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            model.eval()
-            model.zero_grad()
-            language_model.set_attn_implementation(attention)

@@ -47,7 +47,7 @@ def test_trainer_trains_w_alone_and_its_loss_is_ours(model, processor, rows, tmp
     )  # fmt: skip
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=processor.collate)
     batch = processor.collate(rows[:4])
-    ours = supervised_loss(model, batch, "fp32").item() / int((batch["labels"] != -100).sum())
+    ours = supervised_loss(model, batch).item() / int((batch["labels"] != -100).sum())
     with torch.no_grad():
         theirs = trainer.compute_loss(model, dict(batch)).item()
     assert theirs == pytest.approx(ours, rel=1e-5)

@@ -35,6 +35,7 @@ from minivlm.base.corpus import Conversation, listed_scene, small_talk, translat
 from minivlm.checkpoint import load_checkpoint
 from minivlm.config import PROMPTS, STAGES
 from minivlm.data import Row
+from minivlm.engine import choose_precision
 from minivlm.evaluate import exam_questions, is_right, normalised
 from minivlm.experiments import Effect, effect
 from minivlm.features import FeatureCache
@@ -48,7 +49,7 @@ from minivlm.recipes import SceneRows
 from minivlm.scenes.facts import Scene, sample_scene
 from minivlm.scenes.language import read_facts
 from minivlm.scenes.words import LANGUAGES
-from minivlm.train import choose_precision, train
+from minivlm.train import train
 
 COMMAND = "python -m minivlm.notebook.forgetting"
 RESULTS = Path("results") / "forgetting.json"

@@ -1,0 +1,277 @@
+"""The engine computes what the model computes: the library's attention and a plain backward pass are the oracles."""
+
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from training import save_base, some_features, some_rows, stage
+from transformers.models.llama.modeling_llama import eager_attention_forward
+
+import minivlm.engine
+from minivlm.checkpoint import load_checkpoint, read_meta
+from minivlm.config import IGNORE_INDEX
+from minivlm.engine import (
+    LEAN,
+    Engine,
+    EngineError,
+    choose_compiled,
+    choose_precision,
+    held_memory,
+    lean_attention,
+    why_not_compiled,
+)
+from minivlm.model import set_trainable
+from minivlm.train import supervised_loss, train
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    """Where tests must not be skipped, a missing compiler is a fault."""
+    if reason := why_not_compiled():
+        assert not os.environ.get("CI"), reason
+        pytest.skip(f"torch.compile does not work here: {reason}")
+
+
+def mixed_batch(model, processor) -> dict[str, torch.Tensor]:
+    """Rows with one picture, with two, and with none."""
+    features = some_features(model.config)
+    rows = [processor.render(row.messages(), row.where) for row in some_rows(10)]
+    rows = [replace(row, patch_features=features[row.pictures]) if row.pictures else row for row in rows]
+    assert {len(row.pictures) for row in rows} == {0, 1, 2}
+    return processor.collate(rows, pad_to_multiple_of=32)
+
+
+def gradients(model) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def plainly(model, batch) -> tuple[float, dict[str, torch.Tensor]]:
+    """The loss and the gradients by the model itself: logits everywhere, the library's loss, its eager attention."""
+    model.language_model.set_attn_implementation("eager")
+    count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+    loss = model(**batch).loss * count
+    loss.backward()
+    found = loss.item(), gradients(model)
+    model.zero_grad()
+    model.language_model.set_attn_implementation("sdpa")
+    return found
+
+
+# ---- attention
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("masked", [True, False])
+def test_lean_attention_is_the_librarys_eager_one(groups, masked):
+    random = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(3, heads, 9, 8, generator=random, dtype=torch.float64, requires_grad=True)
+        for heads in (4, groups, groups)
+    )
+    never = torch.finfo(torch.float32).min
+    mask = torch.full((9, 9), never, dtype=torch.float64).triu(1).repeat(3, 1, 1, 1)
+    mask[1, :, :, :3] = never  # padded on the left: the first queries see nothing at all
+    module = nn.Module()
+    module.num_key_value_groups = 4 // groups
+    found = []
+    for attention in (lean_attention, eager_attention_forward):
+        read, _ = attention(module, query, key, value, mask if masked else None, scaling=0.3, dropout=0.0)
+        (read * torch.arange(8)).sum().backward()
+        found.append([read.detach(), *(tensor.grad for tensor in (query, key, value))])
+        for tensor in (query, key, value):
+            tensor.grad = None
+    for lean, eager in zip(*found, strict=True):
+        torch.testing.assert_close(lean, eager, rtol=1e-5, atol=1e-6)  # the library softens in 32 bits
+
+
+def test_lean_attention_drops_weights_only_while_it_trains():
+    query = torch.randn(1, 2, 5, 4)
+    module = nn.Module().train()
+    kept, _ = lean_attention(module.eval(), query, query, query, None, 1.0, dropout=0.5)
+    torch.testing.assert_close(kept, lean_attention(module, query, query, query, None, 1.0)[0])
+    torch.manual_seed(0)
+    assert not torch.allclose(lean_attention(module.train(), query, query, query, None, 1.0, dropout=0.5)[0], kept)
+
+
+# ---- the working copy
+
+
+@pytest.mark.parametrize("name", ["pretrain", "sft"])
+def test_in_32_bits_loss_and_gradient_are_the_models_own(model, processor, name):
+    set_trainable(model, stage(name))
+    batch = mixed_batch(model, processor)
+    loss, expected = plainly(model, batch)
+    engine = Engine(model, "fp32")
+    found = supervised_loss(engine.model, batch)
+    engine.backward(found)
+    assert found.item() == pytest.approx(loss, rel=1e-5)
+    assert gradients(model).keys() == expected.keys()
+    for key, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[key], rtol=1e-4, atol=1e-5 * expected[key].abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["pretrain", "sft"])
+def test_in_16_bits_the_gradient_points_the_same_way_and_adds_up_in_32(model, processor, name):
+    set_trainable(model, stage(name))
+    batch = mixed_batch(model, processor)
+    loss, expected = plainly(model, batch)
+    engine = Engine(model, "bf16")
+    assert {p.dtype for p in engine.model.parameters()} == {torch.bfloat16}
+    assert engine.model.language_model.config._attn_implementation == LEAN
+    found = supervised_loss(engine.model, batch)
+    assert found.dtype == torch.float32 and found.item() == pytest.approx(loss, rel=0.02)
+    engine.backward(found)
+    once = gradients(model)
+    assert once.keys() == expected.keys() and {g.dtype for g in once.values()} == {torch.float32}
+    one, other = (torch.cat([g[key].flatten() for key in expected]) for g in (once, expected))
+    assert torch.cosine_similarity(one, other, dim=0) > 0.99
+    engine.backward(supervised_loss(engine.model, batch))
+    for key, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, 2 * once[key], rtol=1e-6, atol=0)
+
+
+def test_a_step_too_small_for_16_bits_is_not_lost(model, processor):
+    set_trainable(model, stage("pretrain"))
+    engine = Engine(model, "bf16")
+    weight = model.projector.weight
+    with torch.no_grad():
+        weight.fill_(1.0)
+    engine.refresh()
+    for _ in range(8):
+        with torch.no_grad():
+            weight.add_(2**-10)  # a bfloat16 next to 1 is 2**-7 away
+        engine.refresh()
+    assert torch.equal(engine.model.projector.weight, torch.full_like(weight, 1 + 2**-7, dtype=torch.bfloat16))
+
+
+def test_the_model_itself_is_left_alone(model, processor):
+    set_trainable(model, stage("sft"))
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    engine = Engine(model, "bf16")
+    assert engine.model.training and not engine.model.vision.training and not model.training
+    assert model.language_model.config._attn_implementation == model.config.text_config._attn_implementation == "sdpa"
+    with torch.no_grad():
+        for parameter in engine.model.parameters():
+            parameter.zero_()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_tied_head_stays_tied(model, precision):
+    engine = Engine(model, precision)
+    assert engine.model.get_output_embeddings().weight is engine.model.get_input_embeddings().weight
+    shared = engine.model.projector.weight is model.projector.weight
+    assert shared == (precision == "fp32")
+
+
+# ---- compiled layers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "close"), [("fp32", 1e-5), ("bf16", 0.02)])
+def test_compiled_layers_compute_the_same(model, processor, compiler, precision, close):
+    set_trainable(model, stage("sft"))
+    batch = mixed_batch(model, processor)
+    loss, expected = plainly(model, batch)
+    engine = Engine(model, precision, compiled=True)
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())  # nothing is left of the trial
+    found = supervised_loss(engine.model, batch)
+    engine.backward(found)
+    assert found.item() == pytest.approx(loss, rel=close)
+    one, other = (torch.cat([g[key].flatten() for key in expected]) for g in (gradients(model), expected))
+    assert 1 - torch.cosine_similarity(one, other, dim=0) < close / 2
+
+
+@pytest.mark.slow
+def test_a_compiled_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not(model, processor, compiler, tmp_path):
+    base = save_base(tmp_path / "base", model, processor)
+    part, features = stage("pretrain", steps=6), some_features(model.config)
+
+    def start(out, on_step=None, compiled=None):
+        # what a new process has not compiled, this one shall not have either
+        torch.compiler.reset()
+        parent = load_checkpoint(base)[:2]
+        given = {"parent": base, "features": features, "precision": "bf16", "compiled": compiled, "on_step": on_step}
+        train(*parent, some_rows(), part, tmp_path / out, **given)
+        return {file.name: file.read_bytes() for file in (tmp_path / out).glob("*.safetensors")}
+
+    whole = start("whole", compiled=True)
+    assert read_meta(tmp_path / "whole")["compiled"] is True
+    with pytest.raises(KeyboardInterrupt):
+        start("parts", lambda step, loss, _: step == 3 and os.kill(os.getpid(), signal.SIGINT), compiled=True)
+    assert start("parts") == whole  # without being told, it goes on compiled
+    assert read_meta(tmp_path / "parts")["compiled"] is True
+
+
+def test_compiling_that_fails_says_why_and_what_to_do(model, monkeypatch):
+    def refuse(self, **_):
+        raise RuntimeError("no compiler g++\nand much more")
+
+    set_trainable(model, stage("sft"))
+    monkeypatch.setattr(nn.Module, "compile", refuse)
+    with pytest.raises(
+        EngineError, match=r"compiled here \(no compiler g\+\+\); torch.compile needs a C\+\+ compiler.*--no-compile"
+    ):
+        Engine(model, "fp32", compiled=True)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_only_a_long_run_is_compiled_and_only_where_that_works(model, monkeypatch, capsys, works):
+    tried = []
+
+    def attempt():
+        tried.append(1)
+        return "" if works else "no compiler"
+
+    monkeypatch.setattr(minivlm.engine, "why_not_compiled", attempt)
+    weights = sum(p.numel() for p in model.language_model.parameters())
+    enough = minivlm.engine.COMPILE_FROM / weights
+    assert not choose_compiled(model, int(enough) - 1) and not tried
+    assert choose_compiled(model, int(enough) + 1) is works
+    assert ("Not compiled" in capsys.readouterr().out) is not works
+
+
+def test_the_courses_own_stages_are_long_enough_to_be_compiled():
+    from minivlm.config import STAGES, preset_config
+
+    for name, recipe in STAGES.items():
+        text = preset_config(name).text_config
+        layer = 3 * text.hidden_size * text.intermediate_size  # the least that there is
+        for part in recipe.values():
+            rows = part.steps * part.batch_size * part.accumulation
+            assert rows * layer * text.num_hidden_layers > minivlm.engine.COMPILE_FROM
+
+
+# ---- precision and memory
+
+
+@pytest.mark.parametrize(("bf16", "choice"), [(0.5, "bf16"), (0.95, "fp32"), (3.0, "fp32")])
+def test_precision_is_what_was_measured_to_be_faster(bf16, choice, model, monkeypatch):
+    clock = [0.0]
+    linear = torch.nn.functional.linear
+
+    def slow(given, *others):
+        clock[0] += bf16 if given.dtype == torch.bfloat16 else 1.0
+        return linear(given, *others)
+
+    monkeypatch.setattr(minivlm.engine.F, "linear", slow)
+    monkeypatch.setattr(minivlm.engine.time, "perf_counter", lambda: clock[0])
+    assert choose_precision(model) == choice
+
+
+def test_memory_is_held_between_steps_and_given_back_in_the_end():
+    if minivlm.engine._glibc() is None:
+        pytest.skip("only glibc has to be told")
+    from pathlib import Path
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    before = resident()
+    with held_memory():
+        torch.ones(50_000_000)  # 200 MB
+        assert resident() > before + 150
+    assert resident() < before + 50
