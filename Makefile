@@ -22,6 +22,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -c $(CONSTRAINTS
 PROJECT := .[course,test]
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 COVERAGE := --cov=minivlm --cov-report=term --cov-fail-under=90
+# One process per core, two at most. A file's tests stay in one process, since they share what takes long to prepare.
+IN_PARALLEL := -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # $(call timed,NAME,COMMAND): run the command, then say how long it took.
 timed = @start=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - start)) s"
@@ -39,7 +41,7 @@ run: environment ## make the environment, train both stages, evaluate, write the
 test: environment lint unit nbval browser ## make the environment, run every test
 
 check: environment ## the quick part of the tests, in two minutes
-	$(call timed,quick tests,$(BIN)/python -m pytest -m "not slow and not browser")
+	$(call timed,quick tests,$(BIN)/python -m pytest -m "not slow and not browser" $(IN_PARALLEL))
 
 lab: environment ## open JupyterLab on the notebooks
 	$(BIN)/jupyter lab notebooks
@@ -49,9 +51,11 @@ lint: environment ## ruff: style and format
 
 # tests fetch nothing, whether or not there is a network
 unit nbval browser: export HF_HUB_OFFLINE := 1
+# conftest.py gives each test process one thread; this gives one to whatever a test starts, so that none waits for a core
+unit check: export OMP_NUM_THREADS := 1
 
 unit: environment ## the package's tests, with line coverage
-	$(call timed,tests,$(BIN)/python -m pytest -m "not browser" --durations=10 $(COVERAGE))
+	$(call timed,tests,$(BIN)/python -m pytest -m "not browser" --durations=10 $(IN_PARALLEL) $(COVERAGE))
 
 nbval: environment ## run every notebook and worked answer, and compare what they say
 	$(call timed,notebooks,$(BIN)/python -m pytest --timeout=0 $(NBVAL) $(wildcard notebooks/*.ipynb))

@@ -27,6 +27,7 @@ READING_PATH = ("config", "placeholders", "vision", "projector", "model", "proce
 MODULES = sorted(PACKAGE.rglob("*.py"))
 INSTALLERS = ("environment.yml", "Makefile", ".ci/run", ".github/workflows/test.yml")
 LENIENT = {"strict", "weights_only"}
+PASSED_ON = {"VENV", "PYTHON", "TORCH_INDEX", "ARGS", "OMP_NUM_THREADS"}  # by a make to what it runs
 TORCH_CPU = "https://download.pytorch.org/whl/cpu"
 # Import names that differ from the names of what is installed.
 DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "IPython": "ipython", "yaml": "pyyaml"}
@@ -69,7 +70,7 @@ def git_files() -> list[Path]:
 def make(*arguments: str) -> subprocess.CompletedProcess:
     """Run make, without the variables of a make that may be running these tests."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-    clean = {name: value for name, value in clean.items() if name not in {"VENV", "PYTHON", "TORCH_INDEX", "ARGS"}}
+    clean = {name: value for name, value in clean.items() if name not in PASSED_ON}
     return subprocess.run(["make", *arguments], cwd=ROOT, env=clean, capture_output=True, text=True)
 
 
@@ -247,6 +248,21 @@ class TestMake:
         stamp.parent.mkdir()
         stamp.touch()
         assert "pip" not in make("-n", "environment", f"VENV={tmp_path / 'venv'}").stdout
+
+    @pytest.mark.parametrize("target", ["unit", "check"])
+    def test_tests_run_in_a_process_per_core_of_two_each_with_one_thread(self, tmp_path, target):
+        python, venv = tmp_path / "venv/bin/python", f"VENV={tmp_path / 'venv'}"
+        python.parent.mkdir(parents=True)
+        python.write_text('#!/bin/sh\necho "threads: $OMP_NUM_THREADS, python $*"\n', encoding="utf-8")
+        python.chmod(0o755)
+        Path(re.search(r"touch (\S+)", make("-n", "environment", venv).stdout)[1]).touch()
+        said = make(target, venv).stdout.splitlines()
+        assert len(said) == 2 and re.fullmatch(r"== (quick )?tests: \d+ s", said[1])
+        assert said[0].startswith("threads: 1, python -m pytest ")
+        assert " -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder" in said[0]
+
+    def test_pytest_by_hand_stays_in_one_process(self):
+        assert project()["tool"]["pytest"]["ini_options"]["addopts"] == ["--strict-markers", "--strict-config"]
 
 
 def code_of_readme() -> list[str]:
