@@ -1,6 +1,7 @@
 """The engine beside the recipe it grew from: the same loss and the same gradient, and figures that add up."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,33 +10,35 @@ from training import stage
 from minivlm import bench as b
 from minivlm.config import IGNORE_INDEX
 from minivlm.cost import Length
-from minivlm.features import encode
+from minivlm.engine import Engine
 from minivlm.model import set_trainable
-from minivlm.train import supervised_loss, training_mode
+from minivlm.train import adamw, supervised_loss
 
 
 @pytest.fixture
 def short(monkeypatch):
     """Rows that the tiny model can read."""
     monkeypatch.setattr(b, "LENGTHS", {"pretrain": Length(20, 5), "sft": Length(30, 12)})
-    monkeypatch.setattr(b, "PADDED", {"pretrain": 64, "sft": 96})
+    monkeypatch.setattr(b, "PADDED", {"clip-26m": {"pretrain": 64, "sft": 96}})
+
+
+def made(model, processor, name, count) -> list:
+    return b.bench_rows(model.config, processor, "clip-26m", name, count)
 
 
 @pytest.mark.parametrize("name", ["pretrain", "sft"])
 def test_both_ways_have_the_same_loss_and_the_same_gradient(model, processor, short, name):
-    rows = b.bench_rows(model.config, name, 5)
-    exact = model.vision(processor.pixels([row.pictures[0] for row in rows]))  # not rounded to 16 bits
+    rows = made(model, processor, name, 5)
     set_trainable(model, stage(name))
+    step = b.prepare(model, processor, rows, b.PADDED["clip-26m"][name])
+    exact = model.vision(processor.pixels([row.pictures[0] for row in rows]))  # not rounded to 16 bits
+    step = replace(step, new=step.new | {"patch_features": exact})
     gradients, losses = [], []
-    with training_mode(model):
-        for loss in (
-            b.old_step(model, processor, rows, b.PADDED[name]),
-            b.new_step(model, processor, rows, exact, "fp32"),
-        ):
-            loss.backward()
-            losses.append(loss.item())
-            gradients.append({key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None})
-            model.zero_grad()
+    for loss in (b.old_loss(model, step), b.new_loss(model, step)):
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     assert gradients[0].keys() == gradients[1].keys() and "projector.weight" in gradients[0]
     for key, gradient in gradients[0].items():
@@ -52,43 +55,103 @@ def test_the_old_way_pads_every_row_to_its_length_and_looks_again(model, process
         return out
 
     monkeypatch.setattr(type(model), "forward", noted)
-    rows = b.bench_rows(model.config, "sft", 3)
-    features = encode(model, [processor.pixels([row.pictures[0] for row in rows])], 3, title="")
-    b.old_step(model, processor, rows, 96)
-    b.new_step(model, processor, rows, features, "fp32")
+    rows = made(model, processor, "sft", 3)
+    step = b.prepare(model, processor, rows, 96)
+    b.old_loss(model, step)
+    b.new_loss(model, step)
     (old, old_logits, looks), (new, new_logits, looks_again) = seen
     assert old == (3, 96) and old_logits[:2] == (3, 96) and looks
     assert new[1] == 32 * -(-max(len(row.input_ids) for row in rows) // 32) and not looks_again
     assert new_logits[1] < new[1]  # logits only where something is learnt
+    assert step.learnt == sum(label != IGNORE_INDEX for row in rows for label in row.labels)
 
 
-def test_rows_spread_around_the_typical_length_and_come_again_by_their_seed(model, short):
-    rows = b.bench_rows(model.config, "sft", 40)
+def test_the_engines_step_is_the_one_that_train_takes(model, processor, short):
+    step = b.prepare(model, processor, made(model, processor, "sft", 2), 96)
+    batch = processor.collate(
+        [
+            replace(row, pictures=[], patch_features=step.new["patch_features"][i : i + 1])
+            for i, row in enumerate(step.rows)
+        ],
+        pad_to_multiple_of=32,
+    )
+    learnt = int((batch["labels"] != IGNORE_INDEX).sum())
+    assert b.new_loss(model, step).item() == (supervised_loss(model, batch) / learnt).item()
+
+
+def test_made_up_rows_spread_around_the_typical_length_and_come_again_by_their_seed(model, processor, short):
+    rows = made(model, processor, "sft", 40)
     lengths = [len(row.input_ids) for row in rows]
-    assert 0.8 * 30 < min(lengths) < 30 < max(lengths) < 1.2 * 30
+    assert lengths == sorted(lengths) and 0.8 * 30 < lengths[0] < 30 < lengths[-1] < 1.2 * 30
     assert all(sum(label != IGNORE_INDEX for label in row.labels) < len(row.input_ids) - 4 for row in rows)
-    assert [row.input_ids for row in b.bench_rows(model.config, "sft", 40)] == [row.input_ids for row in rows]
+    assert [row.input_ids for row in made(model, processor, "sft", 40)] == [row.input_ids for row in rows]
+
+
+def test_rows_of_scenes_are_the_courses_own(model, processor):
+    rows = b.bench_rows(model.config, processor, "scenes", "sft", 6)
+    own = [processor.render(row.messages()) for row in b.SceneRows("sft", 6, 6, 0)]
+    assert sorted(map(tuple, (row.input_ids for row in rows))) == sorted(map(tuple, (row.input_ids for row in own)))
+    assert all(len(row.pictures) == 1 for row in rows)
+
+
+@pytest.mark.parametrize("name", ["pretrain", "sft"])
+def test_a_step_moves_what_learns_in_every_way(model, processor, short, name):
+    set_trainable(model, stage(name))
+    optimizer = adamw(model, stage(name))
+    step = b.prepare(model, processor, made(model, processor, name, 2), b.PADDED["clip-26m"][name])
+    for way in (b.OLD, *b.NEW[:2]):
+        before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        assert b.Taker(way, model, optimizer).seconds(step) > 0
+        moved = {key.split(".")[0] for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+        assert moved == set(stage(name).trains), way
 
 
 def test_the_bench_runs_and_its_figures_add_up(model, processor, short, monkeypatch, tmp_path):
     monkeypatch.setattr(b, "PRODUCT", 64)
-    stages = {name: b.bench(model, processor, name, rows=2, rounds=3) for name in ("pretrain", "sft")}
+    stages = {name: b.bench(model, processor, "clip-26m", name, 2, 3, compiled=False) for name in ("pretrain", "sft")}
     for arms in stages.values():
-        assert set(arms) == set(b.ARMS)
+        assert list(arms) == ["old recipe, fp32", "engine, fp32", "engine, bf16"]
         for arm in arms.values():
             assert 0 < arm.fastest <= arm.seconds_per_row <= arm.slowest and arm.learnt_tokens_per_second > 0
-        assert arms["old, fp32"].loss == pytest.approx(arms["engine, fp32"].loss, abs=0.05)  # features in 16 bits
-        assert arms["engine, fp32"].kept_megabytes_per_row < arms["old, fp32"].kept_megabytes_per_row
-    ratios = b.compared(stages["sft"])["engine, fp32"]
-    old, new = stages["sft"]["old, fp32"], stages["sft"]["engine, fp32"]
-    assert ratios["ratio"] == pytest.approx(old.seconds_per_row / new.seconds_per_row)
-    assert ratios["from"] <= ratios["ratio"] <= ratios["to"]
-    written = json.loads(b.write(tmp_path / "bench", stages, "typed").read_text("utf-8"))
-    assert written["command"] == "typed" and set(written["stages"]["sft"]) == set(b.ARMS)
-    assert written["compared"]["sft"]["engine, fp32"]["ratio"] == pytest.approx(ratios["ratio"])
+            assert arm.ratio_from <= arm.ratio <= arm.ratio_to
+        old, new = arms["old recipe, fp32"], arms["engine, fp32"]
+        assert old.ratio_from == old.ratio == old.ratio_to == 1
+        assert old.loss == pytest.approx(new.loss, abs=0.05)  # features in 16 bits
+        assert new.kept_megabytes_per_row < old.kept_megabytes_per_row
+    assert all(p.grad is None for p in model.parameters())
+    written = json.loads(b.write(tmp_path / "bench", "clip-26m", 2, stages, "typed").read_text("utf-8"))
+    assert (written["command"], written["preset"], written["rows_per_step"]) == ("typed", "clip-26m", 2)
+    assert written["stages"]["sft"]["engine, fp32"]["ratio"] == stages["sft"]["engine, fp32"].ratio
     assert (tmp_path / "bench" / "bench.png").read_bytes().startswith(b"\x89PNG")
     lines = b.as_text(stages).splitlines()
-    assert len(lines) == 1 + 2 * len(b.ARMS) and f"{ratios['ratio']:.1f}" in lines[5]
+    assert len(lines) == 1 + 2 * 3 and f"{stages['sft']['engine, bf16'].ratio:.1f}" in lines[6]
+
+
+def test_ratios_compare_within_a_round(model, processor, short):
+    step = b.prepare(model, processor, made(model, processor, "sft", 2), 96)
+    old, new = [4.0, 8.0, 6.0], [1.0, 1.0, 3.0]
+    arm = b._arm(model, stage("sft"), b.NEW[0], [step], new, old, 1e9, 1.0, 0.0)
+    assert (arm.ratio_from, arm.ratio, arm.ratio_to) == (2, 4, 8)
+    assert (arm.fastest, arm.seconds_per_row, arm.slowest) == (1, 1, 3)
+    learnt = [sum(label != IGNORE_INDEX for label in row.labels) for row in step.rows]
+    needed = 0
+    for row, labels in zip(step.rows, learnt, strict=True):
+        counted = b.flops(model.config, stage("sft"), Length(len(row.input_ids), labels))
+        needed += sum(counted.values()) - counted["encoder"]  # which the engine does not run
+    assert arm.share_of_matmul_rate == pytest.approx(needed / 2 / (5 / 3) / 1e9)
+    assert arm.learnt_tokens_per_second == pytest.approx(sum(learnt) / 2 / (5 / 3))
+
+
+def test_on_a_gpu_the_old_recipe_mixes_precisions_as_it_did():
+    assert b.ways_for(torch.device("cuda"), True) == (b.Way(True, "bf16"), *b.NEW)
+    assert b.ways_for(torch.device("cpu"), False) == (b.Way(True, "fp32"), *b.NEW[:2])
+
+
+def test_the_old_recipe_computes_with_the_librarys_attention(model):
+    set_trainable(model, stage("sft"))
+    taker = b.Taker(b.OLD, model, adamw(model, stage("sft")))
+    assert taker.engine.model.language_model.config._attn_implementation == "sdpa"
+    assert isinstance(taker.engine, Engine) and taker.engine.model.projector.weight is model.projector.weight
 
 
 def test_a_machines_rate_is_that_of_the_product(monkeypatch):
@@ -96,15 +159,3 @@ def test_a_machines_rate_is_that_of_the_product(monkeypatch):
     monkeypatch.setattr(b, "PRODUCT", 8)
     monkeypatch.setattr(b.time, "perf_counter", lambda: next(ticks) / 2)  # every product takes half a second
     assert b.matmul_rate("fp32") == 2 * 8**3 / 0.5
-
-
-def test_the_engines_step_is_the_one_that_train_takes(model, processor, short):
-    rows = b.bench_rows(model.config, "sft", 2)
-    features = encode(model, [processor.pixels([row.pictures[0] for row in rows])], 2, title="")
-    batch = processor.collate(
-        [b.replace(row, pictures=[], patch_features=features[i : i + 1]) for i, row in enumerate(rows)],
-        pad_to_multiple_of=32,
-    )
-    learnt = int((batch["labels"] != IGNORE_INDEX).sum())
-    expected = supervised_loss(model, batch, "fp32") / learnt
-    assert b.new_step(model, processor, rows, features, "fp32").item() == expected.item()
