@@ -11,7 +11,7 @@ CPU does it have another one (`engine.lean_attention`). Letters as in `config.py
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -191,6 +191,7 @@ def bench(
     processor: MiniVLMProcessor,
     preset: str,
     name: str,
+    rates: Mapping[str, float],
     rows: int = 8,
     rounds: int = 4,
     compiled: bool | None = None,
@@ -200,6 +201,7 @@ def bench(
     Args:
         preset: "scenes" or "clip-26m", whose recipe and rows are taken.
         name: the stage, "pretrain" or "sft".
+        rates: the `matmul_rate` of each precision.
         rows: in a step.
         rounds: of all ways, after one that is not counted. Each takes the next of four steps' rows, which were sorted
             by length together as `train` does it.
@@ -224,7 +226,6 @@ def bench(
         kept = [taker.kept_bytes(steps[-1]) for taker in takers]
         losses = [taker.loss(steps[0]).item() for taker in takers]
         taken = _by_turns(takers, steps, rounds)
-    rates = {precision: matmul_rate(precision, model.device) for precision in ("fp32", "bf16")}
     model.zero_grad()
     return {
         str(way): _arm(
@@ -302,16 +303,28 @@ def plot(stages: dict[str, dict[str, Arm]]) -> Figure:
     return figure
 
 
-def write(folder: Path, preset: str, rows: int, stages: dict[str, dict[str, Arm]], command: str) -> Path:
+def write(
+    folder: Path,
+    preset: str,
+    rates: Mapping[str, float],
+    rows: int,
+    stages: dict[str, dict[str, Arm]],
+    command: str,
+) -> Path:
     """Keep the figures as `bench.json` and the plot as `bench.png`; returns the JSON file."""
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "command": command,
         "preset": preset,
         "rows_per_step": rows,
+        "matmul_gflops": {precision: rate / 1e9 for precision, rate in rates.items()},
+        "bf16_over_fp32": rates["bf16"] / rates["fp32"],
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        "stages": {name: {title: asdict(arm) for title, arm in arms.items()} for name, arms in stages.items()},
+        "stages": {
+            name: {title.replace(",", "").replace(" ", "_"): asdict(arm) for title, arm in arms.items()}
+            for name, arms in stages.items()
+        },
     }
     plot(stages).savefig(folder / "bench.png", dpi=144)
     file = folder / "bench.json"

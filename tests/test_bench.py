@@ -106,9 +106,9 @@ def test_a_step_moves_what_learns_in_every_way(model, processor, short, name):
         assert moved == set(stage(name).trains), way
 
 
-def test_the_bench_runs_and_its_figures_add_up(model, processor, short, monkeypatch, tmp_path):
-    monkeypatch.setattr(b, "PRODUCT", 64)
-    stages = {name: b.bench(model, processor, "clip-26m", name, 2, 3, compiled=False) for name in ("pretrain", "sft")}
+def test_the_bench_runs_and_its_figures_add_up(model, processor, short, tmp_path):
+    rates = {"fp32": 1e9, "bf16": 4e9}
+    stages = {n: b.bench(model, processor, "clip-26m", n, rates, 2, 3, compiled=False) for n in ("pretrain", "sft")}
     for arms in stages.values():
         assert list(arms) == ["old recipe, fp32", "engine, fp32", "engine, bf16"]
         for arm in arms.values():
@@ -119,9 +119,10 @@ def test_the_bench_runs_and_its_figures_add_up(model, processor, short, monkeypa
         assert old.loss == pytest.approx(new.loss, abs=0.05)  # features in 16 bits
         assert new.kept_megabytes_per_row < old.kept_megabytes_per_row
     assert all(p.grad is None for p in model.parameters())
-    written = json.loads(b.write(tmp_path / "bench", "clip-26m", 2, stages, "typed").read_text("utf-8"))
+    written = json.loads(b.write(tmp_path / "bench", "clip-26m", rates, 2, stages, "typed").read_text("utf-8"))
     assert (written["command"], written["preset"], written["rows_per_step"]) == ("typed", "clip-26m", 2)
-    assert written["stages"]["sft"]["engine, fp32"]["ratio"] == stages["sft"]["engine, fp32"].ratio
+    assert written["stages"]["sft"]["engine_fp32"]["ratio"] == stages["sft"]["engine, fp32"].ratio
+    assert written["matmul_gflops"] == {"fp32": 1, "bf16": 4} and written["bf16_over_fp32"] == 4
     assert (tmp_path / "bench" / "bench.png").read_bytes().startswith(b"\x89PNG")
     lines = b.as_text(stages).splitlines()
     assert len(lines) == 1 + 2 * 3 and f"{stages['sft']['engine, bf16'].ratio:.1f}" in lines[6]

@@ -1,0 +1,208 @@
+"""Cost curves, measured: `python scripts/curves.py`, about ten minutes, on Linux.
+
+At the true 26M shape, with random weights: milliseconds and kept megabytes of a row of stage 2 against the length of
+its text and against the number of its image tokens (other sizes of the picture), and what the encoder takes for one.
+The most memory of a step of stage 2 with 32 rows. And the data path alone, from 1,000 to 100,000 rows: the check with
+its index, then one epoch of rows in training's order, rendered and padded, on one core, in a process of its own. Writes
+`data/results/curves.json` and a plot beside it. Others may work on the machine: `load_before` is its load at the start.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from rows import FORMS, ONE_CORE, make, private
+from transformers import CLIPVisionModel, LlamaForCausalLM
+
+from minivlm.bench import OLD, PADDED, Step, Taker, Way, bench_rows, prepare
+from minivlm.checkpoint import load_checkpoint
+from minivlm.config import STAGES
+from minivlm.cost import Length, probe_row
+from minivlm.engine import held_memory
+from minivlm.features import encode
+from minivlm.index import read_index, write_index
+from minivlm.model import MiniVLMForConditionalGeneration, assemble, set_trainable
+from minivlm.paths import BASE, data_folder
+from minivlm.pretrained import RANDOM, build
+from minivlm.processor import MiniVLMProcessor
+from minivlm.train import PAD_TO, RowOrder, adamw
+
+FILE = "results/curves.json"
+WAYS = {"old": OLD, "engine": Way(False, "bf16")}
+SIDES = (112, 224, 336, 448)  # of the picture, in pixels: 49, 196, 441 and 784 patches of 16
+TEXTS = (64, 192, 448, 960, 1984)  # tokens beside the picture's
+ROWS_A_STEP, TIMES = 2, 3
+SHOWN = 0.88  # of a text is learnt
+COUNTS = (1_000, 3_000, 10_000, 30_000, 100_000)  # rows
+
+
+def model_with(side: int) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProcessor]:
+    """The true shape with another size of pictures, its position table drawn at that size."""
+    model, processor, _ = build(RANDOM, RANDOM)
+    vision = model.config.vision_config
+    vision.image_size = side
+    clip, words = CLIPVisionModel._from_config(vision), LlamaForCausalLM(model.config.text_config)
+    made = assemble(clip, words, model.config.image_token_id, seed=0)
+    processor = MiniVLMProcessor.for_config(made.config, processor.tokenizer)
+    return made, processor
+
+
+def step_cost(model, processor, text: int, way: Way) -> dict[str, float]:
+    """The median of a few steps, and what one keeps for its way back, for a row."""
+    n = model.config.num_image_tokens
+    row = probe_row(model.config, Length(n + text, round(SHOWN * text)))
+    stage = STAGES["clip-26m"]["sft"]
+    set_trainable(model, stage)
+    step: Step = prepare(model, processor, [row] * ROWS_A_STEP, PAD_TO)
+    taker = Taker(way, model, adamw(model, stage))
+    with held_memory():
+        kept = taker.kept_bytes(step)
+        seconds = [taker.seconds(step) for _ in range(TIMES + 1)][1:]
+    model.zero_grad()
+    return {
+        "image_tokens": n,
+        "tokens": n + text,
+        "milliseconds": 1e3 * statistics.median(seconds) / ROWS_A_STEP,
+        "kept_megabytes": kept / ROWS_A_STEP / 1e6,
+    }
+
+
+def encoder_cost(model, processor) -> float:
+    """Milliseconds a picture, eight at once, in 32 bits."""
+    grey = probe_row(model.config, Length(model.config.num_image_tokens + 2, 1)).pictures
+    pixels = processor.pixels(grey * 8)
+    seconds = []
+    for _ in range(TIMES + 1):
+        began = time.perf_counter()
+        encode(model, [pixels], 8, title="")
+        seconds.append(time.perf_counter() - began)
+    return 1e3 * statistics.median(seconds[1:]) / 8
+
+
+def data_path(count: int) -> dict:
+    """So many rows from a file to padded batches; no picture is opened."""
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), "json_lines", count)
+        _, processor, _ = load_checkpoint(data_folder() / BASE)
+        began = time.perf_counter()
+        write_index(Path(folder) / "index", Path(folder) / FORMS["json_lines"], processor)
+        checked = time.perf_counter() - began
+        rows = read_index(Path(folder) / "index")
+        order = RowOrder(rows, processor, 32, seed=0)
+        held, began, steps = [], time.perf_counter(), len(rows) // 32
+        for step in range(steps):
+            processor.collate([replace(row, pictures=[]) for row in order[step]], pad_to_multiple_of=PAD_TO)
+            if step in (steps // 10, steps - 1):
+                held.append(private()["held"])
+        return {
+            "rows": count,
+            "check_seconds": checked,
+            "epoch_seconds": time.perf_counter() - began,
+            "held_mb": {"first": held[0], "last": held[-1]},
+        }
+
+
+def peak(way: str, rows: int) -> dict:
+    """The most memory of this process after two steps of stage 2 with so many rows of the usual lengths."""
+    model, processor, _ = build(RANDOM, RANDOM)
+    stage = STAGES["clip-26m"]["sft"]
+    set_trainable(model, stage)
+    made = bench_rows(model.config, processor, "clip-26m", "sft", rows)
+    step = prepare(model, processor, made, PADDED["clip-26m"]["sft"])
+    taker = Taker(WAYS[way], model, adamw(model, stage))
+    with held_memory():
+        for _ in range(2):
+            taker.seconds(step)
+    return {"way": way, "rows": rows, "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}
+
+
+def alone(option: str, *given: object, one_core: bool = False) -> dict:
+    """One measurement in a process of its own."""
+    command = [sys.executable, __file__, option, *map(str, given)]
+    environment = os.environ | (ONE_CORE if one_core else {})
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peaks() -> dict:
+    """Of a step of stage 2 with 32 rows; the old recipe's, for which this machine has no room, on a line."""
+    old, more = (alone("--peak", "old", rows)["gigabytes"] for rows in (4, 8))
+    engine = alone("--peak", "engine", 32)["gigabytes"]
+    line = more + (32 - 8) * (more - old) / 4
+    return {"old_4_rows": old, "old_8_rows": more, "old_32_rows_on_a_line": line, "engine_32_rows": engine,
+            "times": line / engine}  # fmt: skip
+
+
+def plot(found: dict) -> Figure:
+    """Three panels: text, image tokens, rows."""
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    text, image, data = figure.subplots(1, 3)
+    for axes, curve, over, title in (
+        (text, found["text"], "tokens", "a longer text"),
+        (image, found["image"], "image_tokens", "more image tokens"),
+    ):
+        for way, marker, colour in (("old", "s", "#8A8A8A"), ("engine", "o", "#006BA4")):
+            points = curve[way]
+            x, y = ([point[key] for point in points] for key in (over, "milliseconds"))
+            axes.plot(x, y, marker=marker, color=colour)
+            axes.annotate(way + (", fp32" if way == "old" else ", bf16"), (x[-1], y[-1]), (-8, 6),
+                          textcoords="offset points", ha="right", color=colour)  # fmt: skip
+        axes.set(title=title, xlabel=over.replace("_", " ") + " of a row", ylabel="milliseconds a row")
+    counts = [point["rows"] for point in found["data"]]
+    for key, marker, colour in (("check_seconds", "s", "#8A8A8A"), ("epoch_seconds", "o", "#006BA4")):
+        seconds = [point[key] for point in found["data"]]
+        data.loglog(counts, seconds, marker=marker, color=colour)
+        data.annotate(key.split("_")[0], (counts[-1], seconds[-1]), (-8, 6), textcoords="offset points", ha="right",
+                      color=colour)  # fmt: skip
+    data.set(title="more rows", xlabel="rows of a file", ylabel="seconds")
+    for axes in (text, image, data):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def measured() -> dict:
+    """All curves."""
+    model, processor = model_with(224)
+    found: dict = {"text": {}, "image": {name: [] for name in WAYS}, "encoder": []}
+    for name, way in WAYS.items():
+        found["text"][name] = [step_cost(model, processor, text, way) for text in TEXTS]
+    for side in SIDES:
+        model, processor = model_with(side)
+        for name, way in WAYS.items():
+            found["image"][name].append(step_cost(model, processor, 204, way))
+        tokens = model.config.num_image_tokens
+        found["encoder"].append({"image_tokens": tokens, "milliseconds": encoder_cost(model, processor)})
+    found["peak"] = peaks()
+    found["data"] = [alone("--data-path", count, one_core=True) for count in COUNTS]
+    return found
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-path", type=int, metavar="ROWS", help="this measurement alone, printed as JSON")
+    parser.add_argument("--peak", nargs=2, metavar=("WAY", "ROWS"), help="likewise")
+    options = parser.parse_args()
+    if options.data_path or options.peak:
+        found = data_path(options.data_path) if options.data_path else peak(options.peak[0], int(options.peak[1]))
+        print(json.dumps(found))
+        return
+    made = {"command": "python scripts/curves.py", "load_before": os.getloadavg()[0], "rows_a_step": ROWS_A_STEP}
+    made |= {"threads": torch.get_num_threads(), "torch": torch.__version__} | measured()
+    file = data_folder() / FILE
+    file.write_text(json.dumps(made, indent=1) + "\n", "utf-8")
+    plot(made).savefig(file.with_suffix(".png"), dpi=144)
+
+
+if __name__ == "__main__":
+    main()
