@@ -69,14 +69,15 @@ def matmul_rate(precision: str, device: torch.device | str = "cpu") -> float:
 def bench_rows(
     config, processor: MiniVLMProcessor, preset: str, name: str, count: int, seed: int = 0
 ) -> list[Rendered]:
-    """Rows of a stage, the shortest first, one grey picture each.
+    """Rows of a stage, the shortest first, with grey pictures.
 
     Those of scenes are the course's own; for clip-26m they are made up, lengths spread evenly around the typical one.
     """
     if preset == "scenes":
         grey = probe_row(config, Length(config.num_image_tokens + 2, 1)).pictures
         rows = [processor.render(row.messages()) for row in SceneRows(name, count, count, seed)]
-        return sorted((replace(row, pictures=grey) for row in rows), key=lambda row: len(row.input_ids))
+        rows = [replace(row, pictures=grey * len(row.pictures)) for row in rows]
+        return sorted(rows, key=lambda row: len(row.input_ids))
     random, typical, rows = np.random.default_rng(seed), LENGTHS[name], []
     for index in range(count):
         share = 1 + SPREAD * random.uniform(-1, 1)
@@ -104,9 +105,10 @@ def prepare(
     model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, rows: Sequence[Rendered], padded: int
 ) -> Step:
     """Both batches of the same rows."""
-    pixels = processor.pixels([row.pictures[0] for row in rows])  # (B, 3, H, W)
-    features = encode(model, [pixels], len(rows), title="")  # (B, N, Dv)
-    known = [replace(row, pictures=[], patch_features=features[i : i + 1]) for i, row in enumerate(rows)]
+    pixels = processor.pixels([picture for row in rows for picture in row.pictures])  # (I, 3, H, W)
+    features = encode(model, [pixels], len(pixels), title="")  # (I, N, Dv)
+    shares = features.split([len(row.pictures) for row in rows])
+    known = [replace(row, pictures=[], patch_features=share) for row, share in zip(rows, shares, strict=True)]
     device = model.device
     old, new = (
         {name: tensor.to(device) for name, tensor in batch.items()}

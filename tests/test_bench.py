@@ -91,7 +91,16 @@ def test_rows_of_scenes_are_the_courses_own(model, processor):
     rows = b.bench_rows(model.config, processor, "scenes", "sft", 6)
     own = [processor.render(row.messages()) for row in b.SceneRows("sft", 6, 6, 0)]
     assert sorted(map(tuple, (row.input_ids for row in rows))) == sorted(map(tuple, (row.input_ids for row in own)))
-    assert all(len(row.pictures) == 1 for row in rows)
+    shown = [row.input_ids.count(model.config.image_token_id) // model.config.num_image_tokens for row in rows]
+    assert [len(row.pictures) for row in rows] == shown
+
+
+def test_rows_without_a_picture_are_taken_as_they_are(model, processor, short):
+    rows = made(model, processor, "sft", 3)
+    blind = processor.render([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}])
+    step = b.prepare(model, processor, [blind, *rows], 96)
+    assert len(step.old["pixel_values"]) == len(step.new["patch_features"]) == 3
+    assert b.old_loss(model, step).item() == pytest.approx(b.new_loss(model, step).item(), abs=0.02)
 
 
 @pytest.mark.parametrize("name", ["pretrain", "sft"])
