@@ -290,17 +290,17 @@ def plot(stages: dict[str, dict[str, Arm]]) -> Figure:
     ways = max(len(arms) for arms in stages.values())
     figure = Figure(figsize=(10, 1.1 + 0.45 * ways), layout="constrained")
     panels = figure.subplots(1, len(stages), squeeze=False, sharey=True)[0]
+    panels[0].invert_yaxis()  # the first way on top, in all panels
     for axes, (name, arms) in zip(panels, stages.items(), strict=True):
         times = [1e3 * arm.seconds_per_row for arm in arms.values()]
         spread = [[1e3 * (arm.seconds_per_row - arm.fastest) for arm in arms.values()],
                   [1e3 * (arm.slowest - arm.seconds_per_row) for arm in arms.values()]]  # fmt: skip
         colours = ["#8A8A8A", *["#006BA4"] * (len(arms) - 1)]
         axes.barh(list(arms), times, xerr=spread, color=colours, ecolor="#3B3B3B", height=0.6)
-        axes.invert_yaxis()
         for place, arm in enumerate(arms.values()):
             text = f"{1e3 * arm.seconds_per_row:.0f} ms" + (f"  ({arm.ratio:.1f}×)" if place else "")
             axes.annotate(text, (1e3 * arm.slowest, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
-        axes.set(title=f"{name}: milliseconds a row", xlim=(0, 1.35 * max(times)))
+        axes.set(title=f"{name}: milliseconds a row", xlim=(0, 1.45 * max(times)))
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
