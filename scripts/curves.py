@@ -137,7 +137,7 @@ def alone(option: str, *given: object, one_core: bool = False) -> dict:
 
 
 def peaks() -> dict:
-    """Of a step of stage 2 with 32 rows. This machine has no room for the old recipe's: 8 rows and what 24 more keep."""
+    """Of a step of stage 2 with 32 rows; the old recipe's, for lack of room, by 8 rows and what 24 more would keep."""
     old = alone("--peak", "old", 8)
     engine, compiled = (alone("--peak", way, 32)["gigabytes"] for way in ("engine", "compiled"))
     line = old["gigabytes"] + (32 - 8) * old["kept_a_row"]

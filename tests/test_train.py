@@ -6,6 +6,8 @@ import json
 import math
 import os
 import signal
+import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,7 @@ import minivlm.train
 from minivlm.checkpoint import CheckpointError, load_checkpoint, read_meta, save_checkpoint
 from minivlm.config import IGNORE_INDEX
 from minivlm.data import Row
-from minivlm.features import FeatureCache
+from minivlm.features import FeatureCache, FeatureError
 from minivlm.notebook.faults import planted
 from minivlm.processor import RowError
 from minivlm.train import (
@@ -135,6 +137,40 @@ def test_a_frozen_weight_that_moves_is_noticed_and_nothing_is_saved(start, tmp_p
     with pytest.raises(TrainingError, match="vision moved in stage pretrain, which trains projector only"):
         start("pretrain", tmp_path / "out", on_step=touch)
     assert not (tmp_path / "out").exists()
+
+
+# ---- rows, made ahead
+
+
+def test_a_row_that_fails_stops_the_step_that_needs_it_and_none_before(start, base, processor, tmp_path):
+    rows, done = some_rows(24), []
+    _, processor, _ = load_checkpoint(base)
+    order = RowOrder(rows, processor, 4, 0)
+    bad = next(row for row in order[4] if row.pictures)  # of the fifth step
+    rows = [replace(row, images=[99] * len(row.images)) if row.where == bad.where else row for row in rows]
+    with pytest.raises(FeatureError, match="no features of the picture 99"):
+        start("pretrain", tmp_path / "out", rows=rows, on_step=lambda step, loss, model: done.append(step))
+    assert done == [1, 2, 3, 4]
+
+
+def test_the_next_steps_rows_are_made_while_a_step_is_computed(start, tmp_path, monkeypatch):
+    asked, events = RowOrder.__getitem__, []
+
+    def noted(order, step):
+        events.append((step, threading.current_thread() is threading.main_thread()))
+        return asked(order, step)
+
+    monkeypatch.setattr(RowOrder, "__getitem__", noted)
+    seen = []
+
+    def on_step(step, loss, model):
+        deadline = time.monotonic() + 20
+        while step < 6 and (step, False) not in events and time.monotonic() < deadline:
+            time.sleep(0.01)  # step counts from 1 here: the next one's rows are asked for without its being begun
+        seen.append((step, False) in events)
+
+    start("pretrain", tmp_path / "out", on_step=on_step)
+    assert seen == [True] * 5 + [False]  # nothing is made for a seventh step
 
 
 # ---- the loss
