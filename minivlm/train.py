@@ -14,7 +14,6 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -209,10 +208,9 @@ class Run:
         """All steps that are left, with a checkpoint every so often and at the end."""
         main, steps = self.processes.is_main_process, self.stage.steps
         self.engine = Engine(self.model, self.about["precision"], self.about["compiled"])
-        self.coming = {}
         bar = tqdm(total=steps, initial=len(self.log), desc=f"stage {self.stage.name}", unit="step", disable=not main)
         stop = False
-        with bar, ThreadPoolExecutor(1, "rows") as self.loader:
+        with bar:
             while len(self.log) < steps:
                 stop = self.step(len(self.log), interrupted)
                 done, loss = len(self.log), self.log[-1]["loss"]
@@ -239,8 +237,7 @@ class Run:
         The loss is the mean over the supervised tokens of the whole step, whatever passes and processes its rows are
         dealt to. Every process knows all rows of the step, so it can divide by their tokens before it adds anything.
         """
-        began = time.perf_counter()
-        rows, batches = self._given(step)
+        began, rows = time.perf_counter(), self.order[step]
         supervised = sum(label != IGNORE_INDEX for row in rows for label in row.labels[1:])
         if not supervised:
             raise TrainingError(
@@ -253,8 +250,8 @@ class Run:
             group["lr"] = rates[group["part"]]
         torch.manual_seed(_seed(self.about["seed"], step, self.processes.process_index))  # for dropout
         loss = torch.zeros((), device=self.processes.device)
-        for batch in batches:
-            share = supervised_loss(self.engine.model, batch) / supervised
+        for part in deal(rows, self.processes.process_index, self.processes.num_processes, self.stage.accumulation):
+            share = supervised_loss(self.engine.model, self._batch(part)) / supervised
             if share.requires_grad:  # a part without any picture teaches W nothing
                 self.engine.backward(share)
             loss += share.detach()
@@ -328,19 +325,6 @@ class Run:
             )
         saved, _, _ = load_checkpoint(self.out, base=self.parent)
         return log, saved.state_dict(), state
-
-    def _given(self, step: int) -> tuple[list[Rendered], list[dict[str, torch.Tensor]]]:
-        """All rows of a step, and this process's batches. Those of the next are made while this one is computed."""
-        rows = self.coming.pop(step, None) or self.loader.submit(self._made, step)
-        given = rows.result()
-        if step + 1 < self.stage.steps:
-            self.coming[step + 1] = self.loader.submit(self._made, step + 1)
-        return given
-
-    def _made(self, step: int) -> tuple[list[Rendered], list[dict[str, torch.Tensor]]]:
-        rows, here = self.order[step], self.processes
-        parts = deal(rows, here.process_index, here.num_processes, self.stage.accumulation)
-        return rows, [self._batch(part) for part in parts]
 
     def _batch(self, rows: list[Rendered]) -> dict[str, torch.Tensor]:
         if self.features is not None:

@@ -6,8 +6,6 @@ import json
 import math
 import os
 import signal
-import threading
-import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +137,7 @@ def test_a_frozen_weight_that_moves_is_noticed_and_nothing_is_saved(start, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-# ---- rows, made ahead
+# ---- rows
 
 
 def test_a_row_that_fails_stops_the_step_that_needs_it_and_none_before(start, base, processor, tmp_path):
@@ -151,26 +149,6 @@ def test_a_row_that_fails_stops_the_step_that_needs_it_and_none_before(start, ba
     with pytest.raises(FeatureError, match="no features of the picture 99"):
         start("pretrain", tmp_path / "out", rows=rows, on_step=lambda step, loss, model: done.append(step))
     assert done == [1, 2, 3, 4]
-
-
-def test_the_next_steps_rows_are_made_while_a_step_is_computed(start, tmp_path, monkeypatch):
-    asked, events = RowOrder.__getitem__, []
-
-    def noted(order, step):
-        events.append((step, threading.current_thread() is threading.main_thread()))
-        return asked(order, step)
-
-    monkeypatch.setattr(RowOrder, "__getitem__", noted)
-    seen = []
-
-    def on_step(step, loss, model):
-        deadline = time.monotonic() + 20
-        while step < 6 and (step, False) not in events and time.monotonic() < deadline:
-            time.sleep(0.01)  # step counts from 1 here: the next one's rows are asked for without its being begun
-        seen.append((step, False) in events)
-
-    start("pretrain", tmp_path / "out", on_step=on_step)
-    assert seen == [True] * 5 + [False]  # nothing is made for a seventh step
 
 
 # ---- the loss
