@@ -252,7 +252,7 @@ def _arm(model, stage: Stage, way: Way, steps, seconds, old, rate: float, kept: 
     used = [steps[turn % len(steps)] for turn in range(len(seconds))]
     rows = [row for step in used for row in step.rows]
     lengths = [Length(len(row.input_ids), sum(label != IGNORE_INDEX for label in row.labels)) for row in rows]
-    counted = [flops(model.config, stage, length) for length in lengths]
+    counted = [flops(model.config, stage, length, None if way.old else length.learnt) for length in lengths]
     needed = sum(value for parts in counted for part, value in parts.items() if way.old or part != "encoder")
     usual, mean = statistics.median(seconds), statistics.mean(seconds)
     ratios = [before / now for before, now in zip(old, seconds, strict=True)]

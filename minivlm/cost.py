@@ -36,11 +36,17 @@ class Length:
 LENGTHS = {"pretrain": Length(250, 40), "sft": Length(400, 180)}
 
 
-def flops(config: MiniVLMConfig, stage: Stage, length: Length) -> dict[str, int]:
+def flops(config: MiniVLMConfig, stage: Stage, length: Length, asked: int | None = None) -> dict[str, int]:
     """Floating-point operations of one training row with one picture, part by part (`PARTS`).
 
     A weight that learns costs three products for each token: forward, for what lies below, for itself. A frozen one on
     the gradient's way to W costs two. The encoder lies on nobody's way and costs one.
+
+    Args:
+        config: the model's.
+        stage: what learns.
+        length: of the row.
+        asked: at how many places the last layer's output is computed (`engine.LastLayer`); None: at all.
     """
     vision, text = config.vision_config, config.text_config
     dv, dl, n, tokens = config.vision_width, config.language_width, config.num_image_tokens, length.tokens
@@ -50,8 +56,10 @@ def flops(config: MiniVLMConfig, stage: Stage, length: Length) -> dict[str, int]
     encoder = vision.num_hidden_layers * block + 2 * n * dv * vision.num_channels * vision.patch_size**2
     heads = text.num_attention_heads * text.head_dim
     shared = text.num_key_value_heads * text.head_dim
-    weights = text.num_hidden_layers * 2 * tokens * dl * (2 * heads + 2 * shared + 3 * text.intermediate_size)
-    attention = text.num_hidden_layers * 4 * tokens * tokens * heads
+    wanted = (text.num_hidden_layers - 1) * tokens + (tokens if asked is None else asked)  # places, over all layers
+    weights = 2 * dl * wanted * (2 * heads + 3 * text.intermediate_size)
+    weights += 2 * dl * text.num_hidden_layers * tokens * 2 * shared  # keys and values
+    attention = 4 * wanted * tokens * heads
     head = 2 * length.learnt * dl * text.vocab_size
     return {
         "encoder": encoder,

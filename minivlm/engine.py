@@ -19,6 +19,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, eager_attention_forward, rotate_half
 
 from minivlm.model import MiniVLMForConditionalGeneration
 
@@ -56,8 +58,9 @@ class Engine:
         self._learning = [(p, own[id(p)]) for p in model.parameters() if half and p.requires_grad]
         self.model = copy.deepcopy(model, own).train()  # deepcopy takes what it is told for these, and copies the rest
         language_model = self.model.language_model
-        if half and model.device.type == "cpu":
+        if half and model.device.type == "cpu" and not language_model.config.attention_dropout:
             language_model.set_attn_implementation(LEAN)
+        _only_where_asked(language_model, compiled)
         if compiled:
             _compile(language_model)
 
@@ -81,6 +84,9 @@ def _halved(parameter: nn.Parameter) -> nn.Parameter:
     return nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=parameter.requires_grad)
 
 
+# ---- attention
+
+
 def lean_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -95,31 +101,194 @@ def lean_attention(
 
     Eager attention scales, masks and softens the scores one after the other, each into new memory. Here the queries
     are scaled instead, the mask is written into the scores in place, the softmax keeps its precision (it adds up in 32
-    bits either way), and keys and values are not copied for the queries that share them.
+    bits either way), and keys and values are not copied for the queries that share them. `torch.compile` takes it as
+    it is: the loops that it makes for a softmax in 16 bits, of any length, are slower than torch's own.
 
     Args:
         query: (B, H, T, d).
         key, value: (B, G, S, d); H / G queries share each.
         attention_mask: (B, 1, T, S), added to the scores; None lets every query look everywhere.
         scaling: of the scores.
-        dropout: share of the attention weights that is dropped while `module` trains.
+        dropout: 0; an `Engine` leaves a model with dropout to the library.
 
     Returns:
         (B, T, H, d), and None in the place of the weights.
+
+    Raises:
+        ValueError: there is dropout.
     """
-    batch, heads, length, width = query.shape
-    groups, seen = key.shape[1], key.shape[2]
-    shared = (query * scaling).reshape(batch, groups, heads // groups * length, width)  # (B, G, H / G * T, d)
-    scores = (shared @ key.transpose(2, 3)).view(batch, heads, length, seen)  # (B, H, T, S)
-    if attention_mask is not None:
-        scores.add_(attention_mask)
-    weights = F.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)  # (B, H, T, S)
-    read = weights.view(batch, groups, heads // groups * length, seen) @ value  # (B, G, H / G * T, d)
-    return read.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
+    if dropout:
+        raise ValueError(f"this attention has no dropout, and shall drop {dropout}; set the attention to 'sdpa'")
+    return _attend(query, key, value, attention_mask, scaling)[0], None
 
 
+@torch.library.custom_op("minivlm::attend", mutates_args=())
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What was read, (B, T, H, d), and the weights, (B * G, H / G * T, S), for the way back."""
+    (batch, heads, length, width), seen = query.shape, key.shape[2]
+    query, key, value = _grouped(query * scaling, key), _flat(key), _flat(value)
+    scores = torch.bmm(query, key.transpose(1, 2))  # (B * G, H / G * T, S)
+    if mask is not None:
+        scores.view(batch, heads, length, seen).add_(mask)
+    weights = scores.softmax(dim=-1)  # (B * G, H / G * T, S)
+    read = torch.bmm(weights, value).view(batch, heads, length, width)
+    return read.transpose(1, 2).contiguous(), weights
+
+
+@torch.library.custom_op("minivlm::attend_back", mutates_args=())
+def _attend_back(
+    grad: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    weights: torch.Tensor,
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of queries, keys and values, from that of what was read, (B, T, H, d)."""
+    grad = _grouped(grad.transpose(1, 2), key)  # (B * G, H / G * T, d)
+    to_weights = torch.bmm(grad, _flat(value).transpose(1, 2))
+    to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype)
+    to_query = torch.bmm(to_scores, _flat(key)).mul_(scaling)
+    to_key = torch.bmm(to_scores.transpose(1, 2), _grouped(query * scaling, key))
+    to_value = torch.bmm(weights.transpose(1, 2), grad)
+    return to_query.view(query.shape), to_key.view(key.shape), to_value.view(value.shape)
+
+
+def _grouped(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Queries beside the others that share their keys: (B * G, H / G * T, d)."""
+    (batch, heads, length, width), groups = query.shape, key.shape[1]
+    return query.reshape(batch * groups, heads // groups * length, width)
+
+
+def _flat(key: torch.Tensor) -> torch.Tensor:
+    return key.reshape(-1, *key.shape[2:])  # (B * G, S, d)
+
+
+@_attend.register_fake
+def _(query, key, value, mask, scaling):
+    (batch, heads, length, width), (_, groups, seen, _) = query.shape, key.shape
+    weights = query.new_empty(batch * groups, heads // groups * length, seen)
+    return query.new_empty(batch, length, heads, width), weights
+
+
+@_attend_back.register_fake
+def _(grad, query, key, value, weights, scaling):
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _keep(ctx, inputs, output) -> None:
+    query, key, value, _, ctx.scaling = inputs
+    ctx.save_for_backward(query, key, value, output[1])
+    ctx.set_materialize_grads(False)  # no zeros for the weights, which nothing learns from
+    ctx.mark_non_differentiable(output[1])
+
+
+def _learn(ctx, grad, _):
+    if grad is None:  # nobody learns from what was read
+        return (None,) * 5
+    return *_attend_back(grad, *ctx.saved_tensors, ctx.scaling), None, None
+
+
+_attend.register_autograd(_learn, setup_context=_keep)
 AttentionInterface.register(LEAN, lean_attention)
 AttentionMaskInterface.register(LEAN, eager_mask)
+
+
+# ---- the last layer
+
+
+class LastLayer(nn.Module):
+    """A language model's last layer, which computes only the places that somebody asks for.
+
+    Above it there is nothing but the head, and where there is no label no head looks: such a place is needed for its
+    key and its value, not for its query and its multi-layer perceptron. It has the library's layer's own modules.
+
+    Attributes:
+        asked: the places whose output is wanted.
+    """
+
+    def __init__(self, layer: LlamaDecoderLayer):
+        super().__init__()
+        self.input_layernorm, self.self_attn = layer.input_layernorm, layer.self_attn
+        self.post_attention_layernorm, self.mlp = layer.post_attention_layernorm, layer.mlp
+        self.asked = slice(None)
+
+    def compile(self, **options) -> None:
+        """Compile what is computed; what is cut out stays outside, since its length is another in every batch."""
+        self._attended = torch.compile(self._attended, **options)
+        self._thought_over = torch.compile(self._thought_over, **options)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        **_,
+    ) -> torch.Tensor:
+        """From (B, T, Dl) to (B, K, Dl) at the K places that are asked for."""
+        if attention_mask is None:  # the library leaves out a mask that only hides what comes later
+            length = hidden_states.shape[1]
+            shown = torch.ones(1, 1, length, length, dtype=torch.bool, device=hidden_states.device)
+            attention_mask = shown.tril()
+        asked = hidden_states[:, self.asked].contiguous()  # (B, K, Dl)
+        where = [angles[:, self.asked].contiguous() for angles in position_embeddings]  # (B, K, d)
+        mask = attention_mask[:, :, self.asked].contiguous()  # (B, 1, K, T)
+        return self._thought_over(self._attended(asked, hidden_states, where, position_embeddings, mask))
+
+    def _attended(self, asked, hidden_states, where, everywhere, mask) -> torch.Tensor:
+        attention, width = self.self_attn, self.self_attn.head_dim
+        looking, seen = self.input_layernorm(asked), self.input_layernorm(hidden_states)
+        query = _turned(_heads(attention.q_proj(looking), width), where)  # (B, H, K, d)
+        key = _turned(_heads(attention.k_proj(seen), width), everywhere)  # (B, G, T, d)
+        value = _heads(attention.v_proj(seen), width)  # (B, G, T, d)
+        kind = attention.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
+        dropout = attention.attention_dropout if self.training else 0.0
+        read, _ = attend(attention, query, key, value, mask, scaling=attention.scaling, dropout=dropout)
+        return asked + attention.o_proj(read.flatten(2))
+
+    def _thought_over(self, attended: torch.Tensor) -> torch.Tensor:
+        return attended + self.mlp(self.post_attention_layernorm(attended))
+
+
+def _heads(states: torch.Tensor, width: int) -> torch.Tensor:
+    return states.unflatten(-1, (-1, width)).transpose(1, 2)
+
+
+def _turned(states: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    """Rotary positions (Su et al., RoFormer, arXiv:2104.09864, section 3.2.2), as the library turns both at once."""
+    cosine, sine = (angle.unsqueeze(1) for angle in angles)
+    return states * cosine + rotate_half(states) * sine
+
+
+def _only_where_asked(language_model: nn.Module, compiled: bool) -> None:
+    """Exchange the last layer in those calls that ask for a few places' logits, if it is one that we know.
+
+    Other calls find the library's own.
+    """
+    layers = language_model.base_model.layers
+    masked = language_model.config._attn_implementation in ("eager", "sdpa", LEAN)  # others have another kind of mask
+    if type(layers[-1]) is not LlamaDecoderLayer or not masked:
+        return
+    whole, last = layers[-1], LastLayer(layers[-1])
+    if compiled:
+        last.compile(dynamic=True)
+
+    def choose(_, args, options):
+        asked = options.get("logits_to_keep", 0)
+        layers[-1] = last if isinstance(asked, torch.Tensor) and asked.numel() else whole
+        if layers[-1] is whole:
+            return args, options
+        first = int(asked.min())
+        last.asked = slice(first, int(asked.max()) + 1)
+        return args, options | {"logits_to_keep": asked - first}
+
+    language_model.register_forward_pre_hook(choose, with_kwargs=True)
+
+
+# ---- compiling
 
 
 def _compile(language_model: nn.Module) -> None:
@@ -128,14 +297,15 @@ def _compile(language_model: nn.Module) -> None:
     What the compiler sees first decides how it sums up. A run that goes on from its checkpoint would else begin with
     another batch, and end with other digits.
     """
-    base, table = language_model.base_model, language_model.get_input_embeddings().weight
+    table = language_model.get_input_embeddings().weight
     embeds = table.new_zeros(2, 64, table.shape[1], requires_grad=True)  # (B, T, Dl)
-    shown = torch.ones(2, 64, device=table.device)  # (B, T)
+    shown, asked = torch.ones(2, 64, device=table.device), torch.arange(20, 50, device=table.device)  # (B, T), (K,)
     try:
-        for layer in base.layers:
+        for layer in language_model.base_model.layers:
             layer.compile(dynamic=True)
-        hidden = base(inputs_embeds=embeds, attention_mask=shown, use_cache=False).last_hidden_state  # (B, T, Dl)
-        (hidden.sum() * 0).backward()  # adds zeros to the gradients
+        options = {"attention_mask": shown, "use_cache": False, "logits_to_keep": asked}
+        logits = language_model(inputs_embeds=embeds, **options).logits  # (B, K, V)
+        (logits.sum() * 0).backward()  # adds zeros to the gradients
     except (RuntimeError, OSError, ImportError) as error:
         raise EngineError(
             f"the language model cannot be compiled here ({_first_line(error)}); {WHAT_IT_NEEDS}"

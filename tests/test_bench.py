@@ -146,7 +146,7 @@ def test_ratios_compare_within_a_round(model, processor, short):
     learnt = [sum(label != IGNORE_INDEX for label in row.labels) for row in step.rows]
     needed = 0
     for row, labels in zip(step.rows, learnt, strict=True):
-        counted = b.flops(model.config, stage("sft"), Length(len(row.input_ids), labels))
+        counted = b.flops(model.config, stage("sft"), Length(len(row.input_ids), labels), labels)
         needed += sum(counted.values()) - counted["encoder"]  # which the engine does not run
     assert arm.share_of_matmul_rate == pytest.approx(needed / 2 / (5 / 3) / 1e9)
     assert arm.learnt_tokens_per_second == pytest.approx(sum(learnt) / 2 / (5 / 3))

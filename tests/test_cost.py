@@ -23,6 +23,7 @@ from minivlm.cost import (
     probe,
     probe_row,
 )
+from minivlm.engine import Engine
 from minivlm.model import set_trainable
 from minivlm.train import supervised_loss
 
@@ -39,6 +40,11 @@ def test_operations_are_those_that_the_library_counts(model, processor, name):
         supervised_loss(model, batch).backward()
     counted = flops(model.config, stage(name), SHORT)
     assert sum(counted.values()) == counter.get_total_flops()
+    worker = Engine(model, "fp32").model
+    with FlopCounterMode(display=False) as counter:
+        supervised_loss(worker, batch).backward()
+    less = flops(model.config, stage(name), SHORT, asked=SHORT.learnt)
+    assert sum(less.values()) == counter.get_total_flops() < sum(counted.values())
     with torch.no_grad(), FlopCounterMode(display=False) as seeing:
         model.vision(batch["pixel_values"])
     assert counted["encoder"] == seeing.get_total_flops()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 from training import save_base, some_features, some_rows, stage
-from transformers.models.llama.modeling_llama import eager_attention_forward
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, eager_attention_forward
 
 import minivlm.engine
 from minivlm.checkpoint import load_checkpoint, read_meta
@@ -17,6 +17,7 @@ from minivlm.engine import (
     LEAN,
     Engine,
     EngineError,
+    LastLayer,
     choose_compiled,
     choose_precision,
     held_memory,
@@ -87,13 +88,29 @@ def test_lean_attention_is_the_librarys_eager_one(groups, masked):
         torch.testing.assert_close(lean, eager, rtol=1e-5, atol=1e-6)  # the library softens in 32 bits
 
 
-def test_lean_attention_drops_weights_only_while_it_trains():
-    query = torch.randn(1, 2, 5, 4)
-    module = nn.Module().train()
-    kept, _ = lean_attention(module.eval(), query, query, query, None, 1.0, dropout=0.5)
-    torch.testing.assert_close(kept, lean_attention(module, query, query, query, None, 1.0)[0])
-    torch.manual_seed(0)
-    assert not torch.allclose(lean_attention(module.train(), query, query, query, None, 1.0, dropout=0.5)[0], kept)
+def test_lean_attention_has_the_right_gradients_to_every_digit():
+    """In 64 bits, against finite differences; a compiler needs the shapes besides."""
+    random = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(2, heads, length, 4, generator=random, dtype=torch.float64)
+        for heads, length in ((4, 3), (2, 5), (2, 5))
+    )
+    mask = torch.zeros(2, 1, 3, 5, dtype=torch.float64)
+    mask[0, :, 0, 2:] = -1e9
+    torch.library.opcheck(torch.ops.minivlm.attend, (query, key, value, mask, 0.5))
+    given = [tensor.requires_grad_() for tensor in (query, key, value)]
+    assert torch.autograd.gradcheck(lambda *given: lean_attention(nn.Module(), *given, mask, 0.5)[0], given)
+
+
+def test_a_model_with_dropout_keeps_the_librarys_attention(model):
+    with pytest.raises(ValueError, match=r"has no dropout, and shall drop 0\.1; set the attention to 'sdpa'"):
+        lean_attention(nn.Module(), *(torch.ones(1, 1, 2, 4) for _ in range(3)), None, 1.0, dropout=0.1)
+    config = model.language_model.config
+    try:
+        config.attention_dropout = 0.1
+        assert Engine(model, "bf16").model.language_model.config._attn_implementation == "sdpa"
+    finally:
+        config.attention_dropout = 0.0
 
 
 # ---- the working copy
@@ -165,6 +182,58 @@ def test_a_tied_head_stays_tied(model, precision):
     assert engine.model.get_output_embeddings().weight is engine.model.get_input_embeddings().weight
     shared = engine.model.projector.weight is model.projector.weight
     assert shared == (precision == "fp32")
+
+
+# ---- the last layer
+
+
+@pytest.mark.parametrize("asked", [[0], [8], [3, 4, 5], [1, 6], list(range(9))])
+@pytest.mark.parametrize("padded", [True, False])  # without padding the library makes no mask
+@pytest.mark.parametrize("attention", ["sdpa", "eager", LEAN])
+def test_the_last_layer_computes_what_is_asked_for_and_nothing_else(model, asked, padded, attention):
+    language_model = model.language_model
+    embeds = torch.randn(2, 9, language_model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    shown = torch.ones(2, 9, dtype=torch.long)
+    shown[1, 7:] = 0 if padded else 1
+    places, found = torch.tensor(asked), []
+    language_model.set_attn_implementation(attention)
+    try:
+        copy = Engine(model, "fp32").model.language_model
+    finally:
+        language_model.set_attn_implementation("sdpa")
+    for one, kept in ((copy, places), (language_model, 0)):
+        given = embeds.clone().requires_grad_()
+        logits = one(inputs_embeds=given, attention_mask=shown, logits_to_keep=kept, use_cache=False).logits
+        logits = logits if one is copy else logits[:, places]
+        logits = logits * shown[:, places, None]  # what padding looks at is nobody's business
+        logits.square().sum().backward()
+        found.append((logits.detach(), given.grad))
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+def test_a_call_for_all_places_finds_the_librarys_own_layer(model):
+    copy = Engine(model, "fp32").model.language_model
+    layers, embeds = copy.base_model.layers, torch.zeros(1, 5, copy.config.hidden_size)
+    for kept, kind in ((torch.tensor([3]), LastLayer), (0, LlamaDecoderLayer), (2, LlamaDecoderLayer)):
+        copy(inputs_embeds=embeds, logits_to_keep=kept)
+        assert type(layers[-1]) is kind
+    assert type(model.language_model.base_model.layers[-1]) is LlamaDecoderLayer
+    assert copy.state_dict().keys() == model.language_model.state_dict().keys()
+
+
+def test_a_layer_that_we_do_not_know_stays_as_it_is(model):
+    class Another(LlamaDecoderLayer):
+        pass
+
+    layers = model.language_model.base_model.layers
+    layers[-1].__class__ = Another
+    try:
+        copy = Engine(model, "fp32").model.language_model
+        copy(inputs_embeds=torch.zeros(1, 5, copy.config.hidden_size), logits_to_keep=torch.tensor([3]))
+        assert type(copy.base_model.layers[-1]) is Another
+    finally:
+        layers[-1].__class__ = LlamaDecoderLayer
 
 
 # ---- compiled layers
