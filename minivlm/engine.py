@@ -232,9 +232,9 @@ class LastLayer(nn.Module):
             length = hidden_states.shape[1]
             shown = torch.ones(1, 1, length, length, dtype=torch.bool, device=hidden_states.device)
             attention_mask = shown.tril()
-        asked = hidden_states[:, self.asked].contiguous()  # (B, K, Dl)
-        where = [angles[:, self.asked].contiguous() for angles in position_embeddings]  # (B, K, d)
-        mask = attention_mask[:, :, self.asked].contiguous()  # (B, 1, K, T)
+        asked = _cut(hidden_states[:, self.asked])  # (B, K, Dl)
+        where = [_cut(angles[:, self.asked]) for angles in position_embeddings]  # (B, K, d)
+        mask = _cut(attention_mask[:, :, self.asked])  # (B, 1, K, T)
         return self._thought_over(self._attended(asked, hidden_states, where, position_embeddings, mask))
 
     def _attended(self, asked, hidden_states, where, everywhere, mask) -> torch.Tensor:
@@ -251,6 +251,11 @@ class LastLayer(nn.Module):
 
     def _thought_over(self, attended: torch.Tensor) -> torch.Tensor:
         return attended + self.mlp(self.post_attention_layernorm(attended))
+
+
+def _cut(tensor: torch.Tensor) -> torch.Tensor:
+    """In memory of its own, and in order, also where the whole has one row only: so is one row like many."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _heads(states: torch.Tensor, width: int) -> torch.Tensor:
