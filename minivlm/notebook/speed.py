@@ -14,8 +14,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
+from torch.autograd.profiler import profile
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -33,11 +33,14 @@ KINDS = (LARGE, ATTENTION, SINGLE, COPIES)
 LARGE_CALLS = {"mm", "addmm", "linear"}
 ATTENTION_CALLS = {"bmm", "baddbmm"}
 COPY_CALLS = {
-    "_to_copy", "cat", "clone", "copy_", "embedding", "embedding_dense_backward", "fill_", "index", "index_select",
-    "masked_scatter", "new_zeros", "ones_like", "select_backward", "slice_backward", "stack", "zero_", "zeros",
+    "_to_copy", "cat", "clone", "copy_", "embedding", "embedding_dense_backward", "fill_", "index", "index_put",
+    "index_select", "masked_scatter", "new_zeros", "ones_like", "select_backward", "slice_backward", "stack", "zero_", "zeros",
     "zeros_like",
 }  # fmt: skip
-WITHOUT_TRAFFIC = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_local_scalar_dense"}
+WITHOUT_TRAFFIC = {
+    "_local_scalar_dense", "_unsafe_view", "detach", "empty", "empty_like", "empty_strided", "lift_fresh", "new_empty",
+    "new_empty_strided",
+}  # fmt: skip
 # what one call does to each number; every other call does one thing to it
 STEPS = {"_softmax": 5, "_log_softmax": 5, "_softmax_backward_data": 4, "_log_softmax_backward_data": 3, "silu": 4}
 SHAPES = {  # a marker for each kind of work on the roofline, so that none is told by its colour alone
@@ -54,9 +57,7 @@ def loss_everywhere(model: MiniVLMForConditionalGeneration, batch: Mapping[str, 
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     logits = model(**inputs, use_cache=False).logits  # (B, T, V), all of them
     targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T) what comes next
-    return F.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-    )
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 
 
 # Waste: what a padded row computes, and what anybody needs of it
@@ -273,19 +274,22 @@ class Meter(TorchDispatchMode):
 
     Attributes:
         work: kind -> `Work`.
+        names: of the calls that moved something.
     """
 
     def __init__(self):
         super().__init__()
         self.work = dict.fromkeys(KINDS, Work())
+        self.names: set[str] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         """Let the call happen, and note it."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
-        if not func.is_view and name not in WITHOUT_TRAFFIC | {"detach", "_unsafe_view", "lift_fresh"}:
+        if not func.is_view and name not in WITHOUT_TRAFFIC:
             kind = kind_of(name)
+            self.names.add(name)
             self.work[kind] += _work_of(func, name, kind, (args, kwargs), result)
         return result
 
@@ -512,7 +516,8 @@ def dissect(
     watched = min((_watch(forward_and_back) for _ in range(times)), key=lambda pair: pair[0])
     seconds = Counter()
     for name, taken in watched[1].items():
-        seconds[kind_of(name)] += taken
+        if name in meter.names | COPY_CALLS:  # a call that only makes other calls counts as Python
+            seconds[kind_of(name)] += taken
     shares = {kind: Share(meter.work[kind], seconds[kind]) for kind in KINDS}
     moved = Meter()
     with moved:
@@ -526,7 +531,7 @@ def dissect(
 
 def _watch(step: Callable[[], None]) -> tuple[float, dict[str, float]]:
     """Seconds of a step under the profiler, and of each of torch's calls in it, by name."""
-    with profile(activities=[ProfilerActivity.CPU]) as watched:
+    with profile(use_kineto=False) as watched:  # the newer one writes to stderr
         taken = _seconds(step)
     found = {}
     for event in watched.key_averages():
