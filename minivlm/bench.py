@@ -54,8 +54,9 @@ OLD_ON_GPU = Way(True, "bf16")  # there it ran in mixed precision
 NEW = (Way(False, "fp32"), Way(False, "bf16"), Way(False, "fp32", True), Way(False, "bf16", True))
 
 
-def matmul_rate(precision: str, device: torch.device | str = "cpu", size: int = PRODUCT) -> float:
-    """Operations a second of a warmed-up product of two matrices of size x size: the median of ten."""
+def matmul_rate(precision: str, device: torch.device | str = "cpu", size: int | None = None) -> float:
+    """Operations a second of a warmed-up product of two square matrices, 4096 wide or `size`: the median of ten."""
+    size = size or PRODUCT
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []

@@ -4,6 +4,7 @@ Operations and bytes are counted from the calls that torch makes, times are meas
 `config.py`.
 """
 
+import os
 import statistics
 import time
 from collections import Counter
@@ -14,8 +15,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
-from torch.autograd.profiler import profile
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -34,8 +35,8 @@ LARGE_CALLS = {"mm", "addmm", "linear"}
 ATTENTION_CALLS = {"bmm", "baddbmm"}
 COPY_CALLS = {
     "_to_copy", "cat", "clone", "copy_", "embedding", "embedding_dense_backward", "fill_", "index", "index_put",
-    "index_select", "masked_scatter", "new_zeros", "ones_like", "select_backward", "slice_backward", "stack", "zero_", "zeros",
-    "zeros_like",
+    "index_select", "masked_scatter", "new_zeros", "ones_like", "select_backward", "slice_backward", "stack", "zero_",
+    "zeros", "zeros_like",
 }  # fmt: skip
 WITHOUT_TRAFFIC = {
     "_local_scalar_dense", "_unsafe_view", "detach", "empty", "empty_like", "empty_strided", "lift_fresh", "new_empty",
@@ -50,6 +51,18 @@ SHAPES = {  # a marker for each kind of work on the roofline, so that none is to
     "norm": "v",
     "SiLU · mul": "o",
 }
+
+
+def working_copy(model: MiniVLMForConditionalGeneration, precision: str, compiled: bool = False) -> Engine:
+    """An engine whose copy has no encoder, which takes memory for nothing where the features are known.
+
+    Raises:
+        EngineError: compiling failed.
+    """
+    engine = Engine(model, precision, compiled)
+    engine.model.vision = None
+    give_back_memory()
+    return engine
 
 
 def loss_everywhere(model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -174,6 +187,7 @@ def climb(model: MiniVLMForConditionalGeneration, rungs: Sequence[Rung], rounds:
                 seconds[rung.title].append(taken / rows)
                 losses[rung.title] = loss / learnt
                 bar.update()
+    give_back_memory()
     return [Height(r.title, r.operations, min(seconds[r.title]), losses[r.title]) for r in rungs]
 
 
@@ -531,7 +545,8 @@ def dissect(
 
 def _watch(step: Callable[[], None]) -> tuple[float, dict[str, float]]:
     """Seconds of a step under the profiler, and of each of torch's calls in it, by name."""
-    with profile(use_kineto=False) as watched:  # the newer one writes to stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would announce itself on stderr
+    with profile(activities=[ProfilerActivity.CPU]) as watched:
         taken = _seconds(step)
     found = {}
     for event in watched.key_averages():
