@@ -172,17 +172,22 @@ class Height:
     loss: float
 
 
-def climb(model: MiniVLMForConditionalGeneration, rungs: Sequence[Rung], rounds: int) -> list[Height]:
+def climb(
+    model: MiniVLMForConditionalGeneration, rungs: Sequence[Rung], rounds: int, tidy: bool = False
+) -> list[Height]:
     """Take all rungs by turns, there and back again, and keep the best time of each.
 
     Whatever slows a machine for a moment slows one turn, not one rung. Gradients are dropped, weights stay.
+
+    Args:
+        tidy: hand freed memory back before each way back, off the clock: a tenth of a gigabyte less at once.
     """
     seconds: dict[str, list[float]] = {rung.title: [] for rung in rungs}
     losses: dict[str, float] = {}
     with tqdm(total=rounds * len(rungs), desc="by turns", leave=False) as bar:
         for _ in range(rounds):
             for rung in rungs:
-                taken, loss = _pass(model, rung)
+                taken, loss = _pass(model, rung, tidy)
                 rows, learnt = _count(rung.batches)
                 seconds[rung.title].append(taken / rows)
                 losses[rung.title] = loss / learnt
@@ -191,7 +196,7 @@ def climb(model: MiniVLMForConditionalGeneration, rungs: Sequence[Rung], rounds:
     return [Height(r.title, r.operations, min(seconds[r.title]), losses[r.title]) for r in rungs]
 
 
-def _pass(model: MiniVLMForConditionalGeneration, rung: Rung) -> tuple[float, float]:
+def _pass(model: MiniVLMForConditionalGeneration, rung: Rung, tidy: bool) -> tuple[float, float]:
     """Seconds of a rung's way forward and back over all its batches, and the sum of the loss."""
     taken = total = 0.0
     for batch in rung.batches:
@@ -199,6 +204,10 @@ def _pass(model: MiniVLMForConditionalGeneration, rung: Rung) -> tuple[float, fl
         give_back_memory()
         began = time.perf_counter()
         loss = rung.loss(rung.engine.model, batch)
+        if tidy:
+            taken += time.perf_counter() - began
+            give_back_memory()
+            began = time.perf_counter()
         rung.engine.backward(loss)
         total += loss.item()
         taken += time.perf_counter() - began
