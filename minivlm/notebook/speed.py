@@ -98,6 +98,23 @@ def operations(config: MiniVLMConfig, stage: Stage, length: Length, waste: Waste
     return parts if waste.encoder else parts | {"encoder": 0}
 
 
+def operations_of(
+    config: MiniVLMConfig, stage: Stage, batches: Sequence[Mapping[str, torch.Tensor]], everywhere: bool = False
+) -> int:
+    """Operations of one row, the mean over these batches as they are: with their padding, and the places of all rows.
+
+    Args:
+        everywhere: logits are computed at every place, not only where some row of the batch learns.
+    """
+    done = 0
+    for batch in batches:
+        rows, tokens = batch["labels"].shape
+        places = int((batch["labels"] != IGNORE_INDEX).any(dim=0).sum())
+        waste = Waste(everywhere=everywhere, encoder="pixel_values" in batch)
+        done += rows * sum(operations(config, stage, Length(tokens, places), waste).values())
+    return done // _count(batches)[0]
+
+
 def left_out(
     config: MiniVLMConfig, stage: Stage, length: Length, waste: Waste, order: Sequence[str]
 ) -> list[tuple[str, int, float]]:
