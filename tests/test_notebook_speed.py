@@ -1,4 +1,4 @@
-"""Notebook A2: its counts agree with counting by hand and with the library, its rungs compute the same, its figures say so."""
+"""Notebook A2: counts agree with the hand and the library, rungs compute the same, figures show what was measured."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ class TestWaste:
         whole = sum(flops(CONFIG, SFT, Length(1536, 1536)).values())
         for rows in (one, two):
             assert rows[0][2] * rows[1][2] * rows[2][2] == pytest.approx(whole / rows[-1][1])
-        assert dict((name, times) for name, _, times in two)["encoder"] > 1.3 * one[1][2]
+        assert {name: times for name, _, times in two}["encoder"] > 1.3 * one[1][2]
 
     def test_the_strip_is_to_scale(self):
         (axes,) = speed.strip({"picture": 2, "question": 1, "answer": 3, "padding": 10}).axes
@@ -237,7 +237,11 @@ def test_the_roofline_puts_every_mark_where_it_was_measured():
         "cache: 50 GB a second",
         "products, 32 bits: 200",
         "products, 16 bits: 800",
+        "◂ memory limits  ",
+        "  arithmetic limits ▸",
     ]
+    (ridge,) = (line for line in axes.lines if line.get_linestyle() == ":")
+    assert list(ridge.get_xdata()) == [40, 40]  # 800 / 20
 
 
 def test_rows_of_the_notebook_fit_the_old_padding(processor):

@@ -498,9 +498,10 @@ def _roofs(axes: Axes, least: float, most: float, rates: Mapping[str, float], me
     for speed, line, name in ((memory, "-", "memory"), (cache, "--", "cache")):
         end = highest / speed
         axes.plot([least, end], [least * speed / 1e9, highest / 1e9], line, color=GREY, linewidth=2.5, zorder=1)
+        over = line == "--"  # its name stands above it, the other's below
         axes.annotate(
-            f"{name}: {speed / 1e9:.0f} GB a second", (least, least * speed / 1e9), (8, 10 if line == "--" else -16),
-            textcoords="offset points", fontsize=9, rotation=0,
+            f"{name}: {speed / 1e9:.0f} GB a second", (4, 4 * speed / 1e9), (-8, 6) if over else (8, -10),
+            textcoords="offset points", ha="right" if over else "left", va="bottom" if over else "top", fontsize=9,
         )  # fmt: skip
     for way, rate in rates.items():
         axes.plot([rate / cache, most], [rate / 1e9] * 2, color=LOOKS[way][0], linewidth=2.5, zorder=1)
@@ -508,6 +509,13 @@ def _roofs(axes: Axes, least: float, most: float, rates: Mapping[str, float], me
             f"products, {way}: {rate / 1e9:,.0f}", (most, rate / 1e9), (-4, 5), textcoords="offset points",
             ha="right", fontsize=9, color=LOOKS[way][0],
         )  # fmt: skip
+
+    for text, side, align in (("memory limits  ", "left", "right"), ("  arithmetic limits", "right", "left")):
+        axes.text(
+            highest / memory, 0.02, f"◂ {text}" if side == "left" else f"{text} ▸", ha=align, fontsize=9,
+            style="italic", transform=axes.get_xaxis_transform(),
+        )  # fmt: skip
+    axes.axvline(highest / memory, color=GREY, linestyle=":", linewidth=1, zorder=0)
 
 
 def _roofline_legend(axes: Axes, ways: set[str]) -> None:
@@ -549,6 +557,7 @@ def dissect(
         optimizer.step()
         engine.refresh()
 
+    give_back_memory()
     with Meter() as meter:
         forward_and_back()
     forward_and_back()
