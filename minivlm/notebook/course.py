@@ -81,8 +81,8 @@ def show_course(minutes: dict[str, float]) -> None:
     """Show the map with its alternative text and a one-line summary."""
     stations = "; ".join(f"{s.number} {s.title}: {' '.join(s.question.split())}" for s in STATIONS)
     alt = (
-        f"Map of the course, {len(STATIONS)} cards joined by arrows in their order, {' and '.join(AFTER)} by themselves. "
-        f"{stations}"
+        f"Map of the course, {len(STATIONS)} cards joined by arrows in their order, "
+        f"{' and '.join(AFTER)} by themselves. {stations}"
     )
     total = sum(minutes.get(station.number, 0) for station in STATIONS)
     show(course_map(minutes), alt, f"{len(STATIONS)} notebooks; all of them run in {total:.0f} minutes on two cores.")
