@@ -498,16 +498,17 @@ def _roofs(axes: Axes, least: float, most: float, rates: Mapping[str, float], me
     for speed, line, name in ((memory, "-", "memory"), (cache, "--", "cache")):
         end = highest / speed
         axes.plot([least, end], [least * speed / 1e9, highest / 1e9], line, color=GREY, linewidth=2.5, zorder=1)
-        over = line == "--"  # its name stands above it, the other's below
+        over = line == "--"  # its name stands before it, the other's behind
         axes.annotate(
-            f"{name}: {speed / 1e9:.0f} GB a second", (4, 4 * speed / 1e9), (-8, 6) if over else (8, -10),
-            textcoords="offset points", ha="right" if over else "left", va="bottom" if over else "top", fontsize=9,
+            f"{name}: {speed / 1e9:.0f} GB a second", (3, 3 * speed / 1e9), (-12, 0) if over else (12, 0),
+            textcoords="offset points", ha="right" if over else "left", va="center", fontsize=9,
         )  # fmt: skip
     for way, rate in rates.items():
         axes.plot([rate / cache, most], [rate / 1e9] * 2, color=LOOKS[way][0], linewidth=2.5, zorder=1)
+        above = rate == highest  # the other's name stands below, so that they never meet
         axes.annotate(
-            f"products, {way}: {rate / 1e9:,.0f}", (most, rate / 1e9), (-4, 5), textcoords="offset points",
-            ha="right", fontsize=9, color=LOOKS[way][0],
+            f"products, {way}: {rate / 1e9:,.0f}", (most, rate / 1e9), (-4, 9 if above else -9),
+            textcoords="offset points", ha="right", va="bottom" if above else "top", fontsize=9, color=LOOKS[way][0],
         )  # fmt: skip
 
     for text, side, align in (("memory limits  ", "left", "right"), ("  arithmetic limits", "right", "left")):
