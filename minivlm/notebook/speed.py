@@ -545,7 +545,8 @@ def dissect(
 ) -> dict[str, Share]:
     """One step's work and time by kind: forward and back by `KINDS`, the optimizer by itself, and what is left.
 
-    The step is counted once, and watched by torch's profiler; times are of the fastest. Weights move by `lr`.
+    The step is counted once, and watched by torch's profiler; times are of the fastest, the optimizer's of the middle
+    one. Weights move by the optimizer's rate.
 
     Args:
         loss: of the engine's model.
