@@ -54,16 +54,17 @@ OLD_ON_GPU = Way(True, "bf16")  # there it ran in mixed precision
 NEW = (Way(False, "fp32"), Way(False, "bf16"), Way(False, "fp32", True), Way(False, "bf16", True))
 
 
-def matmul_rate(precision: str, device: torch.device | str = "cpu") -> float:
-    """Operations a second of a warmed-up 4096 x 4096 x 4096 product: the median of ten."""
+def matmul_rate(precision: str, device: torch.device | str = "cpu", size: int | None = None) -> float:
+    """Operations a second of a warmed-up product of two square matrices, 4096 wide or `size`: the median of ten."""
+    size = size or PRODUCT
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    one, other = (torch.randn(PRODUCT, PRODUCT, device=device).to(dtype) for _ in range(2))
+    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(TIMES + 1):
         began = time.perf_counter()
         (one @ other)[0, 0].item()  # waits for a GPU
         seconds.append(time.perf_counter() - began)
-    return 2 * PRODUCT**3 / statistics.median(seconds[1:])
+    return 2 * size**3 / statistics.median(seconds[1:])
 
 
 def bench_rows(

@@ -25,6 +25,7 @@ NAMES = {  # and the minutes that "Run all" may take on two cores
     "05_results_and_hallucination": 2,
     "06_scaling_to_26m": 2,
     "A1_base_models": 2,
+    "A2_speed": 2,
 }
 MINUTES_IN_ALL, GIGABYTES = 14, 2.0
 TAGS = {"nbval-check-output", "nbval-ignore-output"}  # a cell that raises shows it itself: `try`, and print the error

@@ -33,7 +33,9 @@ STATIONS = (
     Station("05", "Results", "When and why does it\nmake things up?", ("picture", "answer")),
     Station("06", "Scaling to 26M", "What does the real\none cost?", ("picture", "encoder", "W", "language model")),
     Station("A1", "Base models", "Where do eye and\nspeaker come from?", ("encoder", "language model")),
+    Station("A2", "Speed", "Where does the time go,\nand what is it for?", ("encoder", "language model", "answer")),
 )
+AFTER = {"A1": "01", "A2": "06"}  # what stands by itself, and the notebook that it asks for
 CARD, GAP, HIGH = 26.0, 5.0, 34.0  # a card's width, the way to the next one, its height
 ACROSS, BETWEEN = 5, 9.0  # cards in a row, and the way to the row below
 SHORT = {"language model": "LM"}
@@ -51,10 +53,11 @@ def course_map(minutes: dict[str, float]) -> Figure:
         corners = [_corner(place) for place in range(len(STATIONS))]
         for station, (left, bottom) in zip(STATIONS, corners, strict=True):
             _card(page, station, left, bottom, minutes.get(station.number))
-        for (x0, y0), (x1, y1) in pairwise(corners[:-1]):
+        for (x0, y0), (x1, y1) in pairwise(corners[: -len(AFTER)]):
             _way(page, (x0, y0), (x1, y1))
-        left, bottom = corners[-1]
-        page.text(left + CARD / 2, bottom + HIGH + 1.3, "at any time after 01", ha="center", style="italic", fontsize=9)
+        for earlier, (left, bottom) in zip(AFTER.values(), corners[-len(AFTER) :], strict=True):
+            text = f"at any time after {earlier}"
+            page.text(left + CARD / 2, bottom + HIGH + 1.3, text, ha="center", style="italic", fontsize=9)
         left, bottom = _corner(len(STATIONS))
         page.text(
             left,
@@ -77,7 +80,10 @@ def minutes_measured(file: Path = Path("measured.json")) -> dict[str, float]:
 def show_course(minutes: dict[str, float]) -> None:
     """Show the map with its alternative text and a one-line summary."""
     stations = "; ".join(f"{s.number} {s.title}: {' '.join(s.question.split())}" for s in STATIONS)
-    alt = f"Map of the course, {len(STATIONS)} cards joined by arrows in their order, A1 by itself. {stations}"
+    alt = (
+        f"Map of the course, {len(STATIONS)} cards joined by arrows in their order, "
+        f"{' and '.join(AFTER)} by themselves. {stations}"
+    )
     total = sum(minutes.get(station.number, 0) for station in STATIONS)
     show(course_map(minutes), alt, f"{len(STATIONS)} notebooks; all of them run in {total:.0f} minutes on two cores.")
 
