@@ -122,11 +122,10 @@ def lean_attention(
     return _attend(query, key, value, attention_mask, scaling)[0], None
 
 
-@torch.library.custom_op("minivlm::attend", mutates_args=())
-def _attend(
+def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What was read, (B, T, H, d), and the weights, (B * G, H / G * T, S), for the way back."""
+    """What `lean_attention` does: what was read, (B, T, H, d), and the weights, (B * G, H / G * T, S)."""
     (batch, heads, length, width), seen = query.shape, key.shape[2]
     query, key, value = _grouped(query * scaling, key), _flat(key), _flat(value)
     scores = torch.bmm(query, key.transpose(1, 2))  # (B * G, H / G * T, S)
@@ -137,8 +136,7 @@ def _attend(
     return read.transpose(1, 2).contiguous(), weights
 
 
-@torch.library.custom_op("minivlm::attend_back", mutates_args=())
-def _attend_back(
+def attend_back(
     grad: torch.Tensor,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -154,6 +152,10 @@ def _attend_back(
     to_key = torch.bmm(to_scores.transpose(1, 2), _grouped(query * scaling, key))
     to_value = torch.bmm(weights.transpose(1, 2), grad)
     return to_query.view(query.shape), to_key.view(key.shape), to_value.view(value.shape)
+
+
+_attend = torch.library.custom_op("minivlm::attend", attend, mutates_args=())
+_attend_back = torch.library.custom_op("minivlm::attend_back", attend_back, mutates_args=())
 
 
 def _grouped(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

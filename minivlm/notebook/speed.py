@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from minivlm.config import IGNORE_INDEX, MiniVLMConfig, Stage
 from minivlm.cost import Length, flops
-from minivlm.engine import Engine, give_back_memory
+from minivlm.engine import Engine, attend, attend_back, give_back_memory
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.notebook.figures import BLUE, GREY, INK, ORANGE, style
 
@@ -81,7 +81,7 @@ class Waste:
     """What can be left out of a step without a change to its result."""
 
     padded: int | None = None  # a fixed length, or None
-    everywhere: bool = False  # logits at every place
+    everywhere: bool = False  # logits, and the last layer's output, at every place
     encoder: bool = False  # run again in every step
 
 
@@ -94,7 +94,8 @@ def operations(config: MiniVLMConfig, stage: Stage, length: Length, waste: Waste
     tokens = waste.padded or length.tokens
     if tokens < length.tokens:
         raise ValueError(f"{length.tokens} tokens do not fit into {tokens}")
-    parts = flops(config, stage, Length(tokens, tokens if waste.everywhere else length.learnt))
+    asked = tokens if waste.everywhere else length.learnt
+    parts = flops(config, stage, Length(tokens, asked), asked)
     return parts if waste.encoder else parts | {"encoder": 0}
 
 
@@ -104,12 +105,14 @@ def operations_of(
     """Operations of one row, the mean over these batches as they are: with their padding, and the places of all rows.
 
     Args:
-        everywhere: logits are computed at every place, not only where some row of the batch learns.
+        everywhere: logits, and the last layer's output, are computed at every place, not only from the first where
+            some row of the batch learns to the last.
     """
     done = 0
     for batch in batches:
         rows, tokens = batch["labels"].shape
-        places = int((batch["labels"] != IGNORE_INDEX).any(dim=0).sum())
+        learnt = (batch["labels"] != IGNORE_INDEX).any(dim=0).nonzero()
+        places = int(learnt.max() - learnt.min()) + 1
         waste = Waste(everywhere=everywhere, encoder="pixel_values" in batch)
         done += rows * sum(operations(config, stage, Length(tokens, places), waste).values())
     return done // _count(batches)[0]
@@ -306,6 +309,9 @@ class Work:
         return self.operations / self.bytes
 
 
+OPENED = {torch.ops.minivlm.attend.default: attend, torch.ops.minivlm.attend_back.default: attend_back}
+
+
 class Meter(TorchDispatchMode):
     """Counts, while it is entered, the operations and bytes of all calls that torch makes, by kind (`KINDS`).
 
@@ -323,8 +329,11 @@ class Meter(TorchDispatchMode):
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Let the call happen, and note it."""
+        """Let the call happen, and note it; of the engine's attention, what it is made of."""
         kwargs = kwargs or {}
+        if func in OPENED:
+            with self:
+                return OPENED[func](*args, **kwargs)
         result = func(*args, **kwargs)
         name = func.overloadpacket.__name__
         if not func.is_view and name not in WITHOUT_TRAFFIC:
