@@ -11,7 +11,7 @@ CPU does it have another one (`engine.lean_attention`). Letters as in `config.py
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from minivlm.checkpoint import versions
 from minivlm.config import IGNORE_INDEX, STAGES, Stage
 from minivlm.cost import LENGTHS, Length, flops, kept_by, probe_row
-from minivlm.engine import Engine, held_memory, why_not_compiled
+from minivlm.engine import PRECISIONS, Engine, held_memory, why_not_compiled
 from minivlm.features import encode
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.processor import MiniVLMProcessor, Rendered
@@ -54,17 +54,35 @@ OLD_ON_GPU = Way(True, "bf16")  # there it ran in mixed precision
 NEW = (Way(False, "fp32"), Way(False, "bf16"), Way(False, "fp32", True), Way(False, "bf16", True))
 
 
+class Product:
+    """The matrix product that a machine's rate is measured with, in one precision; it has warmed up."""
+
+    def __init__(self, precision: str, device: torch.device | str = "cpu", size: int | None = None):
+        size = size or PRODUCT
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.one, self.other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        self.times: list[float] = []
+        self.take()
+        self.times.clear()
+
+    def take(self, times: int = 1) -> None:
+        """Compute it so often, and note the seconds."""
+        for _ in range(times):
+            began = time.perf_counter()
+            (self.one @ self.other)[0, 0].item()  # waits for a GPU
+            self.times.append(time.perf_counter() - began)
+
+    @property
+    def rate(self) -> float:
+        """Operations a second, by the median of all times."""
+        return 2 * len(self.one) ** 3 / statistics.median(self.times)
+
+
 def matmul_rate(precision: str, device: torch.device | str = "cpu", size: int | None = None) -> float:
-    """Operations a second of a warmed-up product of two square matrices, 4096 wide or `size`: the median of ten."""
-    size = size or PRODUCT
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    seconds = []
-    for _ in range(TIMES + 1):
-        began = time.perf_counter()
-        (one @ other)[0, 0].item()  # waits for a GPU
-        seconds.append(time.perf_counter() - began)
-    return 2 * size**3 / statistics.median(seconds[1:])
+    """Operations a second of a warmed-up product of square matrices, `PRODUCT` wide or `size`: the median of ten."""
+    product = Product(precision, device, size)
+    product.take(TIMES)
+    return product.rate
 
 
 def bench_rows(
@@ -171,12 +189,14 @@ class Taker:
 class Arm:
     """What one way of taking a step came to, in one stage. Times are of the median round, and of the extremes."""
 
+    precision: str
     seconds_per_row: float
     fastest: float
     slowest: float
     rows_per_second: float
     learnt_tokens_per_second: float
     share_of_matmul_rate: float
+    matmul_gflops: float
     kept_megabytes_per_row: float
     loss: float
     ratio: float
@@ -194,7 +214,6 @@ def bench(
     processor: MiniVLMProcessor,
     preset: str,
     name: str,
-    rates: Mapping[str, float],
     rows: int = 8,
     rounds: int = 4,
     compiled: bool | None = None,
@@ -204,15 +223,15 @@ def bench(
     Args:
         preset: "scenes" or "clip-26m", whose recipe and rows are taken.
         name: the stage, "pretrain" or "sft".
-        rates: the `matmul_rate` of each precision.
         rows: in a step.
         rounds: of all ways, after one that is not counted. Each takes the next of four steps' rows, which were sorted
             by length together as `train` does it.
         compiled: also compile the engine's layers; None where that works.
 
     Returns:
-        One `Arm` for each way, by its name, the old recipe's first; a ratio compares two ways within a round. Losses
-        are those of the first step, before anything moved.
+        One `Arm` for each way, by its name, the old recipe's first; a ratio compares two ways within a round. The
+        processor's rate is the median of ten products, or more, spread over the rounds: a machine that others use has
+        fast and slow minutes. Losses are those of the first step, before anything moved.
     """
     stage = STAGES[preset][name]
     made = bench_rows(model.config, processor, preset, name, WINDOW * rows)
@@ -228,23 +247,28 @@ def bench(
         takers = [Taker(way, model, optimizer) for way in chosen]
         kept = [taker.kept_bytes(steps[-1]) for taker in takers]
         losses = [taker.loss(steps[0]).item() for taker in takers]
-        taken = _by_turns(takers, steps, rounds)
+        products = {precision: Product(precision, model.device) for precision in {way.precision for way in chosen}}
+        taken = _by_turns(takers, steps, rounds, products.values())
     model.zero_grad()
     return {
         str(way): _arm(
-            model, stage, way, steps, seconds, taken[0], rates[way.precision], kept[i] / rows / 1e6, losses[i]
+            model, stage, way, steps, seconds, taken[0], products[way.precision].rate, kept[i] / rows / 1e6, losses[i]
         )
         for i, (way, seconds) in enumerate(zip(chosen, taken, strict=True))
     }
 
 
-def _by_turns(takers: Sequence[Taker], steps: Sequence[Step], rounds: int) -> list[list[float]]:
+def _by_turns(
+    takers: Sequence[Taker], steps: Sequence[Step], rounds: int, products: Iterable[Product]
+) -> list[list[float]]:
     """Seconds a row of each taker's steps, all in each round; the first round warms up and is left out."""
     taken: list[list[float]] = [[] for _ in takers]
     for turn in range(-1, rounds):
         step = steps[turn % len(steps)]
         for taker, seconds in zip(takers, taken, strict=True):
             seconds.append(taker.seconds(step) / len(step.rows))
+        for product in products if turn >= 0 else ():
+            product.take(-(-TIMES // rounds))
     return [seconds[1:] for seconds in taken]
 
 
@@ -258,12 +282,14 @@ def _arm(model, stage: Stage, way: Way, steps, seconds, old, rate: float, kept: 
     usual, mean = statistics.median(seconds), statistics.mean(seconds)
     ratios = [before / now for before, now in zip(old, seconds, strict=True)]
     return Arm(
+        precision=way.precision,
         seconds_per_row=usual,
         fastest=min(seconds),
         slowest=max(seconds),
         rows_per_second=1 / usual,
         learnt_tokens_per_second=sum(length.learnt for length in lengths) / len(rows) / mean,
         share_of_matmul_rate=needed / len(rows) / mean / rate,
+        matmul_gflops=rate / 1e9,
         kept_megabytes_per_row=kept,
         loss=loss,
         ratio=statistics.median(ratios),
@@ -309,19 +335,20 @@ def plot(stages: dict[str, dict[str, Arm]]) -> Figure:
 def write(
     folder: Path,
     preset: str,
-    rates: Mapping[str, float],
     rows: int,
     stages: dict[str, dict[str, Arm]],
     command: str,
 ) -> Path:
     """Keep the figures as `bench.json` and the plot as `bench.png`; returns the JSON file."""
     folder.mkdir(parents=True, exist_ok=True)
+    arms = [arm for stage in stages.values() for arm in stage.values()]
+    gflops = {p: statistics.mean(arm.matmul_gflops for arm in arms if arm.precision == p) for p in PRECISIONS}
     about = {
         "command": command,
         "preset": preset,
         "rows_per_step": rows,
-        "matmul_gflops": {precision: rate / 1e9 for precision, rate in rates.items()},
-        "bf16_over_fp32": rates["bf16"] / rates["fp32"],
+        "matmul_gflops": gflops,
+        "bf16_over_fp32": gflops["bf16"] / gflops["fp32"],
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "stages": {

@@ -392,7 +392,7 @@ def _import(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> None:
     import torch
 
-    from minivlm.bench import as_text, bench, matmul_rate, write
+    from minivlm.bench import as_text, bench, write
     from minivlm.checkpoint import load_checkpoint
     from minivlm.pretrained import RANDOM, build
 
@@ -401,13 +401,12 @@ def _bench(options: argparse.Namespace) -> None:
     else:
         model, processor, _ = build(RANDOM, RANDOM)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    rates = {precision: matmul_rate(precision, model.device) for precision in ("fp32", "bf16")}
     stages = {
-        name: bench(model, processor, options.preset, name, rates, options.rows, options.rounds, options.compile)
+        name: bench(model, processor, options.preset, name, options.rows, options.rounds, options.compile)
         for name in (PRETRAIN, SFT)
     }
     print(as_text(stages))
-    print(f"Written: {write(options.out, options.preset, rates, options.rows, stages, options.typed)}")
+    print(f"Written: {write(options.out, options.preset, options.rows, stages, options.typed)}")
 
 
 def _base(options: argparse.Namespace) -> None:

@@ -115,9 +115,9 @@ def test_a_step_moves_what_learns_in_every_way(model, processor, short, name):
         assert moved == set(stage(name).trains), way
 
 
-def test_the_bench_runs_and_its_figures_add_up(model, processor, short, tmp_path):
-    rates = {"fp32": 1e9, "bf16": 4e9}
-    stages = {n: b.bench(model, processor, "clip-26m", n, rates, 2, 3, compiled=False) for n in ("pretrain", "sft")}
+def test_the_bench_runs_and_its_figures_add_up(model, processor, short, tmp_path, monkeypatch):
+    monkeypatch.setattr(b, "PRODUCT", 64)
+    stages = {n: b.bench(model, processor, "clip-26m", n, 2, 3, compiled=False) for n in ("pretrain", "sft")}
     for arms in stages.values():
         assert list(arms) == ["old recipe, fp32", "engine, fp32", "engine, bf16"]
         for arm in arms.values():
@@ -128,10 +128,12 @@ def test_the_bench_runs_and_its_figures_add_up(model, processor, short, tmp_path
         assert old.loss == pytest.approx(new.loss, abs=0.05)  # features in 16 bits
         assert new.kept_megabytes_per_row < old.kept_megabytes_per_row
     assert all(p.grad is None for p in model.parameters())
-    written = json.loads(b.write(tmp_path / "bench", "clip-26m", rates, 2, stages, "typed").read_text("utf-8"))
+    written = json.loads(b.write(tmp_path / "bench", "clip-26m", 2, stages, "typed").read_text("utf-8"))
     assert (written["command"], written["preset"], written["rows_per_step"]) == ("typed", "clip-26m", 2)
     assert written["stages"]["sft"]["engine_fp32"]["ratio"] == stages["sft"]["engine, fp32"].ratio
-    assert written["matmul_gflops"] == {"fp32": 1, "bf16": 4} and written["bf16_over_fp32"] == 4
+    rates = {arm.precision: [arms[title].matmul_gflops for arms in stages.values()] for title, arm in arms.items()}
+    assert written["matmul_gflops"] == {precision: pytest.approx(sum(two) / 2) for precision, two in rates.items()}
+    assert written["bf16_over_fp32"] == pytest.approx(sum(rates["bf16"]) / sum(rates["fp32"]))
     assert (tmp_path / "bench" / "bench.png").read_bytes().startswith(b"\x89PNG")
     lines = b.as_text(stages).splitlines()
     assert len(lines) == 1 + 2 * 3 and f"{stages['sft']['engine, bf16'].ratio:.1f}" in lines[6]
@@ -150,6 +152,25 @@ def test_ratios_compare_within_a_round(model, processor, short):
         needed += sum(counted.values()) - counted["encoder"]  # which the engine does not run
     assert arm.share_of_matmul_rate == pytest.approx(needed / 2 / (5 / 3) / 1e9)
     assert arm.learnt_tokens_per_second == pytest.approx(sum(learnt) / 2 / (5 / 3))
+
+
+def test_the_product_is_taken_ten_times_spread_over_the_rounds(monkeypatch):
+    taken = []
+
+    class Note:
+        def __init__(self, name):
+            self.name = name
+
+        def seconds(self, step):
+            taken.append(self.name)
+            return 1.0
+
+        def take(self, times):
+            taken.append(times)
+
+    step = b.Step([None], {}, {})
+    assert b._by_turns([Note("old"), Note("new")], [step], 4, [Note("")]) == [[1.0] * 4, [1.0] * 4]
+    assert taken == ["old", "new"] + 4 * ["old", "new", 3]
 
 
 def test_on_a_gpu_the_old_recipe_mixes_precisions_as_it_did():
