@@ -283,16 +283,19 @@ def _only_where_asked(language_model: nn.Module, compiled: bool) -> None:
     if compiled:
         last.compile(dynamic=True)
 
-    def choose(_, args, options):
+    def exchange(_, args, options):
         asked = options.get("logits_to_keep", 0)
-        layers[-1] = last if isinstance(asked, torch.Tensor) and asked.numel() else whole
-        if layers[-1] is whole:
-            return args, options
+        if not isinstance(asked, torch.Tensor) or not asked.numel():
+            return None
         first = int(asked.min())
-        last.asked = slice(first, int(asked.max()) + 1)
+        last.asked, layers[-1] = slice(first, int(asked.max()) + 1), last
         return args, options | {"logits_to_keep": asked - first}
 
-    language_model.register_forward_pre_hook(choose, with_kwargs=True)
+    def put_back(*_):
+        layers[-1] = whole
+
+    language_model.register_forward_pre_hook(exchange, with_kwargs=True)
+    language_model.register_forward_hook(put_back, always_call=True)
 
 
 # ---- compiling

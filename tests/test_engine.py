@@ -212,17 +212,33 @@ def test_the_last_layer_computes_what_is_asked_for_and_nothing_else(model, asked
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
-def test_a_call_for_all_places_finds_the_librarys_own_layer(model):
+@pytest.fixture
+def cut(monkeypatch) -> list[slice]:
+    """What `LastLayer` was asked for, call by call."""
+    asked, forward = [], LastLayer.forward
+
+    def note(self, *args, **options):
+        asked.append(self.asked)
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(LastLayer, "forward", note)
+    return asked
+
+
+def test_a_call_for_all_places_finds_the_librarys_own_layer(model, cut):
     copy = Engine(model, "fp32").model.language_model
-    layers, embeds = copy.base_model.layers, torch.zeros(1, 5, copy.config.hidden_size)
-    for kept, kind in ((torch.tensor([3]), LastLayer), (0, LlamaDecoderLayer), (2, LlamaDecoderLayer)):
+    embeds = torch.zeros(1, 5, copy.config.hidden_size)
+    for kept in (torch.tensor([2, 3]), 0, 2):
         copy(inputs_embeds=embeds, logits_to_keep=kept)
-        assert type(layers[-1]) is kind
-    assert type(model.language_model.base_model.layers[-1]) is LlamaDecoderLayer
+    copy.base_model(inputs_embeds=embeds)
+    with pytest.raises(AttributeError):
+        copy(inputs_embeds="no numbers", logits_to_keep=torch.tensor([1]))
+    assert cut == [slice(2, 4)]
+    assert type(copy.base_model.layers[-1]) is LlamaDecoderLayer
     assert copy.state_dict().keys() == model.language_model.state_dict().keys()
 
 
-def test_a_layer_that_we_do_not_know_stays_as_it_is(model):
+def test_a_layer_that_we_do_not_know_stays_as_it_is(model, cut):
     class Another(LlamaDecoderLayer):
         pass
 
@@ -231,7 +247,7 @@ def test_a_layer_that_we_do_not_know_stays_as_it_is(model):
     try:
         copy = Engine(model, "fp32").model.language_model
         copy(inputs_embeds=torch.zeros(1, 5, copy.config.hidden_size), logits_to_keep=torch.tensor([3]))
-        assert type(copy.base_model.layers[-1]) is Another
+        assert not cut
     finally:
         layers[-1].__class__ = LlamaDecoderLayer
 
