@@ -11,7 +11,7 @@ CPU does it have another one (`engine.lean_attention`). Letters as in `config.py
 import json
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -139,14 +139,18 @@ def prepare(
     return Step(list(rows), old, new)
 
 
+def loss_everywhere(model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What `supervised_loss` computes, the old way: logits at every place, most of which have nothing to learn."""
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    logits = model(**inputs, use_cache=False).logits  # (B, T, V), all of them
+    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T) what comes next
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+
+
 def old_loss(model: MiniVLMForConditionalGeneration, step: Step, precision: str = "fp32") -> torch.Tensor:
     """The old recipe's loss, a mean over learnt tokens: fixed padding, encoder in the step, logits everywhere."""
-    labels = step.old["labels"]  # (B, padded)
-    shown = {name: tensor for name, tensor in step.old.items() if name != "labels"}
-    with torch.autocast(labels.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits = model(**shown, use_cache=False).logits  # (B, padded, V)
-    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, padded)
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return loss_everywhere(model, step.old) / step.learnt
 
 
 def new_loss(model: MiniVLMForConditionalGeneration, step: Step) -> torch.Tensor:

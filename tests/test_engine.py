@@ -1,5 +1,6 @@
 """The engine computes what the model computes: the library's attention and a plain backward pass are the oracles."""
 
+import copy
 import os
 import signal
 from dataclasses import replace
@@ -250,6 +251,14 @@ def test_a_layer_that_we_do_not_know_stays_as_it_is(model, cut):
         assert not cut
     finally:
         layers[-1].__class__ = LlamaDecoderLayer
+
+
+def test_attention_with_another_kind_of_mask_keeps_the_whole_layer(model, cut, monkeypatch):
+    language_model = copy.deepcopy(model.language_model)
+    monkeypatch.setattr(language_model.config, "_attn_implementation_internal", "flex_attention")
+    minivlm.engine._only_where_asked(language_model, compiled=False)
+    monkeypatch.undo()
+    assert not language_model._forward_pre_hooks and not language_model._forward_hooks
 
 
 # ---- compiled layers

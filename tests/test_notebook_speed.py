@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minivlm.bench import Step, bench_rows, old_loss
+from minivlm.bench import bench_rows, loss_everywhere
 from minivlm.config import STAGES, clip_26m_config
 from minivlm.cost import Length, flops, probe_row
 from minivlm.engine import Engine
@@ -62,7 +62,7 @@ class TestWaste:
     def test_operations_of_batches_are_those_that_the_meter_sees(self, model, batches, everywhere):
         model.vision.clip.set_attn_implementation("eager")  # a fused kernel's products are not seen
         model.language_model.set_attn_implementation("eager")
-        loss = speed.loss_everywhere if everywhere else supervised_loss
+        loss = loss_everywhere if everywhere else supervised_loss
         worker = Engine(model, "fp32").model
         for chosen in batches:
             with Meter() as meter:
@@ -80,14 +80,14 @@ def _convolution(model) -> int:
 
 
 class TestLadder:
-    def test_the_old_loss_is_that_of_the_bench_and_has_the_gradient_of_ours(self, model, batches):
+    def test_the_old_loss_is_the_librarys_own_and_has_the_gradient_of_ours(self, model, batches):
         old, short = batches
         for batch in old:
             learnt = int((batch["labels"] >= 0).sum())
-            there = old_loss(model, Step([], batch, {})) * learnt
-            torch.testing.assert_close(speed.loss_everywhere(model, batch), there)
+            there = model(**batch).loss * learnt  # the library's: a mean over learnt tokens
+            torch.testing.assert_close(loss_everywhere(model, batch), there)
         weight = model.projector.weight
-        before = torch.autograd.grad(sum(speed.loss_everywhere(model, batch) for batch in old), weight)[0]
+        before = torch.autograd.grad(sum(loss_everywhere(model, batch) for batch in old), weight)[0]
         after = torch.autograd.grad(supervised_loss(model, short[0]), weight)[0]
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-6)
         assert before.abs().max() > 1e-3
@@ -97,7 +97,7 @@ class TestLadder:
         old, short = batches
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         engine = Engine(model, "fp32")
-        rungs = [Rung("old", engine, speed.loss_everywhere, old, 9), Rung("new", engine, supervised_loss, short, 3)]
+        rungs = [Rung("old", engine, loss_everywhere, old, 9), Rung("new", engine, supervised_loss, short, 3)]
         one, two = speed.climb(model, rungs, rounds=2, tidy=tidy)
         assert one.loss == pytest.approx(two.loss, abs=1e-4) and one.seconds > 0 < two.seconds
         assert (one.title, one.operations, two.title, two.operations) == ("old", 9, "new", 3)

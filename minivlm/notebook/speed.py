@@ -65,14 +65,6 @@ def working_copy(model: MiniVLMForConditionalGeneration, precision: str, compile
     return engine
 
 
-def loss_everywhere(model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What `supervised_loss` computes, the old way: logits at every place, most of which have nothing to learn."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits = model(**inputs, use_cache=False).logits  # (B, T, V), all of them
-    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T) what comes next
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
-
-
 # Waste: what a padded row computes, and what anybody needs of it
 
 
