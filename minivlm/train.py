@@ -66,6 +66,9 @@ PROBE_TEXTS = (
 PROBE_TOLERANCE = 0.02
 ANEW = "start anew with resume=False (on the command line: --anew)"
 TIDY_EVERY = 10  # steps
+# seconds between two drawings of the progress bar: a notebook may hear a few hundred messages a cell, and a program that
+# waits for a cell's end before it reads any (nbval) loses those after the first 2,000, the end itself among them
+BAR_EVERY = 1.0
 PAD_TO = 32  # tokens: with few different shapes a step takes a tenth less time, and a fifth less memory stays behind
 
 
@@ -208,14 +211,15 @@ class Run:
         """All steps that are left, with a checkpoint every so often and at the end."""
         main, steps = self.processes.is_main_process, self.stage.steps
         self.engine = Engine(self.model, self.about["precision"], self.about["compiled"])
-        bar = tqdm(total=steps, initial=len(self.log), desc=f"stage {self.stage.name}", unit="step", disable=not main)
+        told = {"desc": f"stage {self.stage.name}", "unit": "step", "mininterval": BAR_EVERY, "disable": not main}
+        bar = tqdm(total=steps, initial=len(self.log), **told)
         stop = False
         with bar:
             while len(self.log) < steps:
                 stop = self.step(len(self.log), interrupted)
                 done, loss = len(self.log), self.log[-1]["loss"]
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 bar.update()
-                bar.set_postfix(loss=f"{loss:.3f}")
                 if on_step is not None and main:
                     on_step(done, loss, self.model)
                 if done % TIDY_EVERY == 0:

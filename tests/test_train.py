@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from tqdm import tqdm
 from training import deadly, die, in_a_child, save_base, some_features, some_rows, stage, train_both
 
 import minivlm.checkpoint
@@ -573,6 +574,20 @@ def test_on_step_sees_every_step(start, tmp_path):
     model, log = start("pretrain", tmp_path / "out", on_step=lambda step, loss, model: seen.append((step, loss, model)))
     assert [(step, loss) for step, loss, _ in seen] == [(entry["step"], entry["loss"]) for entry in log]
     assert {id(shown) for _, _, shown in seen} == {id(model)}
+
+
+def test_a_bar_is_drawn_by_the_clock_not_by_the_step(start, tmp_path, monkeypatch):
+    drawn = []
+
+    class Watched(tqdm):
+        def display(self, *given, **named):
+            drawn.append((self.n, self.postfix))
+
+    monkeypatch.setattr(minivlm.train, "tqdm", Watched)
+    _, log = start("pretrain", tmp_path / "out", changes={"steps": 40})
+    seconds = sum(row["seconds"] for row in log)
+    assert len(drawn) <= 3 + seconds / minivlm.train.BAR_EVERY
+    assert drawn[-1] == (40, f"loss={log[-1]['loss']:.3f}")
 
 
 def test_the_callers_random_numbers_stay_as_they_were(start, tmp_path):

@@ -87,7 +87,7 @@ def run(module: nn.Module, step_loss: StepLoss, recipe: Recipe, folder: Path, ti
             opt.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - began
         log.append({"step": step, "loss": loss.item(), "norm": norm.item(), "seconds": seconds} | extra)
-        bar.set_postfix(loss=f"{loss.item():.3f}")
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
             _save(state_file, module, opts, recipe, step + 1, log)
             log_file.write_text("".join(json.dumps(_rounded(row)) + "\n" for row in log))
