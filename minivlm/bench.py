@@ -11,7 +11,7 @@ CPU does it have another one (`engine.lean_attention`). Letters as in `config.py
 import json
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -61,28 +61,29 @@ class Product:
         size = size or PRODUCT
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.one, self.other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        self.operations = 2 * size**3
         self.times: list[float] = []
         self.take()
         self.times.clear()
 
-    def take(self, times: int = 1) -> None:
-        """Compute it so often, and note the seconds."""
-        for _ in range(times):
-            began = time.perf_counter()
-            (self.one @ self.other)[0, 0].item()  # waits for a GPU
-            self.times.append(time.perf_counter() - began)
+    def take(self) -> float:
+        """Compute it, and note and return the seconds."""
+        began = time.perf_counter()
+        (self.one @ self.other)[0, 0].item()  # waits for a GPU
+        self.times.append(time.perf_counter() - began)
+        return self.times[-1]
 
     @property
     def rate(self) -> float:
-        """Operations a second, by the median of all times."""
-        return 2 * len(self.one) ** 3 / statistics.median(self.times)
+        """Operations a second, by the median of all times, which are made ten if they are fewer."""
+        while len(self.times) < TIMES:
+            self.take()
+        return self.operations / statistics.median(self.times)
 
 
 def matmul_rate(precision: str, device: torch.device | str = "cpu", size: int | None = None) -> float:
     """Operations a second of a warmed-up product of square matrices, `PRODUCT` wide or `size`: the median of ten."""
-    product = Product(precision, device, size)
-    product.take(TIMES)
-    return product.rate
+    return Product(precision, device, size).rate
 
 
 def bench_rows(
@@ -191,7 +192,11 @@ class Taker:
 
 @dataclass(frozen=True)
 class Arm:
-    """What one way of taking a step came to, in one stage. Times are of the median round, and of the extremes."""
+    """What one way of taking a step came to, in one stage. Times are of the median round, and of the extremes.
+
+    So are the shares of the processor's rate, and the ratios to the old recipe; both compare what was measured next to
+    each other: a step with the matrix products just before and after it, two ways within a round.
+    """
 
     precision: str
     seconds_per_row: float
@@ -200,6 +205,8 @@ class Arm:
     rows_per_second: float
     learnt_tokens_per_second: float
     share_of_matmul_rate: float
+    share_from: float
+    share_to: float
     matmul_gflops: float
     kept_megabytes_per_row: float
     loss: float
@@ -233,9 +240,9 @@ def bench(
         compiled: also compile the engine's layers; None where that works.
 
     Returns:
-        One `Arm` for each way, by its name, the old recipe's first; a ratio compares two ways within a round. The
-        processor's rate is the median of ten products, or more, spread over the rounds: a machine that others use has
-        fast and slow minutes. Losses are those of the first step, before anything moved.
+        One `Arm` for each way, by its name, the old recipe's first. A machine that others use has fast and slow
+        minutes, so ratios compare two ways within a round, and a step's share of the processor's rate is that of the
+        products just before and after it. Losses are those of the first step, before anything moved.
     """
     stage = STAGES[preset][name]
     made = bench_rows(model.config, processor, preset, name, WINDOW * rows)
@@ -252,48 +259,65 @@ def bench(
         kept = [taker.kept_bytes(steps[-1]) for taker in takers]
         losses = [taker.loss(steps[0]).item() for taker in takers]
         products = {precision: Product(precision, model.device) for precision in {way.precision for way in chosen}}
-        taken = _by_turns(takers, steps, rounds, products.values())
+        taken = _by_turns(takers, steps, rounds, products)
+        gflops = {precision: product.rate / 1e9 for precision, product in products.items()}
     model.zero_grad()
     return {
-        str(way): _arm(
-            model, stage, way, steps, seconds, taken[0], products[way.precision].rate, kept[i] / rows / 1e6, losses[i]
-        )
-        for i, (way, seconds) in enumerate(zip(chosen, taken, strict=True))
+        str(way): _arm(model, stage, way, turns, taken[0], gflops[way.precision], kept[i] / rows / 1e6, losses[i])
+        for i, (way, turns) in enumerate(zip(chosen, taken, strict=True))
     }
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A step that was taken, in seconds, and the operations a second of the products just before and after it."""
+
+    step: Step
+    seconds: float
+    rate: float
+
+
 def _by_turns(
-    takers: Sequence[Taker], steps: Sequence[Step], rounds: int, products: Iterable[Product]
-) -> list[list[float]]:
-    """Seconds a row of each taker's steps, all in each round; the first round warms up and is left out."""
-    taken: list[list[float]] = [[] for _ in takers]
-    for turn in range(-1, rounds):
-        step = steps[turn % len(steps)]
-        for taker, seconds in zip(takers, taken, strict=True):
-            seconds.append(taker.seconds(step) / len(step.rows))
-        for product in products if turn >= 0 else ():
-            product.take(-(-TIMES // rounds))
-    return [seconds[1:] for seconds in taken]
+    takers: Sequence[Taker], steps: Sequence[Step], rounds: int, products: Mapping[str, Product]
+) -> list[list[Turn]]:
+    """Every taker's turns, all in each round; the first round warms up and is left out."""
+    taken: list[list[Turn]] = [[] for _ in takers]
+    for number in range(-1, rounds):
+        step = steps[number % len(steps)]
+        for taker, turns in zip(takers, taken, strict=True):
+            product = products[taker.way.precision]
+            before, seconds, after = product.take(), taker.seconds(step), product.take()
+            turns.append(Turn(step, seconds, product.operations / statistics.mean((before, after))))
+    return [turns[1:] for turns in taken]
 
 
-def _arm(model, stage: Stage, way: Way, steps, seconds, old, rate: float, kept: float, loss: float) -> Arm:
-    """What was measured. The arithmetic counted is what has to be done: padding, old or new, is not."""
-    used = [steps[turn % len(steps)] for turn in range(len(seconds))]
-    rows = [row for step in used for row in step.rows]
-    lengths = [Length(len(row.input_ids), sum(label != IGNORE_INDEX for label in row.labels)) for row in rows]
+def needed(model: MiniVLMForConditionalGeneration, stage: Stage, way: Way, step: Step) -> int:
+    """Floating-point operations that a way has to do in a step; padding, the old or the new, is not counted."""
+    lengths = [Length(len(row.input_ids), sum(label != IGNORE_INDEX for label in row.labels)) for row in step.rows]
     counted = [flops(model.config, stage, length, None if way.old else length.learnt) for length in lengths]
-    needed = sum(value for parts in counted for part, value in parts.items() if way.old or part != "encoder")
-    usual, mean = statistics.median(seconds), statistics.mean(seconds)
-    ratios = [before / now for before, now in zip(old, seconds, strict=True)]
+    return sum(value for parts in counted for part, value in parts.items() if way.old or part != "encoder")
+
+
+def _arm(
+    model, stage: Stage, way: Way, turns: Sequence[Turn], old: Sequence[Turn], gflops: float, kept: float, loss: float
+) -> Arm:
+    """What was measured."""
+    seconds = [turn.seconds / len(turn.step.rows) for turn in turns]
+    usual = statistics.median(seconds)
+    ratios = [before.seconds / now.seconds for before, now in zip(old, turns, strict=True)]
+    shares = [needed(model, stage, way, turn.step) / turn.seconds / turn.rate for turn in turns]
+    learnt, rows = sum(turn.step.learnt for turn in turns), sum(len(turn.step.rows) for turn in turns)
     return Arm(
         precision=way.precision,
         seconds_per_row=usual,
         fastest=min(seconds),
         slowest=max(seconds),
         rows_per_second=1 / usual,
-        learnt_tokens_per_second=sum(length.learnt for length in lengths) / len(rows) / mean,
-        share_of_matmul_rate=needed / len(rows) / mean / rate,
-        matmul_gflops=rate / 1e9,
+        learnt_tokens_per_second=learnt / rows / statistics.mean(seconds),
+        share_of_matmul_rate=statistics.median(shares),
+        share_from=min(shares),
+        share_to=max(shares),
+        matmul_gflops=gflops,
         kept_megabytes_per_row=kept,
         loss=loss,
         ratio=statistics.median(ratios),

@@ -66,8 +66,8 @@ PROBE_TEXTS = (
 PROBE_TOLERANCE = 0.02
 ANEW = "start anew with resume=False (on the command line: --anew)"
 TIDY_EVERY = 10  # steps
-# seconds between two drawings of the progress bar: a notebook may hear a few hundred messages a cell, and a program that
-# waits for a cell's end before it reads any (nbval) loses those after the first 2,000, the end itself among them
+# Seconds between two drawings of the progress bar. Each sends some messages to a notebook; a program that reads them
+# when the cell is done (nbval) loses those after the first 1,000 or 2,000, and with them the end of the cell.
 BAR_EVERY = 1.0
 PAD_TO = 32  # tokens: with few different shapes a step takes a tenth less time, and a fifth less memory stays behind
 

@@ -123,6 +123,7 @@ def test_the_bench_runs_and_its_figures_add_up(model, processor, short, tmp_path
         for arm in arms.values():
             assert 0 < arm.fastest <= arm.seconds_per_row <= arm.slowest and arm.learnt_tokens_per_second > 0
             assert arm.ratio_from <= arm.ratio <= arm.ratio_to
+            assert 0 < arm.share_from <= arm.share_of_matmul_rate <= arm.share_to
         old, new = arms["old recipe, fp32"], arms["engine, fp32"]
         assert old.ratio_from == old.ratio == old.ratio_to == 1
         assert old.loss == pytest.approx(new.loss, abs=0.05)  # features in 16 bits
@@ -139,38 +140,45 @@ def test_the_bench_runs_and_its_figures_add_up(model, processor, short, tmp_path
     assert len(lines) == 1 + 2 * 3 and f"{stages['sft']['engine, bf16'].ratio:.1f}" in lines[6]
 
 
-def test_ratios_compare_within_a_round(model, processor, short):
+def test_ratios_and_shares_compare_what_was_measured_together(model, processor, short):
     step = b.prepare(model, processor, made(model, processor, "sft", 2), 96)
-    old, new = [4.0, 8.0, 6.0], [1.0, 1.0, 3.0]
-    arm = b._arm(model, stage("sft"), b.NEW[0], [step], new, old, 1e9, 1.0, 0.0)
-    assert (arm.ratio_from, arm.ratio, arm.ratio_to) == (2, 4, 8)
-    assert (arm.fastest, arm.seconds_per_row, arm.slowest) == (1, 1, 3)
-    learnt = [sum(label != IGNORE_INDEX for label in row.labels) for row in step.rows]
-    needed = 0
-    for row, labels in zip(step.rows, learnt, strict=True):
-        counted = b.flops(model.config, stage("sft"), Length(len(row.input_ids), labels), labels)
-        needed += sum(counted.values()) - counted["encoder"]  # which the engine does not run
-    assert arm.share_of_matmul_rate == pytest.approx(needed / 2 / (5 / 3) / 1e9)
-    assert arm.learnt_tokens_per_second == pytest.approx(sum(learnt) / 2 / (5 / 3))
+    counted = []
+    for row in step.rows:
+        learnt = sum(label != IGNORE_INDEX for label in row.labels)
+        parts = b.flops(model.config, stage("sft"), Length(len(row.input_ids), learnt), learnt)
+        counted.append(sum(parts.values()) - parts["encoder"])  # which the engine does not run
+    assert b.needed(model, stage("sft"), b.NEW[0], step) == sum(counted)
+    assert b.needed(model, stage("sft"), b.OLD, step) > sum(counted) + 2 * parts["encoder"]
+    # the machine was twice as fast in the second round, and four times in the third, where the step gained nothing
+    rates = [2.0 * sum(counted), 4.0 * sum(counted), 8.0 * sum(counted)]
+    old = [b.Turn(step, seconds, rate) for seconds, rate in zip([8.0, 4.0, 12.0], rates, strict=True)]
+    new = [b.Turn(step, seconds, rate) for seconds, rate in zip([2.0, 1.0, 1.5], rates, strict=True)]
+    arm = b._arm(model, stage("sft"), b.NEW[0], new, old, 7.0, 1.0, 0.0)
+    assert (arm.ratio_from, arm.ratio, arm.ratio_to) == (4, 4, 8)
+    assert (arm.fastest, arm.seconds_per_row, arm.slowest) == (0.5, 0.75, 1)
+    assert (arm.share_from, arm.share_of_matmul_rate, arm.share_to) == pytest.approx((1 / 12, 1 / 4, 1 / 4))
+    assert arm.learnt_tokens_per_second == pytest.approx(3 * step.learnt / 6 / 0.75) and arm.matmul_gflops == 7
 
 
-def test_the_product_is_taken_ten_times_spread_over_the_rounds(monkeypatch):
+def test_a_product_is_taken_just_before_and_after_every_step_in_its_precision(monkeypatch):
     taken = []
 
     class Note:
         def __init__(self, name):
-            self.name = name
+            self.way, self.times, self.operations = b.Way(False, name), iter([9, 9, 1, 3, 2, 2]), 8
 
         def seconds(self, step):
-            taken.append(self.name)
+            taken.append("step in " + self.way.precision)
             return 1.0
 
-        def take(self, times):
-            taken.append(times)
+        def take(self):
+            taken.append(self.way.precision)
+            return next(self.times)
 
-    step = b.Step([None], {}, {})
-    assert b._by_turns([Note("old"), Note("new")], [step], 4, [Note("")]) == [[1.0] * 4, [1.0] * 4]
-    assert taken == ["old", "new"] + 4 * ["old", "new", 3]
+    step, names = b.Step([None], {}, {}), ["fp32", "bf16"]
+    turns = b._by_turns([Note(name) for name in names], [step], 2, {name: Note(name) for name in names})
+    assert turns == [[b.Turn(step, 1.0, 4.0), b.Turn(step, 1.0, 4.0)]] * 2  # 8 operations in 1 and 3, then 2 and 2
+    assert taken == 3 * ["fp32", "step in fp32", "fp32", "bf16", "step in bf16", "bf16"]
 
 
 def test_on_a_gpu_the_old_recipe_mixes_precisions_as_it_did():

@@ -19,9 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
@@ -262,6 +259,11 @@ def _probe_things(rows: list[tuple[int, Thing, int, np.ndarray]], name: str) -> 
 
 
 def _reader():
+    # here, for it takes half a second, and most of those who import this module never come here
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=500, C=0.1))
 
 

@@ -7,7 +7,7 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import ipywidgets
 import numpy as np
@@ -16,9 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
 from minivlm.base.encoder import covered, normalised
@@ -27,6 +24,9 @@ from minivlm.scenes.draw import Box, layout
 from minivlm.scenes.facts import COLOURS, KINDS, SETTINGS, Scene, Thing, random_stream
 from minivlm.scenes.gallery import draw_many
 from minivlm.vision import VisionEncoder
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 COLOURLESS_PROBE = "no colour"  # what the colour probe is to say of a panda
 DARK = 0.22  # brightness of a patch that is nothing like the chosen one
@@ -94,7 +94,7 @@ class Probe(NamedTuple):
         guessing: what one gets by always saying the commonest word.
     """
 
-    reader: Pipeline
+    reader: "Pipeline"
     accuracy: float
     guessing: float
 
@@ -107,6 +107,11 @@ def fit_probe(examples: PatchExamples, fact: str, depth: int, held_out: int) -> 
     Args:
         held_out: the patches of the last so many pictures test the probe and fit nothing.
     """
+    # here, for it takes half a second, and most of those who import this module never come here
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     fit = examples.pictures < examples.pictures.max() + 1 - held_out
     features, truth = examples.features[depth], examples.of(fact)
     # saga works without BLAS, whose threads get in the way of torch's: forty times slower on two busy cores
