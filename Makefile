@@ -24,6 +24,8 @@ NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
 COVERAGE := --cov=minivlm --cov-report=term --cov-fail-under=90
 # One process per core, two at most. A file's tests stay in one process, since they share what takes long to prepare.
 IN_PARALLEL := -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
+# So do a notebook's cells, which share a kernel. The notebooks with most cells come first.
+BOOKS_IN_PARALLEL := -n logical --maxprocesses 2 --dist loadfile
 
 # $(call timed,NAME,COMMAND): run the command, then say how long it took.
 timed = @start=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - start)) s"
@@ -53,13 +55,15 @@ lint: environment ## ruff: style and format
 unit nbval browser: export HF_HUB_OFFLINE := 1
 # conftest.py gives each test process one thread; this gives one to whatever a test starts, so that none waits for a core
 unit check: export OMP_NUM_THREADS := 1
+# two kernels share the cores
+nbval: export OMP_NUM_THREADS := $(shell n=$$(getconf _NPROCESSORS_ONLN) && echo $$((n > 3 ? n / 2 : 1)))
 
 unit: environment ## the package's tests, with line coverage
 	$(call timed,tests,$(BIN)/python -m pytest -m "not browser" --durations=10 $(IN_PARALLEL) $(COVERAGE))
 
 nbval: environment ## run every notebook and worked answer, and compare what they say
-	$(call timed,notebooks,$(BIN)/python -m pytest --timeout=0 $(NBVAL) $(wildcard notebooks/*.ipynb))
-	$(call timed,solutions,$(BIN)/python -m pytest --timeout=0 $(NBVAL) $(wildcard notebooks/solutions/*.ipynb))
+	$(call timed,notebooks,$(BIN)/python -m pytest --timeout=0 $(NBVAL) $(BOOKS_IN_PARALLEL) $(wildcard notebooks/*.ipynb))
+	$(call timed,solutions,$(BIN)/python -m pytest --timeout=0 $(NBVAL) $(BOOKS_IN_PARALLEL) $(wildcard notebooks/solutions/*.ipynb))
 
 browser: environment ## open notebooks in JupyterLab and Chromium, and use them as a reader does
 	$(call timed,browser,$(BIN)/python -m pytest -m browser -ra tests/test_browser.py)

@@ -249,14 +249,30 @@ class TestMake:
         stamp.touch()
         assert "pip" not in make("-n", "environment", f"VENV={tmp_path / 'venv'}").stdout
 
-    @pytest.mark.parametrize("target", ["unit", "check"])
-    def test_tests_run_in_a_process_per_core_of_two_each_with_one_thread(self, tmp_path, target):
+    @staticmethod
+    def said(tmp_path, target) -> list[str]:
+        """What `make target` says when its Python only repeats how it was called."""
         python, venv = tmp_path / "venv/bin/python", f"VENV={tmp_path / 'venv'}"
         python.parent.mkdir(parents=True)
         python.write_text('#!/bin/sh\necho "threads: $OMP_NUM_THREADS, python $*"\n', encoding="utf-8")
         python.chmod(0o755)
         Path(re.search(r"touch (\S+)", make("-n", "environment", venv).stdout)[1]).touch()
-        said = make(target, venv).stdout.splitlines()
+        return make(target, venv).stdout.splitlines()
+
+    def test_two_notebooks_run_at_once_and_share_the_cores(self, tmp_path):
+        said = self.said(tmp_path, "nbval")
+        cores = os.sysconf("SC_NPROCESSORS_ONLN")
+        threads = cores // 2 if cores > 3 else 1
+        for run, took, name in zip(said[::2], said[1::2], ("notebooks", "solutions"), strict=True):
+            assert run.startswith(
+                f"threads: {cores // 2 if cores > 3 else 1}, python -m pytest --timeout=0 --nbval-lax "
+            )
+            assert " -n logical --maxprocesses 2 --dist loadfile notebooks/" in run
+            assert re.fullmatch(rf"== {name}: \d+ s", took)
+
+    @pytest.mark.parametrize("target", ["unit", "check"])
+    def test_tests_run_in_a_process_per_core_of_two_each_with_one_thread(self, tmp_path, target):
+        said = self.said(tmp_path, target)
         assert len(said) == 2 and re.fullmatch(r"== (quick )?tests: \d+ s", said[1])
         assert said[0].startswith("threads: 1, python -m pytest ")
         assert " -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder" in said[0]
