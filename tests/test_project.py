@@ -264,9 +264,7 @@ class TestMake:
         cores = os.sysconf("SC_NPROCESSORS_ONLN")
         threads = cores // 2 if cores > 3 else 1
         for run, took, name in zip(said[::2], said[1::2], ("notebooks", "solutions"), strict=True):
-            assert run.startswith(
-                f"threads: {cores // 2 if cores > 3 else 1}, python -m pytest --timeout=0 --nbval-lax "
-            )
+            assert run.startswith(f"threads: {threads}, python -m pytest --timeout=0 --nbval-lax ")
             assert " -n logical --maxprocesses 2 --dist loadfile notebooks/" in run
             assert re.fullmatch(rf"== {name}: \d+ s", took)
 
