@@ -1,9 +1,10 @@
 """The course's own time beside that of an earlier commit: `python scripts/course_time.py --before edfce0f`.
 
-Both trees are laid out in a temporary folder and run by turns with this environment's packages: imports, a short run
-of everything (`minivlm run` with fewer steps, pictures and questions; its phases by themselves), and every notebook
-that both have. Each turn takes the two in the other order. Writes `data/results/course_time.json` after every turn:
-the seconds, the ratio before / after of each turn, and the peak of memory in gigabytes.
+Both trees are laid out in a temporary folder and run at the same time, each with half of the cores and this
+environment's packages, so that whatever else the machine does falls on both alike: imports, a short run of everything
+(`minivlm run` with fewer steps, pictures and questions; its phases by themselves), and every notebook that both have.
+Writes `data/results/course_time.json` after every pair: the seconds, the ratio before / after of each turn, and the
+peak of memory in gigabytes.
 """
 
 import argparse
@@ -15,7 +16,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from minivlm.paths import data_folder
@@ -26,6 +29,8 @@ IMPORTS = {
     "import of notebook 03": "import minivlm; from minivlm.notebook import figures, learning, lenses, stages, tables",
 }
 SHORT = ["--scale", "0.1", "--pictures", "400", "--exam", "40", "--precision", "bf16", "--anew"]
+IMPORTED = 8  # times in the first turn: an import is short
+BOOKS = "notebooks/*.ipynb"
 TREES = ("before", "after")
 
 
@@ -39,7 +44,8 @@ def lay_out(commit: str, folder: Path) -> Path:
 
 def run_in(tree: Path, *command: str) -> str:
     """What a Python program prints that runs in a tree and imports its package, not the installed one."""
-    environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
+    threads = max(1, os.cpu_count() // len(TREES))
+    environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
     found = subprocess.run([sys.executable, *command], cwd=tree, env=environment, capture_output=True, text=True)
     if found.returncode:
         raise RuntimeError(f"{' '.join(command)} failed in {tree}:\n{found.stderr[-2000:]}")
@@ -67,18 +73,21 @@ def notebook(tree: Path, name: str) -> dict[str, float]:
     return {"seconds": entry["seconds"], "gigabytes": entry["megabytes"] / 1000}
 
 
-def by_turns(measure, trees: dict[str, Path], turns: int) -> Iterator[dict]:
-    """After each turn: every figure of both trees so far, and the ratios of its turns, the fastest turn's first."""
-    taken: dict[str, list[dict[str, float]]] = {tree: [] for tree in trees}
-    for turn in range(turns):
-        for tree in trees if turn % 2 == 0 else reversed(trees):
-            taken[tree].append(measure(trees[tree]))
-        yield {key: _compared(*([one[key] for one in taken[tree]] for tree in trees)) for key in taken["after"][0]}
+def side_by_side(measure: Callable, trees: dict[str, Path]) -> dict[str, dict[str, float]]:
+    """What a measurement finds in each tree, made in all of them at the same time."""
+    with ThreadPoolExecutor(len(trees)) as pool:
+        return dict(zip(trees, pool.map(measure, trees.values()), strict=True))
 
 
-def _compared(before: list[float], after: list[float]) -> dict:
-    ratios = [one / other for one, other in zip(before, after, strict=True)]
-    return {"before": before, "after": after, "ratio": statistics.median(ratios), "from_to": [min(ratios), max(ratios)]}
+def compared(turns: list[dict[str, dict[str, float]]]) -> dict[str, dict]:
+    """Every figure of both trees, and how many times as much it was before; a ratio compares within a turn."""
+    found = {}
+    for key in turns[0]["after"]:
+        before, after = ([turn[tree][key] for turn in turns] for tree in TREES)
+        ratios = [one / other for one, other in zip(before, after, strict=True)]
+        found[key] = {"before": before, "after": after, "ratio": statistics.median(ratios)}
+        found[key]["from_to"] = [min(ratios), max(ratios)]
+    return found
 
 
 def keep(commits: dict[str, str], name: str, found: dict) -> None:
@@ -97,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--before", required=True, help="the earlier commit")
     parser.add_argument("--after", default="HEAD", help="the later commit")
-    parser.add_argument("--turns", type=int, default=2, help="of each notebook and of the short run")
+    parser.add_argument("--turns", type=int, default=2, help="of everything")
     parser.add_argument("--only", default="", help="measure only what has this in its name, and keep the rest")
     asked = parser.parse_args()
     short = ["git", "rev-parse", "--short"]
@@ -107,14 +116,15 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         trees = {tree: lay_out(commits[tree], Path(folder) / tree) for tree in TREES}
-        books = sorted({path.name for path in (trees["before"] / "notebooks").glob("*.ipynb")})
-        jobs = {name: (lambda tree, said=said: import_seconds(tree, said), 5) for name, said in IMPORTS.items()}
-        jobs["short run"] = (short_run, asked.turns)
-        jobs |= {name: (lambda tree, name=name: notebook(tree, name), asked.turns) for name in books}
-        for name, (measure, turns) in jobs.items():
-            if asked.only in name:
-                for found in by_turns(measure, trees, turns):
-                    keep(commits, name, found)
+        jobs = {name: partial(import_seconds, statement=statement) for name, statement in IMPORTS.items()}
+        jobs["short run"] = short_run
+        jobs |= {path.name: partial(notebook, name=path.name) for path in sorted(trees["before"].glob(BOOKS))}
+        taken: dict[str, list] = {name: [] for name in jobs if asked.only in name}
+        for turn in range(asked.turns):
+            for name, turns in taken.items():
+                for _ in range(IMPORTED if name in IMPORTS and not turn else 1):
+                    turns.append(side_by_side(jobs[name], trees))
+                keep(commits, name, compared(turns))
 
 
 if __name__ == "__main__":
