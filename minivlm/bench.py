@@ -5,7 +5,8 @@ logits at every place, on a CPU in float32. The engine (`new_loss`) is what `tra
 padded to the longest; features of the encoder kept from before; logits where something is learnt; and 16 bits, and
 compiled layers, where these are faster. All begin with the same weights, have the same loss, and take the same
 optimizer's steps with the same threads and the library's own attention; only where the engine computes in 16 bits on a
-CPU does it have another one (`engine.lean_attention`). Letters as in `config.py`.
+CPU does it have another one (`engine.lean_attention`). The old recipe also takes its steps in mixed precision, so that
+what 16 bits gain can be told from the rest. Letters as in `config.py`.
 """
 
 import json
@@ -49,8 +50,8 @@ class Way:
         return ("old recipe, " if self.old else "engine, ") + self.precision + (" compiled" if self.compiled else "")
 
 
-OLD = Way(True, "fp32")
-OLD_ON_GPU = Way(True, "bf16")  # there it ran in mixed precision
+OLD = Way(True, "fp32")  # as it ran on a CPU
+OLD_IN_BF16 = Way(True, "bf16")  # mixed precision, as it ran on a GPU
 NEW = (Way(False, "fp32"), Way(False, "bf16"), Way(False, "fp32", True), Way(False, "bf16", True))
 
 
@@ -195,7 +196,8 @@ class Arm:
     """What one way of taking a step came to, in one stage. Times are of the median round, and of the extremes.
 
     So are the shares of the processor's rate, and the ratios to the old recipe; both compare what was measured next to
-    each other: a step with the matrix products just before and after it, two ways within a round.
+    each other: a step with the matrix products just before and after it, two ways within a round. `ratio` is to the old
+    recipe in the precision it ran in, `ratio_equal` to the old recipe in this way's precision.
     """
 
     precision: str
@@ -213,11 +215,15 @@ class Arm:
     ratio: float
     ratio_from: float
     ratio_to: float
+    ratio_equal: float
+    ratio_equal_from: float
+    ratio_equal_to: float
 
 
 def ways_for(device: torch.device, compiled: bool) -> tuple[Way, ...]:
-    """What is compared on a device; the old recipe comes first."""
-    return (OLD if device.type == "cpu" else OLD_ON_GPU, *(way for way in NEW if compiled or not way.compiled))
+    """What is compared on a device; the old recipe comes first, in the precision it ran in there."""
+    old = (OLD, OLD_IN_BF16) if device.type == "cpu" else (OLD_IN_BF16, OLD)
+    return *old, *(way for way in NEW if compiled or not way.compiled)
 
 
 def bench(
@@ -262,8 +268,18 @@ def bench(
         taken = _by_turns(takers, steps, rounds, products)
         gflops = {precision: product.rate / 1e9 for precision, product in products.items()}
     model.zero_grad()
+    like = {way.precision: turns for way, turns in zip(chosen, taken, strict=True) if way.old}
     return {
-        str(way): _arm(model, stage, way, turns, taken[0], gflops[way.precision], kept[i] / rows / 1e6, losses[i])
+        str(way): _arm(
+            model,
+            stage,
+            way,
+            turns,
+            (taken[0], like[way.precision]),
+            gflops[way.precision],
+            kept[i] / rows / 1e6,
+            losses[i],
+        )
         for i, (way, turns) in enumerate(zip(chosen, taken, strict=True))
     }
 
@@ -299,12 +315,21 @@ def needed(model: MiniVLMForConditionalGeneration, stage: Stage, way: Way, step:
 
 
 def _arm(
-    model, stage: Stage, way: Way, turns: Sequence[Turn], old: Sequence[Turn], gflops: float, kept: float, loss: float
+    model,
+    stage: Stage,
+    way: Way,
+    turns: Sequence[Turn],
+    old: tuple[Sequence[Turn], Sequence[Turn]],
+    gflops: float,
+    kept: float,
+    loss: float,
 ) -> Arm:
-    """What was measured."""
+    """What was measured; `old` are the old recipe's turns, first in its precision, then in this way's."""
     seconds = [turn.seconds / len(turn.step.rows) for turn in turns]
     usual = statistics.median(seconds)
-    ratios = [before.seconds / now.seconds for before, now in zip(old, turns, strict=True)]
+    ratios, equal = (
+        [before.seconds / now.seconds for before, now in zip(others, turns, strict=True)] for others in old
+    )
     shares = [needed(model, stage, way, turn.step) / turn.seconds / turn.rate for turn in turns]
     learnt, rows = sum(turn.step.learnt for turn in turns), sum(len(turn.step.rows) for turn in turns)
     return Arm(
@@ -323,19 +348,23 @@ def _arm(
         ratio=statistics.median(ratios),
         ratio_from=min(ratios),
         ratio_to=max(ratios),
+        ratio_equal=statistics.median(equal),
+        ratio_equal_from=min(equal),
+        ratio_equal_to=max(equal),
     )
 
 
 def as_text(stages: dict[str, dict[str, Arm]]) -> str:
-    """The figures of all stages as a table in plain text."""
-    head = f"{'':<32}{'s a row':>9}{'from':>8}{'to':>8}{'tokens/s':>10}{'of matmul':>11}{'MB a row':>10}{'times':>7}"
+    """The figures of all stages as a table in plain text; `equal` is `ratio_equal`."""
+    head = f"{'':<32}{'s a row':>9}{'from':>8}{'to':>8}{'tokens/s':>10}{'of matmul':>11}{'MB a row':>10}"
+    head += f"{'times':>7}{'equal':>7}"
     lines = [head]
     for name, arms in stages.items():
         for title, arm in arms.items():
             lines.append(
                 f"{name + ', ' + title:<32}{arm.seconds_per_row:>9.4f}{arm.fastest:>8.4f}{arm.slowest:>8.4f}"
                 f"{arm.learnt_tokens_per_second:>10.0f}{arm.share_of_matmul_rate:>11.0%}"
-                f"{arm.kept_megabytes_per_row:>10.1f}{arm.ratio:>7.1f}"
+                f"{arm.kept_megabytes_per_row:>10.1f}{arm.ratio:>7.1f}{arm.ratio_equal:>7.1f}"
             )
     return "\n".join(lines)
 
@@ -350,7 +379,7 @@ def plot(stages: dict[str, dict[str, Arm]]) -> Figure:
         times = [1e3 * arm.seconds_per_row for arm in arms.values()]
         spread = [[1e3 * (arm.seconds_per_row - arm.fastest) for arm in arms.values()],
                   [1e3 * (arm.slowest - arm.seconds_per_row) for arm in arms.values()]]  # fmt: skip
-        colours = ["#8A8A8A", *["#006BA4"] * (len(arms) - 1)]
+        colours = ["#8A8A8A" if title.startswith("old") else "#006BA4" for title in arms]
         axes.barh(list(arms), times, xerr=spread, color=colours, ecolor="#3B3B3B", height=0.6)
         for place, arm in enumerate(arms.values()):
             text = f"{1e3 * arm.seconds_per_row:.0f} ms" + (f"  ({arm.ratio:.1f}×)" if place else "")

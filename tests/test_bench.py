@@ -108,7 +108,7 @@ def test_a_step_moves_what_learns_in_every_way(model, processor, short, name):
     set_trainable(model, stage(name))
     optimizer = adamw(model, stage(name))
     step = b.prepare(model, processor, made(model, processor, name, 2), b.PADDED["clip-26m"][name])
-    for way in (b.OLD, *b.NEW[:2]):
+    for way in (b.OLD, b.OLD_IN_BF16, *b.NEW[:2]):
         before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
         assert b.Taker(way, model, optimizer).seconds(step) > 0
         moved = {key.split(".")[0] for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
@@ -119,13 +119,14 @@ def test_the_bench_runs_and_its_figures_add_up(model, processor, short, tmp_path
     monkeypatch.setattr(b, "PRODUCT", 64)
     stages = {n: b.bench(model, processor, "clip-26m", n, 2, 3, compiled=False) for n in ("pretrain", "sft")}
     for arms in stages.values():
-        assert list(arms) == ["old recipe, fp32", "engine, fp32", "engine, bf16"]
+        assert list(arms) == ["old recipe, fp32", "old recipe, bf16", "engine, fp32", "engine, bf16"]
         for arm in arms.values():
             assert 0 < arm.fastest <= arm.seconds_per_row <= arm.slowest and arm.learnt_tokens_per_second > 0
             assert arm.ratio_from <= arm.ratio <= arm.ratio_to
             assert 0 < arm.share_from <= arm.share_of_matmul_rate <= arm.share_to
         old, new = arms["old recipe, fp32"], arms["engine, fp32"]
-        assert old.ratio_from == old.ratio == old.ratio_to == 1
+        assert old.ratio_from == old.ratio == old.ratio_to == old.ratio_equal == 1
+        assert arms["old recipe, bf16"].ratio_equal == 1 and new.ratio_equal == new.ratio
         assert old.loss == pytest.approx(new.loss, abs=0.05)  # features in 16 bits
         assert new.kept_megabytes_per_row < old.kept_megabytes_per_row
     assert all(p.grad is None for p in model.parameters())
@@ -137,7 +138,7 @@ def test_the_bench_runs_and_its_figures_add_up(model, processor, short, tmp_path
     assert written["bf16_over_fp32"] == pytest.approx(sum(rates["bf16"]) / sum(rates["fp32"]))
     assert (tmp_path / "bench" / "bench.png").read_bytes().startswith(b"\x89PNG")
     lines = b.as_text(stages).splitlines()
-    assert len(lines) == 1 + 2 * 3 and f"{stages['sft']['engine, bf16'].ratio:.1f}" in lines[6]
+    assert len(lines) == 1 + 2 * 4 and f"{stages['sft']['engine, bf16'].ratio:.1f}" in lines[8]
 
 
 def test_ratios_and_shares_compare_what_was_measured_together(model, processor, short):
@@ -153,8 +154,10 @@ def test_ratios_and_shares_compare_what_was_measured_together(model, processor, 
     rates = [2.0 * sum(counted), 4.0 * sum(counted), 8.0 * sum(counted)]
     old = [b.Turn(step, seconds, rate) for seconds, rate in zip([8.0, 4.0, 12.0], rates, strict=True)]
     new = [b.Turn(step, seconds, rate) for seconds, rate in zip([2.0, 1.0, 1.5], rates, strict=True)]
-    arm = b._arm(model, stage("sft"), b.NEW[0], new, old, 7.0, 1.0, 0.0)
+    alike = [b.Turn(step, seconds, rate) for seconds, rate in zip([2.0, 3.0, 3.0], rates, strict=True)]
+    arm = b._arm(model, stage("sft"), b.NEW[0], new, (old, alike), 7.0, 1.0, 0.0)
     assert (arm.ratio_from, arm.ratio, arm.ratio_to) == (4, 4, 8)
+    assert (arm.ratio_equal_from, arm.ratio_equal, arm.ratio_equal_to) == (1, 2, 3)
     assert (arm.fastest, arm.seconds_per_row, arm.slowest) == (0.5, 0.75, 1)
     assert (arm.share_from, arm.share_of_matmul_rate, arm.share_to) == pytest.approx((1 / 12, 1 / 4, 1 / 4))
     assert arm.learnt_tokens_per_second == pytest.approx(3 * step.learnt / 6 / 0.75) and arm.matmul_gflops == 7
@@ -182,8 +185,8 @@ def test_a_product_is_taken_just_before_and_after_every_step_in_its_precision(mo
 
 
 def test_on_a_gpu_the_old_recipe_mixes_precisions_as_it_did():
-    assert b.ways_for(torch.device("cuda"), True) == (b.Way(True, "bf16"), *b.NEW)
-    assert b.ways_for(torch.device("cpu"), False) == (b.Way(True, "fp32"), *b.NEW[:2])
+    assert b.ways_for(torch.device("cuda"), True) == (b.Way(True, "bf16"), b.Way(True, "fp32"), *b.NEW)
+    assert b.ways_for(torch.device("cpu"), False) == (b.Way(True, "fp32"), b.Way(True, "bf16"), *b.NEW[:2])
 
 
 def test_the_old_recipe_computes_with_the_librarys_attention(model):
