@@ -1,25 +1,29 @@
 """The course's own time beside that of an earlier commit: `python scripts/course_time.py --before edfce0f`.
 
-Both trees are laid out in a temporary folder and run at the same time, each with half of the cores and this
-environment's packages, so that whatever else the machine does falls on both alike: imports, a short run of everything
-(`minivlm run` with fewer steps, pictures and questions; its phases by themselves), and every notebook that both have.
-Writes `data/results/course_time.json` after every pair: the seconds, the ratio before / after of each turn, and the
-peak of memory in gigabytes.
+Both trees are laid out in a temporary folder and run with this environment's packages in slices of half a second, one while
+the other is halted (SIGSTOP), so that whatever else the machine does falls on both alike, and each has all cores while
+it runs: imports, a short run of everything (`minivlm run` with fewer steps, pictures and questions; its phases by
+themselves), and every notebook that both have. Writes `data/results/course_time.json` after every pair: the seconds,
+the ratio before / after of each turn, and the peak of memory in gigabytes. Linux and macOS.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+
+import psutil
 
 from minivlm.paths import data_folder
 
@@ -28,8 +32,9 @@ IMPORTS = {
     "import minivlm": "import minivlm",
     "import of notebook 03": "import minivlm; from minivlm.notebook import figures, learning, lenses, stages, tables",
 }
+SLICE = 0.5  # seconds
 SHORT = ["--scale", "0.1", "--pictures", "400", "--exam", "40", "--precision", "bf16", "--anew"]
-IMPORTED = 8  # times in the first turn: an import is short
+IMPORTED = 5  # times in the first turn: an import is short
 BOOKS = "notebooks/*.ipynb"
 TREES = ("before", "after")
 
@@ -42,41 +47,91 @@ def lay_out(commit: str, folder: Path) -> Path:
     return folder
 
 
-def run_in(tree: Path, *command: str) -> str:
-    """What a Python program prints that runs in a tree and imports its package, not the installed one."""
-    threads = max(1, os.cpu_count() // len(TREES))
-    environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads)}
-    found = subprocess.run([sys.executable, *command], cwd=tree, env=environment, capture_output=True, text=True)
-    if found.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed in {tree}:\n{found.stderr[-2000:]}")
-    return found.stdout
+class Program:
+    """A Python program that runs in a tree and imports its package, not the installed one. It begins halted."""
+
+    def __init__(self, tree: Path, *command: str):
+        environment = os.environ | {"PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1"}
+        self.said, self.seconds = tempfile.TemporaryFile("w+"), 0.0  # noqa: SIM115: closed with the program
+        self.process = psutil.Popen(
+            [sys.executable, *command], cwd=tree, env=environment, stdout=self.said, stderr=subprocess.STDOUT
+        )
+        self._signal(signal.SIGSTOP)
+
+    def _signal(self, number: int) -> None:
+        """Tell it and whatever it started; a notebook's kernel is in a process group of its own."""
+        for process in (self.process, *self.process.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended in the meantime
+                process.send_signal(number)
+
+    def slice(self) -> bool:
+        """Let it run for a while. Returns whether it is done."""
+        began = time.perf_counter()
+        self._signal(signal.SIGCONT)
+        with contextlib.suppress(psutil.TimeoutExpired):
+            self.process.wait(SLICE)
+        self.seconds += time.perf_counter() - began
+        done = self.process.poll() is not None
+        if not done:
+            self._signal(signal.SIGSTOP)
+        return done
+
+    def end(self) -> None:
+        """Stop it and whatever it started."""
+        self._signal(signal.SIGKILL)
+
+    def output(self) -> str:
+        """What it printed, once it is done."""
+        self.said.seek(0)
+        text = self.said.read()
+        if self.process.returncode:
+            raise RuntimeError(f"{' '.join(self.process.args)} failed:\n{text[-2000:]}")
+        return text
 
 
-def import_seconds(tree: Path, statement: str) -> dict[str, float]:
-    """How long a fresh interpreter takes over an import, by its own clock."""
-    program = f"import time; began = time.perf_counter(); {statement}; print(time.perf_counter() - began)"
-    return {"seconds": float(run_in(tree, "-c", program))}
+def by_slices(command: Sequence[str], trees: dict[str, Path]) -> dict[str, Program]:
+    """Run the same program in all trees, in slices by turns; one that has ended has its slices empty."""
+    programs = {name: Program(tree, *command) for name, tree in trees.items()}
+    running = list(programs.values())
+    try:
+        while running:
+            for program in programs.values():
+                if program not in running:
+                    time.sleep(SLICE)  # a program's own clock runs on while it is halted: half of the time, to the end
+                elif program.slice():
+                    running.remove(program)
+    finally:
+        for program in running:
+            program.end()
+    return programs
 
 
-def short_run(tree: Path) -> dict[str, float]:
-    """Seconds of each phase of a short run of everything, and its memory."""
-    out = tree / "runs" / "short"
-    run_in(tree, "-m", "minivlm", "run", "--out", str(out), *SHORT)
-    results = json.loads((out / "results.json").read_text("utf-8"))
-    return results["seconds"] | {"gigabytes": results["peak_memory_gb"]}
+def import_seconds(trees: dict[str, Path], statement: str) -> dict[str, dict[str, float]]:
+    """How long fresh interpreters take over an import, the interpreter's start included."""
+    programs = by_slices(["-c", statement], trees)
+    assert not any(program.output() for program in programs.values())
+    return {name: {"seconds": program.seconds} for name, program in programs.items()}
 
 
-def notebook(tree: Path, name: str) -> dict[str, float]:
+def short_run(trees: dict[str, Path]) -> dict[str, dict[str, float]]:
+    """Seconds of a short run of everything, its memory, and the share of its time that each phase takes."""
+    programs, found = by_slices(["-m", "minivlm", "run", "--out", "runs/short", *SHORT], trees), {}
+    for name, program in programs.items():
+        program.output()
+        results = json.loads((trees[name] / "runs" / "short" / "results.json").read_text("utf-8"))
+        halted = {phase: seconds / len(trees) for phase, seconds in results["seconds"].items() if phase != "total"}
+        found[name] = {"seconds": program.seconds, "gigabytes": results["peak_memory_gb"]} | halted
+    return found
+
+
+def notebook(trees: dict[str, Path], name: str) -> dict[str, dict[str, float]]:
     """Seconds and memory of a notebook from top to bottom, the kernel's start included."""
-    run_in(tree, "-m", "minivlm.notebook.refresh", f"notebooks/{name}")
-    entry = json.loads((tree / "notebooks" / "measured.json").read_text("utf-8"))[Path(name).stem]
-    return {"seconds": entry["seconds"], "gigabytes": entry["megabytes"] / 1000}
-
-
-def side_by_side(measure: Callable, trees: dict[str, Path]) -> dict[str, dict[str, float]]:
-    """What a measurement finds in each tree, made in all of them at the same time."""
-    with ThreadPoolExecutor(len(trees)) as pool:
-        return dict(zip(trees, pool.map(measure, trees.values()), strict=True))
+    programs, found = by_slices(["-m", "minivlm.notebook.refresh", f"notebooks/{name}"], trees), {}
+    for tree, program in programs.items():
+        program.output()
+        entry = json.loads((trees[tree] / "notebooks" / "measured.json").read_text("utf-8"))[Path(name).stem]
+        found[tree] = {"seconds": program.seconds, "gigabytes": entry["megabytes"] / 1000}
+    return found
 
 
 def compared(turns: list[dict[str, dict[str, float]]]) -> dict[str, dict]:
@@ -123,7 +178,7 @@ def main() -> None:
         for turn in range(asked.turns):
             for name, turns in taken.items():
                 for _ in range(IMPORTED if name in IMPORTS and not turn else 1):
-                    turns.append(side_by_side(jobs[name], trees))
+                    turns.append(jobs[name](trees))
                 keep(commits, name, compared(turns))
 
 
