@@ -29,7 +29,7 @@ from minivlm.features import encode
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.processor import MiniVLMProcessor, Rendered
 from minivlm.recipes import SceneRows
-from minivlm.train import PAD_TO, WINDOW, adamw, supervised_loss
+from minivlm.train import PAD_TO, WINDOW, adamw, inputs_of, supervised_loss
 
 # Tokens to which every row is padded: MiniMind-V's for clip-26m; for scenes about as many times the usual row.
 PADDED = {"clip-26m": {"pretrain": 640, "sft": 1536}, "scenes": {"pretrain": 256, "sft": 512}}
@@ -143,8 +143,7 @@ def prepare(
 
 def loss_everywhere(model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """What `supervised_loss` computes, the old way: logits at every place, most of which have nothing to learn."""
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits = model(**inputs, use_cache=False).logits  # (B, T, V), all of them
+    logits = model(**inputs_of(batch), use_cache=False).logits  # (B, T, V), all of them
     targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T) what comes next
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 

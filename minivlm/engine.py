@@ -27,8 +27,10 @@ from minivlm.model import MiniVLMForConditionalGeneration
 LEAN = "minivlm_lean"  # the name of `lean_attention` in the library's register
 PRECISIONS = ("fp32", "bf16")
 BF16_GAIN = 0.9  # bf16 costs digits: it must take less than this share of the time of fp32
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # what `mallopt` sets, and glibc's own values
-USUAL_TRIM, USUAL_MMAPS = 128 * 1024, 65_536
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # what `mallopt` sets
+# To what glibc lets its thresholds grow by itself in a process that frees large memory. Whoever sets one ends that
+# growth for good: with the small values it begins with, everything after a training would get its memory anew.
+GROWN_MMAP, GROWN_TRIM, USUAL_MMAPS = 32 * 2**20, 64 * 2**20, 65_536
 COMPILE_FROM = 2e10  # rows times weights of the language model: compiling takes half a minute, so a run must be long
 
 
@@ -273,7 +275,8 @@ def _turned(states: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> 
 def _only_where_asked(language_model: nn.Module, compiled: bool) -> None:
     """Exchange the last layer in those calls that ask for a few places' logits, if it is one that we know.
 
-    Other calls find the library's own.
+    Other calls find the library's own: those that ask for all places, or count them from the end, and those that keep
+    keys and values for later calls, which `LastLayer` does not.
     """
     layers = language_model.base_model.layers
     masked = language_model.config._attn_implementation in ("eager", "sdpa", LEAN)  # others have another kind of mask
@@ -284,10 +287,13 @@ def _only_where_asked(language_model: nn.Module, compiled: bool) -> None:
         last.compile(dynamic=True)
 
     def exchange(_, args, options):
+        layers[-1] = whole  # a call that was interrupted put nothing back
         asked = options.get("logits_to_keep", 0)
-        if not isinstance(asked, torch.Tensor) or not asked.numel():
+        if not isinstance(asked, torch.Tensor) or not asked.numel() or options.get("use_cache") is not False:
             return None
         first = int(asked.min())
+        if first < 0:
+            return None
         last.asked, layers[-1] = slice(first, int(asked.max()) + 1), last
         return args, options | {"logits_to_keep": asked - first}
 
@@ -390,7 +396,8 @@ def held_memory() -> Iterator[None]:
     finally:
         if library is not None:
             library.mallopt(M_MMAP_MAX, USUAL_MMAPS)
-            library.mallopt(M_TRIM_THRESHOLD, USUAL_TRIM)
+            library.mallopt(M_MMAP_THRESHOLD, GROWN_MMAP)
+            library.mallopt(M_TRIM_THRESHOLD, GROWN_TRIM)
         give_back_memory()
 
 

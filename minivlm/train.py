@@ -414,14 +414,31 @@ def supervised_loss(model: MiniVLMForConditionalGeneration, batch: Mapping[str, 
     """The sum of the next-token loss over the batch's supervised tokens, in float32.
 
     Logits are computed only where some row of the batch has something to learn: not over the pictures, for one.
+
+    Raises:
+        ValueError: as in `inputs_of`.
     """
     labels = batch["labels"]  # (B, T)
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T) what comes next
     kept = (targets != IGNORE_INDEX).any(dim=0).nonzero().flatten()  # (K,) places
-    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-    logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits  # (B, K, V)
+    logits = model(**inputs_of(batch), logits_to_keep=kept, use_cache=False).logits  # (B, K, V)
     logits, targets = logits.float().flatten(0, 1), targets[:, kept].flatten()  # (B * K, V), (B * K,)
     return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+def inputs_of(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What the model is given of a training batch: neither its labels nor its mask.
+
+    Padding is on the right, and no place looks ahead, so no token sees any of it; and attention that needs no mask is
+    the faster one.
+
+    Raises:
+        ValueError: there is padding on the left, or amid a row.
+    """
+    mask = batch["attention_mask"]  # (B, T)
+    if (mask[:, 1:] > mask[:, :-1]).any():
+        raise ValueError('training takes rows that are padded on the right: collate(rows, padding_side="right")')
+    return {name: tensor for name, tensor in batch.items() if name not in ("labels", "attention_mask")}
 
 
 def learning_rates(step: int, stage: Stage) -> dict[str, float]:

@@ -141,6 +141,42 @@ def test_the_bench_runs_and_its_figures_add_up(model, processor, short, tmp_path
     assert len(lines) == 1 + 2 * 4 and f"{stages['sft']['engine, bf16'].ratio:.1f}" in lines[8]
 
 
+def test_every_way_takes_the_steps_that_its_name_says(model, processor, short, monkeypatch):
+    """Widths, calls of the encoder, logits, precision and compiling, as they are in the steps that are timed."""
+    made, calls = [], []
+    forward, look = type(model).forward, type(model.vision).forward
+
+    class Noted(Engine):
+        def __init__(self, model, precision, compiled):
+            super().__init__(model, precision)  # nothing is compiled here: that takes half a minute
+            self.model.way = len(made)
+            made.append((precision, compiled))
+
+    def noted(self, *given, **options):
+        calls.append([getattr(self, "way", None), options["input_ids"].shape[1], 0, "attention_mask" in options])
+        out = forward(self, *given, **options)
+        calls[-1].append(out.logits.shape[1])
+        return out
+
+    def looked(self, *given, **options):
+        if calls:  # before the first step its features are made
+            calls[-1][2] += 1
+        return look(self, *given, **options)
+
+    monkeypatch.setattr(b, "PRODUCT", 64)
+    monkeypatch.setattr(b, "Engine", Noted)
+    monkeypatch.setattr(type(model), "forward", noted)
+    monkeypatch.setattr(type(model.vision), "forward", looked)
+    b.bench(model, processor, "clip-26m", "sft", 2, 2, compiled=True)
+    assert made == [
+        ("fp32", False), ("fp32", False), ("fp32", False), ("bf16", False), ("fp32", True), ("bf16", True)
+    ]  # fmt: skip
+    for way, width, looks, masked, logits in calls[-6:]:
+        assert not masked and looks == (1 if way < 2 else 0)
+        assert width == 96 and logits == 96 if way < 2 else width <= 64 and logits < width
+    assert {way for way, *_ in calls[-6:]} == set(range(6))
+
+
 def test_ratios_and_shares_compare_what_was_measured_together(model, processor, short):
     step = b.prepare(model, processor, made(model, processor, "sft", 2), 96)
     counted = []

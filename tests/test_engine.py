@@ -230,13 +230,39 @@ def test_a_call_for_all_places_finds_the_librarys_own_layer(model, cut):
     copy = Engine(model, "fp32").model.language_model
     embeds = torch.zeros(1, 5, copy.config.hidden_size)
     for kept in (torch.tensor([2, 3]), 0, 2):
-        copy(inputs_embeds=embeds, logits_to_keep=kept)
+        copy(inputs_embeds=embeds, logits_to_keep=kept, use_cache=False)
     copy.base_model(inputs_embeds=embeds)
     with pytest.raises(AttributeError):
-        copy(inputs_embeds="no numbers", logits_to_keep=torch.tensor([1]))
+        copy(inputs_embeds="no numbers", logits_to_keep=torch.tensor([1]), use_cache=False)
     assert cut == [slice(2, 4)]
     assert type(copy.base_model.layers[-1]) is LlamaDecoderLayer
     assert copy.state_dict().keys() == model.language_model.state_dict().keys()
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cache": True}, {"use_cache": None}, {"asked": [-1], "use_cache": False}])
+def test_calls_that_keep_keys_or_count_from_the_end_are_the_librarys(model, cut, options):
+    """Generating by the copy, for one: a cut layer would leave the cache of the last layer empty."""
+    copy, options = Engine(model, "fp32").model.language_model, dict(options)
+    embeds = torch.randn(1, 5, copy.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    asked = torch.tensor(options.pop("asked", [3, 4]))
+    ours, expected = (
+        one(inputs_embeds=embeds, logits_to_keep=asked, **options) for one in (copy, model.language_model.train())
+    )
+    assert not cut and torch.equal(ours.logits, expected.logits)
+    if options.get("use_cache") is not False:
+        assert ours.past_key_values.get_seq_length(len(copy.base_model.layers) - 1) == 5
+
+
+def test_an_interrupted_call_leaves_the_next_one_as_it_was(model, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    copy = Engine(model, "fp32").model.language_model
+    embeds = torch.zeros(1, 5, copy.config.hidden_size)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LastLayer, "forward", interrupted)
+        copy(inputs_embeds=embeds, logits_to_keep=torch.tensor([2, 3]), use_cache=False)
+    assert copy(inputs_embeds=embeds, use_cache=False).logits.shape[1] == 5
 
 
 def test_a_layer_that_we_do_not_know_stays_as_it_is(model, cut):
@@ -247,7 +273,8 @@ def test_a_layer_that_we_do_not_know_stays_as_it_is(model, cut):
     layers[-1].__class__ = Another
     try:
         copy = Engine(model, "fp32").model.language_model
-        copy(inputs_embeds=torch.zeros(1, 5, copy.config.hidden_size), logits_to_keep=torch.tensor([3]))
+        embeds = torch.zeros(1, 5, copy.config.hidden_size)
+        copy(inputs_embeds=embeds, logits_to_keep=torch.tensor([3]), use_cache=False)
         assert not cut
     finally:
         layers[-1].__class__ = LlamaDecoderLayer
@@ -369,3 +396,24 @@ def test_memory_is_held_between_steps_and_given_back_in_the_end():
         torch.ones(50_000_000)  # 200 MB
         assert resident() > before + 150
     assert resident() < before + 50
+
+
+def test_a_process_is_as_it_was_after_its_memory_was_held():
+    """With glibc's first thresholds, every tensor of some megabytes would be handed out anew, page by page."""
+    if minivlm.engine._glibc() is None:
+        pytest.skip("only glibc has to be told")
+    import resource
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for megabytes in range(1, 9):
+            held = torch.ones(250_000 * megabytes)  # each while the one before still lies there
+        del held
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    torch.ones(7_900_000)  # 32 MB: once that was freed, glibc keeps what is smaller
+    faults()
+    with held_memory():
+        torch.ones(1_000_000)
+    faults()
+    assert faults() < 1_000  # of 9,000 pages

@@ -165,6 +165,14 @@ def test_the_loss_is_the_models_own_times_its_tokens(model, processor, config):
     assert supervised_loss(model, batch).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
+def test_a_batch_padded_on_the_left_is_refused(model, processor):
+    rows = [processor.render(row.messages(), row.where) for row in some_rows(6)]
+    batch = processor.collate([replace(row, pictures=[]) for row in rows], padding_side="left")
+    assert not batch["attention_mask"].all()
+    with pytest.raises(ValueError, match="padded on the right"):
+        supervised_loss(model, batch)
+
+
 def test_rows_without_any_picture_teach_the_language_model_alone(start, tmp_path):
     changes = {"batch_size": 2, "steps": 4, "warmup_steps": 0}
     spoken = [[turn | {"content": "yes"} for turn in row.conversations] for row in some_rows()]
@@ -616,6 +624,45 @@ def test_bf16_multiplies_in_16_bits_but_keeps_weights_in_32(start, tmp_path):
     assert read_meta(tmp_path / "bf16")["precision"] == "bf16"
     losses = [[entry["loss"] for entry in log] for log in (exact, rough)]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.03)
+
+
+def test_every_step_in_16_bits_begins_with_the_weights_as_they_are(start, tmp_path, monkeypatch):
+    """The engine's own weights are the model's, rounded to 16 bits, in each step: else it would learn from old ones."""
+    start("pretrain", tmp_path / "one", changes={"steps": 2})
+    seen, engines, loss = [], [], minivlm.train.supervised_loss
+
+    class Noted(minivlm.train.Engine):
+        def __init__(self, model, *options):
+            super().__init__(model, *options)
+            engines.append((model, options))
+
+    def compared(worker, batch):
+        (model, _), *_ = engines
+        theirs = dict(model.named_parameters())
+        for name, weight in worker.named_parameters():
+            assert weight.dtype == torch.bfloat16
+            torch.testing.assert_close(weight, theirs[name].to(torch.bfloat16), rtol=0, atol=0)
+        seen.append(theirs["projector.weight"].to(torch.bfloat16))
+        return loss(worker, batch)
+
+    monkeypatch.setattr(minivlm.train, "Engine", Noted)
+    monkeypatch.setattr(minivlm.train, "supervised_loss", compared)
+    start("sft", tmp_path / "two", parent=tmp_path / "one", precision="bf16", changes={"steps": 4})
+    assert len(seen) >= 4 and not torch.equal(seen[0], seen[-1])
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_the_engine_is_told_whether_to_compile(start, tmp_path, monkeypatch, compiled):
+    told = []
+
+    class Noted(minivlm.train.Engine):
+        def __init__(self, model, precision, compiled):
+            told.append(compiled)
+            super().__init__(model, precision)
+
+    monkeypatch.setattr(minivlm.train, "Engine", Noted)
+    start("pretrain", tmp_path / "out", changes={"steps": 1, "warmup_steps": 0}, compiled=compiled)
+    assert told == [compiled]
 
 
 def test_an_unknown_precision_is_refused(start, tmp_path):
