@@ -12,9 +12,10 @@ what 16 bits gain can be told from the rest. Letters as in `config.py`.
 import json
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch.nn import functional as F
 from minivlm.checkpoint import versions
 from minivlm.config import IGNORE_INDEX, STAGES, Stage
 from minivlm.cost import LENGTHS, Length, flops, kept_by, probe_row
-from minivlm.engine import PRECISIONS, Engine, held_memory, why_not_compiled
+from minivlm.engine import PRECISIONS, Engine, give_back_memory, held_memory, why_not_compiled
 from minivlm.features import encode
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.processor import MiniVLMProcessor, Rendered
@@ -34,6 +35,7 @@ from minivlm.train import PAD_TO, WINDOW, adamw, inputs_of, supervised_loss
 # Tokens to which every row is padded: MiniMind-V's for clip-26m; for scenes about as many times the usual row.
 PADDED = {"clip-26m": {"pretrain": 640, "sft": 1536}, "scenes": {"pretrain": 256, "sft": 512}}
 SPREAD = 0.15  # of made-up lengths around the typical one: rows are seldom alike
+CLEAR_REFS = Path("/proc/self/clear_refs")
 PRODUCT, TIMES = 4096, 10  # the matrix product that a machine's rate is measured with
 
 
@@ -165,7 +167,7 @@ class Taker:
     def __init__(self, way: Way, model: MiniVLMForConditionalGeneration, optimizer: torch.optim.Optimizer):
         # the old recipe mixes precisions by itself, where it does
         self.way, self.optimizer = way, optimizer
-        self.engine = Engine(model, "fp32" if way.old else way.precision, way.compiled)
+        self.engine = Engine(model, "fp32" if way.old else way.precision, way.compiled, encoder=way.old)
 
     def loss(self, step: Step) -> torch.Tensor:
         """The loss of a step's rows."""
@@ -189,6 +191,32 @@ class Taker:
         own = (*self.engine.model.parameters(), *step.old.values(), *step.new.values())
         return kept_by(lambda: self.loss(step), own)
 
+    def peak_bytes(self, step: Step) -> int | None:
+        """The most memory that a step takes beside what lies there between steps; None where no system tells."""
+        return peak_bytes(lambda: self.seconds(step), self.engine.model.device)
+
+
+def peak_bytes(compute: Callable[[], Any], device: torch.device) -> int | None:
+    """The most memory that a computation holds beside what was held before; on a CPU only Linux tells that."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        compute()
+        return torch.cuda.max_memory_allocated(device) - before
+    if not CLEAR_REFS.exists():
+        return None
+    give_back_memory()
+    CLEAR_REFS.write_text("5", "ascii")  # proc(5): the peak begins anew
+    before = _status("VmRSS")
+    compute()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    """A figure of this process as Linux gives it, in bytes."""
+    lines = CLEAR_REFS.with_name("status").read_text("ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -196,7 +224,9 @@ class Arm:
 
     So are the shares of the processor's rate, and the ratios to the old recipe; both compare what was measured next to
     each other: a step with the matrix products just before and after it, two ways within a round. `ratio` is to the old
-    recipe in the precision it ran in, `ratio_equal` to the old recipe in this way's precision.
+    recipe in the precision it ran in, `ratio_equal` to the old recipe in this way's precision. `share_of_matmul_rate`
+    is the median step's of the median product's rate, `share_nearby` the median of what each step has of the products
+    beside it; what a step keeps for its way back is a part of its peak.
     """
 
     precision: str
@@ -206,10 +236,12 @@ class Arm:
     rows_per_second: float
     learnt_tokens_per_second: float
     share_of_matmul_rate: float
-    share_from: float
-    share_to: float
+    share_nearby: float
+    share_nearby_from: float
+    share_nearby_to: float
     matmul_gflops: float
     kept_megabytes_per_row: float
+    peak_megabytes_per_row: float | None
     loss: float
     ratio: float
     ratio_from: float
@@ -265,6 +297,7 @@ def bench(
         losses = [taker.loss(steps[0]).item() for taker in takers]
         products = {precision: Product(precision, model.device) for precision in {way.precision for way in chosen}}
         taken = _by_turns(takers, steps, rounds, products)
+        peaks = [taker.peak_bytes(steps[-1]) for taker in takers]
         gflops = {precision: product.rate / 1e9 for precision, product in products.items()}
     model.zero_grad()
     like = {way.precision: turns for way, turns in zip(chosen, taken, strict=True) if way.old}
@@ -276,7 +309,7 @@ def bench(
             turns,
             (taken[0], like[way.precision]),
             gflops[way.precision],
-            kept[i] / rows / 1e6,
+            [None if held is None else held / rows / 1e6 for held in (kept[i], peaks[i])],
             losses[i],
         )
         for i, (way, turns) in enumerate(zip(chosen, taken, strict=True))
@@ -320,7 +353,7 @@ def _arm(
     turns: Sequence[Turn],
     old: tuple[Sequence[Turn], Sequence[Turn]],
     gflops: float,
-    kept: float,
+    megabytes: Sequence[float | None],
     loss: float,
 ) -> Arm:
     """What was measured; `old` are the old recipe's turns, first in its precision, then in this way's."""
@@ -329,7 +362,8 @@ def _arm(
     ratios, equal = (
         [before.seconds / now.seconds for before, now in zip(others, turns, strict=True)] for others in old
     )
-    shares = [needed(model, stage, way, turn.step) / turn.seconds / turn.rate for turn in turns]
+    operations = [needed(model, stage, way, turn.step) for turn in turns]
+    shares = [count / turn.seconds / turn.rate for count, turn in zip(operations, turns, strict=True)]
     learnt, rows = sum(turn.step.learnt for turn in turns), sum(len(turn.step.rows) for turn in turns)
     return Arm(
         precision=way.precision,
@@ -338,11 +372,13 @@ def _arm(
         slowest=max(seconds),
         rows_per_second=1 / usual,
         learnt_tokens_per_second=learnt / rows / statistics.mean(seconds),
-        share_of_matmul_rate=statistics.median(shares),
-        share_from=min(shares),
-        share_to=max(shares),
+        share_of_matmul_rate=statistics.mean(operations) / statistics.median(t.seconds for t in turns) / gflops / 1e9,
+        share_nearby=statistics.median(shares),
+        share_nearby_from=min(shares),
+        share_nearby_to=max(shares),
         matmul_gflops=gflops,
-        kept_megabytes_per_row=kept,
+        kept_megabytes_per_row=megabytes[0],
+        peak_megabytes_per_row=megabytes[1],
         loss=loss,
         ratio=statistics.median(ratios),
         ratio_from=min(ratios),

@@ -46,6 +46,7 @@ class Engine:
             changed by others.
         precision: "fp32", or "bf16".
         compiled: compile the language model's layers with `torch.compile`, once for all lengths.
+        encoder: whether the copy has one; where features are known it would only take memory.
 
     Attributes:
         model: the copy, in training mode. Its gradients are found in the model's own weights after `backward`.
@@ -54,10 +55,14 @@ class Engine:
         EngineError: compiling failed.
     """
 
-    def __init__(self, model: MiniVLMForConditionalGeneration, precision: str, compiled: bool = False):
+    def __init__(
+        self, model: MiniVLMForConditionalGeneration, precision: str, compiled: bool = False, encoder: bool = True
+    ):
         half = precision == "bf16"
-        own = {id(p): _halved(p) if half else p for p in model.parameters()}
-        self._learning = [(p, own[id(p)]) for p in model.parameters() if half and p.requires_grad]
+        left_out = set() if encoder else set(model.vision.parameters())
+        weights = [p for p in model.parameters() if p not in left_out]
+        own = {id(p): _halved(p) if half else p for p in weights} | ({} if encoder else {id(model.vision): None})
+        self._learning = [(p, own[id(p)]) for p in weights if half and p.requires_grad]
         self.model = copy.deepcopy(model, own).train()  # deepcopy takes what it is told for these, and copies the rest
         language_model = self.model.language_model
         if half and model.device.type == "cpu" and not language_model.config.attention_dropout:

@@ -210,7 +210,8 @@ class Run:
     def to_the_end(self, save_every: int, on_step: Callable | None, interrupted: threading.Event) -> None:
         """All steps that are left, with a checkpoint every so often and at the end."""
         main, steps = self.processes.is_main_process, self.stage.steps
-        self.engine = Engine(self.model, self.about["precision"], self.about["compiled"])
+        looks = self.features is None
+        self.engine = Engine(self.model, self.about["precision"], self.about["compiled"], encoder=looks)
         told = {"desc": f"stage {self.stage.name}", "unit": "step", "mininterval": BAR_EVERY, "disable": not main}
         bar = tqdm(total=steps, initial=len(self.log), **told)
         stop = False

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,7 +124,9 @@ def test_the_bench_runs_and_its_figures_add_up(model, processor, short, tmp_path
         for arm in arms.values():
             assert 0 < arm.fastest <= arm.seconds_per_row <= arm.slowest and arm.learnt_tokens_per_second > 0
             assert arm.ratio_from <= arm.ratio <= arm.ratio_to
-            assert 0 < arm.share_from <= arm.share_of_matmul_rate <= arm.share_to
+            assert 0 < arm.share_nearby_from <= arm.share_nearby <= arm.share_nearby_to
+            assert arm.share_of_matmul_rate > 0
+            assert arm.peak_megabytes_per_row is None or arm.peak_megabytes_per_row >= 0
         old, new = arms["old recipe, fp32"], arms["engine, fp32"]
         assert old.ratio_from == old.ratio == old.ratio_to == old.ratio_equal == 1
         assert arms["old recipe, bf16"].ratio_equal == 1 and new.ratio_equal == new.ratio
@@ -147,10 +150,10 @@ def test_every_way_takes_the_steps_that_its_name_says(model, processor, short, m
     forward, look = type(model).forward, type(model.vision).forward
 
     class Noted(Engine):
-        def __init__(self, model, precision, compiled):
-            super().__init__(model, precision)  # nothing is compiled here: that takes half a minute
+        def __init__(self, model, precision, compiled, encoder):
+            super().__init__(model, precision, encoder=encoder)  # nothing is compiled here: that takes half a minute
             self.model.way = len(made)
-            made.append((precision, compiled))
+            made.append((precision, compiled, encoder))
 
     def noted(self, *given, **options):
         calls.append([getattr(self, "way", None), options["input_ids"].shape[1], 0, "attention_mask" in options])
@@ -169,8 +172,13 @@ def test_every_way_takes_the_steps_that_its_name_says(model, processor, short, m
     monkeypatch.setattr(type(model.vision), "forward", looked)
     b.bench(model, processor, "clip-26m", "sft", 2, 2, compiled=True)
     assert made == [
-        ("fp32", False), ("fp32", False), ("fp32", False), ("bf16", False), ("fp32", True), ("bf16", True)
-    ]  # fmt: skip
+        ("fp32", False, True),
+        ("fp32", False, True),  # which mixes precisions by itself
+        ("fp32", False, False),
+        ("bf16", False, False),
+        ("fp32", True, False),
+        ("bf16", True, False),
+    ]
     for way, width, looks, masked, logits in calls[-6:]:
         assert not masked and looks == (1 if way < 2 else 0)
         assert width == 96 and logits == 96 if way < 2 else width <= 64 and logits < width
@@ -191,11 +199,12 @@ def test_ratios_and_shares_compare_what_was_measured_together(model, processor, 
     old = [b.Turn(step, seconds, rate) for seconds, rate in zip([8.0, 4.0, 12.0], rates, strict=True)]
     new = [b.Turn(step, seconds, rate) for seconds, rate in zip([2.0, 1.0, 1.5], rates, strict=True)]
     alike = [b.Turn(step, seconds, rate) for seconds, rate in zip([2.0, 3.0, 3.0], rates, strict=True)]
-    arm = b._arm(model, stage("sft"), b.NEW[0], new, (old, alike), 7.0, 1.0, 0.0)
+    arm = b._arm(model, stage("sft"), b.NEW[0], new, (old, alike), 7.0, (1.0, None), 0.0)
     assert (arm.ratio_from, arm.ratio, arm.ratio_to) == (4, 4, 8)
     assert (arm.ratio_equal_from, arm.ratio_equal, arm.ratio_equal_to) == (1, 2, 3)
     assert (arm.fastest, arm.seconds_per_row, arm.slowest) == (0.5, 0.75, 1)
-    assert (arm.share_from, arm.share_of_matmul_rate, arm.share_to) == pytest.approx((1 / 12, 1 / 4, 1 / 4))
+    assert (arm.share_nearby_from, arm.share_nearby, arm.share_nearby_to) == pytest.approx((1 / 12, 1 / 4, 1 / 4))
+    assert arm.share_of_matmul_rate == pytest.approx(sum(counted) / 1.5 / 7e9)
     assert arm.learnt_tokens_per_second == pytest.approx(3 * step.learnt / 6 / 0.75) and arm.matmul_gflops == 7
 
 
@@ -218,6 +227,20 @@ def test_a_product_is_taken_just_before_and_after_every_step_in_its_precision(mo
     turns = b._by_turns([Note(name) for name in names], [step], 2, {name: Note(name) for name in names})
     assert turns == [[b.Turn(step, 1.0, 4.0), b.Turn(step, 1.0, 4.0)]] * 2  # 8 operations in 1 and 3, then 2 and 2
     assert taken == 3 * ["fp32", "step in fp32", "fp32", "bf16", "step in bf16", "bf16"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process its peak anew")
+def test_the_peak_of_a_computation_is_what_it_held_at_the_same_time():
+    def held(megabytes):
+        def compute():
+            for _ in range(3):
+                torch.ones(250_000 * megabytes)  # freed before the next one is made
+
+        return b.peak_bytes(compute, torch.device("cpu")) / 1e6
+
+    with b.held_memory():
+        assert held(400) == pytest.approx(400, abs=30)
+        assert held(100) == pytest.approx(100, abs=30)  # and not what was held before
 
 
 def test_on_a_gpu_the_old_recipe_mixes_precisions_as_it_did():

@@ -632,13 +632,12 @@ def test_every_step_in_16_bits_begins_with_the_weights_as_they_are(start, tmp_pa
     seen, engines, loss = [], [], minivlm.train.supervised_loss
 
     class Noted(minivlm.train.Engine):
-        def __init__(self, model, *options):
-            super().__init__(model, *options)
-            engines.append((model, options))
+        def __init__(self, model, *given, **options):
+            super().__init__(model, *given, **options)
+            engines.append(model)
 
     def compared(worker, batch):
-        (model, _), *_ = engines
-        theirs = dict(model.named_parameters())
+        theirs = dict(engines[0].named_parameters())
         for name, weight in worker.named_parameters():
             assert weight.dtype == torch.bfloat16
             torch.testing.assert_close(weight, theirs[name].to(torch.bfloat16), rtol=0, atol=0)
@@ -656,13 +655,13 @@ def test_the_engine_is_told_whether_to_compile(start, tmp_path, monkeypatch, com
     told = []
 
     class Noted(minivlm.train.Engine):
-        def __init__(self, model, precision, compiled):
-            told.append(compiled)
+        def __init__(self, model, precision, compiled, encoder):
+            told.append((compiled, encoder))
             super().__init__(model, precision)
 
     monkeypatch.setattr(minivlm.train, "Engine", Noted)
     start("pretrain", tmp_path / "out", changes={"steps": 1, "warmup_steps": 0}, compiled=compiled)
-    assert told == [compiled]
+    assert told == [(compiled, False)]  # features are known, so nothing looks
 
 
 def test_an_unknown_precision_is_refused(start, tmp_path):

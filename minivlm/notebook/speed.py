@@ -59,8 +59,7 @@ def working_copy(model: MiniVLMForConditionalGeneration, precision: str, compile
     Raises:
         EngineError: compiling failed.
     """
-    engine = Engine(model, precision, compiled)
-    engine.model.vision = None
+    engine = Engine(model, precision, compiled, encoder=False)
     give_back_memory()
     return engine
 
