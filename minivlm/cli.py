@@ -117,8 +117,11 @@ def _own_rows_options(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--rows", type=Path, metavar="INDEX", help="an index that minivlm data check --decode --out wrote")
     own.add_argument(
         "--features", type=Path, metavar="FOLDER",
-        help="keep what the encoder makes of each picture there, and train from it (default: encode in every step)",
+        help="keep there what the encoder makes of each picture, and train from it, if that pays (measured) and fits",
     )  # fmt: skip
+    own.add_argument(
+        "--build-features", action="store_true", help="build it also where this run alone would be faster without"
+    )
     own.add_argument("--recipe", choices=("scenes", "clip-26m"), help="learning rates (default: by the model's widths)")
     own.add_argument("--steps", type=_positive, help="optimizer steps (default: the recipe's)")
     own.add_argument("--batch-size", type=_positive, help="rows of one pass (default: the recipe's)")
@@ -251,9 +254,12 @@ def _train(options: argparse.Namespace) -> None:
     from minivlm.run import train_stage
 
     if options.rows is None:
-        _refuse(options, ("features", "recipe", "steps", "batch_size", "accumulation"), "is for training on --rows")
+        own = ("features", "build_features", "recipe", "steps", "batch_size", "accumulation")
+        _refuse(options, own, "is for training on --rows")
     else:
         _refuse(options, ("pictures", "scale"), "is for the drawn world, not for --rows")
+        if options.features is None:
+            _refuse(options, ("build_features",), "needs --features FOLDER")
     plan = _plan(options, f"runs/{options.stage}")
     parent = options.parent or data_folder() / (BASE if options.stage == PRETRAIN else PRETRAIN)
     model, processor, _ = load_checkpoint(parent)
@@ -272,7 +278,7 @@ def _train_on_rows(options: argparse.Namespace, plan, parent: Path, model, proce
     stage = sized_stage(options.recipe or recipe_for(model.config), options.stage, **sizes)
     precision = None if plan.precision == "auto" else plan.precision
     train_on_index(
-        options.rows, stage, model, processor, parent, plan.out, options.features,
+        options.rows, stage, model, processor, parent, plan.out, options.features, options.build_features,
         seed=plan.seed, precision=precision, compiled=plan.compiled, resume=plan.resume, command=plan.command,
     )  # fmt: skip
 

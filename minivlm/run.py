@@ -31,7 +31,7 @@ from minivlm.checkpoint import (
 from minivlm.config import PRESETS, PROMPTS, STAGES, MiniVLMConfig, Stage
 from minivlm.engine import choose_precision
 from minivlm.evaluate import EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED, Exam, evaluate, prepare_exam
-from minivlm.feature_store import FeatureStore, FeatureStoreError, fill, plan_store, stored_precision, worth
+from minivlm.feature_store import FeatureStoreError, StorePlan, fill, plan_store, stored_precision, worth
 from minivlm.features import BATCH, FeatureCache
 from minivlm.index import CheckedRows, read_index
 from minivlm.model import MiniVLMForConditionalGeneration, ledger
@@ -198,14 +198,17 @@ def train_on_index(
     parent: Path,
     out: Path,
     features: Path | None = None,
+    build_features: bool = False,
     precision: str | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Train one stage on the rows of an index, from `parent` into `out`; returns its log. Further options: `train`.
 
     Args:
-        features: a folder to keep what the encoder makes of the pictures, built before the first step, or gone on
-            with; None encodes them in every step.
+        features: a folder to keep what the encoder makes of the pictures. What is missing there is built before the
+            first step, if that takes less time than to encode in every step of this run, as measured, and fits; None
+            encodes in every step.
+        build_features: build them anyway, for runs to come.
         precision: as in `train`; with `features`, None is that of the store, if there is one.
 
     Raises:
@@ -221,26 +224,32 @@ def train_on_index(
         model.to(processes().device)
         precision = precision or from_main(lambda: stored_precision(features) or choose_precision(model))
         epochs = stage.steps * stage.batch_size * stage.accumulation / max(1, len(rows))
-        options["features"] = _stored_features(features, rows, model, processor, out, precision, epochs)
+        if features.resolve().is_relative_to(out.resolve()):
+            raise FeatureStoreError(
+                f"{features} lies in {out}, which every checkpoint replaces as a whole; take another"
+            )
+        plan = all_or_none(lambda: plan_store(features, rows, model, processor, precision))
+        if _is_to_be_used(plan, rows, model, processor, epochs, build_features):
+            options["features"] = fill(plan, rows, model, processor)
     return train(model, processor, rows, stage, out, parent=parent, precision=precision, **options)
 
 
-def _stored_features(
-    folder: Path,
+def _is_to_be_used(
+    plan: StorePlan,
     rows: CheckedRows,
     model: MiniVLMForConditionalGeneration,
     processor: MiniVLMProcessor,
-    out: Path,
-    precision: str,
     epochs: float,
-) -> FeatureStore:
-    """The whole store; what it will take and save is said before any of it is made."""
-    if folder.resolve().is_relative_to(out.resolve()):
-        raise FeatureStoreError(f"{folder} lies in {out}, which every checkpoint replaces as a whole; choose another")
-    plan = all_or_none(lambda: plan_store(folder, rows, model, processor, precision))
-    if from_main(plan.missing):
-        processes().print(from_main(lambda: worth(plan, rows, model, processor, epochs)))
-    return fill(plan, rows, model, processor)
+    anyway: bool,
+) -> bool:
+    """Whether a store is whole, or to be made so: that takes less time than encoding in every step, and fits."""
+    if not from_main(plan.missing):
+        return True
+    decision = from_main(lambda: worth(plan, rows, model, processor, epochs))
+    processes().print(decision)
+    if not (built := anyway or (decision.wins and decision.fits)):
+        processes().print("It is not built: every step encodes its pictures. --build-features builds it all the same.")
+    return built
 
 
 class Clock:

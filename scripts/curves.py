@@ -2,6 +2,7 @@
 
 At the true 26M shape, with random weights: milliseconds and kept megabytes of a row of stage 2 against the length of
 its text and against the number of its image tokens (other sizes of the picture), and what the encoder takes for one.
+Here "old" is the old recipe but for its fixed padding: 32 bits, the encoder in every step, logits at every place.
 The most memory of a step of stage 2 with 32 rows. And the data path alone, from 1,000 to 100,000 rows: the check with
 its index, then one epoch of rows in training's order, rendered and padded, on one core, in a process of its own. Writes
 `data/results/curves.json` and a plot beside it. Others may work on the machine: `load_before` is its load at the start.
@@ -20,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rows import FORMS, ONE_CORE, make, private
 from transformers import CLIPVisionModel, LlamaForCausalLM
@@ -152,30 +154,37 @@ def peaks() -> dict:
 
 
 def plot(found: dict) -> Figure:
-    """Three panels: text, image tokens, rows."""
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    text, image, data = figure.subplots(1, 3)
-    for axes, curve, over, title in (
-        (text, found["text"], "tokens", "a longer text"),
-        (image, found["image"], "image_tokens", "more image tokens"),
+    """Four panels: time and memory of a longer text, more image tokens, more rows."""
+    figure = Figure(figsize=(10.5, 7), layout="constrained")
+    (text, memory), (image, data) = figure.subplots(2, 2)
+    for axes, curve, over, key, title in (
+        (text, found["text"], "tokens", "milliseconds", "a longer text: time"),
+        (memory, found["text"], "tokens", "kept_megabytes", "a longer text: kept for the way back"),
+        (image, found["image"], "image_tokens", "milliseconds", "more image tokens: time"),
     ):
-        for way, marker, colour in (("old", "s", "#8A8A8A"), ("engine", "o", "#006BA4")):
+        for way, label in (("old", "old recipe, not padded, fp32"), ("engine", "engine, bf16")):
             points = curve[way]
-            x, y = ([point[key] for point in points] for key in (over, "milliseconds"))
-            axes.plot(x, y, marker=marker, color=colour)
-            axes.annotate(way + (", fp32" if way == "old" else ", bf16"), (x[-1], y[-1]), (-8, 6),
-                          textcoords="offset points", ha="right", color=colour)  # fmt: skip
-        axes.set(title=title, xlabel=over.replace("_", " ") + " of a row", ylabel="milliseconds a row")
+            _line(axes, [point[over] for point in points], [point[key] for point in points], label, way == "old")
+        axes.set(title=title, xlabel=over.replace("_", " ") + " of a row", ylim=(0, None))
+        axes.set(ylabel="milliseconds a row" if key == "milliseconds" else "megabytes a row")
     counts = [point["rows"] for point in found["data"]]
-    for key, marker, colour in (("check_seconds", "s", "#8A8A8A"), ("epoch_seconds", "o", "#006BA4")):
+    data.set(
+        xscale="log", yscale="log", title="more rows: the data path alone", xlabel="rows of a file", ylabel="seconds"
+    )
+    for key in ("check_seconds", "epoch_seconds"):
         seconds = [point[key] for point in found["data"]]
-        data.loglog(counts, seconds, marker=marker, color=colour)
-        data.annotate(key.split("_")[0], (counts[-1], seconds[-1]), (-8, 6), textcoords="offset points", ha="right",
-                      color=colour)  # fmt: skip
-    data.set(title="more rows", xlabel="rows of a file", ylabel="seconds")
-    for axes in (text, image, data):
-        axes.spines[["top", "right"]].set_visible(False)
+        _line(
+            data, counts, seconds, {"check_seconds": "check", "epoch_seconds": "an epoch"}[key], key == "check_seconds"
+        )
     return figure
+
+
+def _line(axes: Axes, x: list[float], y: list[float], label: str, other: bool) -> None:
+    """One curve: squares for what it is compared with."""
+    marker, colour, line = ("s", "#6E6E6E", "--") if other else ("o", "#006BA4", "-")
+    axes.plot(x, y, marker=marker, color=colour, linestyle=line, label=label)
+    axes.legend(frameon=False, loc="upper left")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def measured() -> dict:

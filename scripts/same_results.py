@@ -3,7 +3,8 @@
 Compares the page's headline figures of a finished run with those of the shipped seeds, which were trained before there
 was an engine (the library's eager attention, mixed precision or float32, nothing compiled). Writes
 `data/results/same_results.json`: for each figure its value, the seeds' lowest and highest, and its distance from their
-mean in standard errors of one run (the widest of the four, as the interval of a perfect score has no width).
+mean in standard errors of one run (the widest of the four, as the interval of a perfect score has no width). And the
+losses of the last steps beside those of the shipped weights, whose seed and rows the run must share, step by step.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from minivlm.paths import data_folder
 from minivlm.report import headline, read_seeds
 
 FILE = "results/same_results.json"
+LAST = 100  # steps
 
 
 def figures(found: dict, name: str = "") -> Iterator[tuple[str, dict]]:
@@ -42,11 +44,31 @@ def compared(run: dict, seeds: list[dict]) -> dict:
     return made
 
 
+def losses(run: Path, shipped: Path) -> dict:
+    """The mean loss of the last steps of both, and its difference with a standard error over steps of the same rows."""
+    one, other = (
+        [json.loads(line) for line in (folder / "log.jsonl").read_text("utf-8").splitlines()]
+        for folder in (run, shipped)
+    )
+    if [step["tokens"] for step in one] != [step["tokens"] for step in other]:
+        raise ValueError(f"{run} and {shipped} did not take the same rows; run with the seed that was shipped")
+    pairs = [(now["loss"], before["loss"]) for now, before in zip(one, other, strict=True)][-LAST:]
+    differences = [now - before for now, before in pairs]
+    return {
+        "run": statistics.mean(now for now, _ in pairs),
+        "shipped": statistics.mean(before for _, before in pairs),
+        "difference": statistics.mean(differences),
+        "standard_error": statistics.stdev(differences) / len(differences) ** 0.5,
+        "steps": len(differences),
+    }
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of a finished run")
-    run = json.loads((parser.parse_args().run / "results.json").read_text("utf-8"))
+    folder = parser.parse_args().run
+    run = json.loads((folder / "results.json").read_text("utf-8"))
     found = compared(headline(run), read_seeds(data_folder() / "results" / "seeds.json"))
     distances = [figure["standard_errors"] for figure in found.values()]
     made = {
@@ -56,7 +78,7 @@ def main() -> None:
         "within_two_standard_errors": sum(abs(distance) <= 2 for distance in distances),
         "mean_standard_errors": statistics.mean(distances),
         "furthest": max(distances, key=abs),
-        "losses": {stage: statistics.mean(losses[-20:]) for stage, losses in run["losses"].items()},
+        "losses": {stage: losses(folder / stage, data_folder() / stage) for stage in run["losses"]},
         "by_name": found,
     }
     (data_folder() / FILE).write_text(json.dumps(made, indent=1) + "\n", "utf-8")

@@ -245,7 +245,7 @@ def test_training_from_a_store_is_training_from_pixels_rounded(
         log = train_on_index(rows.folder, small, started, processor, out=tmp_path / where, **given, **options)
         return [entry["loss"] for entry in log]
 
-    pixels, stored = learnt("pixels"), learnt("stored", features=out)
+    pixels, stored = learnt("pixels"), learnt("stored", features=out, build_features=True)
     pictures = shown_first(rows)
     seen = torch.cat([model.vision(processor.pixels(pictures[i : i + 2])) for i in range(0, PICTURES, 2)])
     cache = FeatureCache(seen.to(torch.bfloat16), pictures)
@@ -258,12 +258,41 @@ def test_training_from_a_store_is_training_from_pixels_rounded(
 
 def test_steps_do_not_encode_again(out, make_index, model, processor, tmp_path, encoded):
     base = save_base(tmp_path / "base", model, processor)
-    options = {"parent": base, "features": out, "precision": "fp32"}
+    options = {"parent": base, "features": out, "build_features": True, "precision": "fp32"}
     train_on_index(make_index().folder, stage("pretrain"), model, processor, out=tmp_path / "a", **options)
     built = sum(encoded)
     assert built == 2 * PICTURES  # once to measure, as all of them are in the sample, and once for the store
     train_on_index(make_index().folder, stage("pretrain"), model, processor, out=tmp_path / "a", **options)
     assert sum(encoded) == built
+
+
+@pytest.mark.parametrize(
+    ("seconds", "free", "built"), [((0.1, 0.0), 10**9, True), ((0.0, 0.1), 10**9, False), ((0.1, 0.0), 0, False)]
+)
+def test_a_store_is_built_where_it_wins_and_fits_and_used_wherever_it_is_there(
+    out, make_index, model, processor, tmp_path, monkeypatch, capsys, encoded, seconds, free, built
+):
+    """Two epochs; seconds to encode a picture and to read its features."""
+    rows, base = make_index(), save_base(tmp_path / "base", model, processor)
+    small = stage("pretrain", steps=2 * -(-len(rows) // 6), batch_size=6)
+
+    def measured(plan, rows, model, processor, epochs):
+        assert 1.9 < epochs < 2.7
+        return Worth(seconds[0], 0.0, seconds[1], PICTURES, PICTURES, epochs, plan.bytes, free)
+
+    def run(where, **options):
+        options |= {"features": out, "precision": "fp32"}
+        model.load_state_dict(load_checkpoint(base)[0].state_dict())
+        train_on_index(rows.folder, small, model, processor, base, tmp_path / where, **options)
+        return capsys.readouterr().out
+
+    monkeypatch.setattr("minivlm.run.worth", measured)
+    said = run("first")
+    assert out.exists() == built and ("It is not built: every step encodes its pictures." in said) != built
+    assert (sum(encoded) == PICTURES) == built
+    assert "not built" not in run("second", build_features=True) and out.exists()
+    before = sum(encoded)
+    assert "not built" not in run("third") and sum(encoded) == before
 
 
 def test_a_store_keeps_its_precision_whatever_the_probe_finds(out, make_index, model, processor, tmp_path, monkeypatch):
@@ -631,7 +660,7 @@ def said(capsys, *arguments: object) -> tuple[int, str, str]:
 def test_train_as_a_command(out, make_index, model, make_model, processor, tmp_path, capsys):
     base = save_base(tmp_path / "base", model, processor)
     options = ("--rows", make_index().folder, "--recipe", "scenes", "--steps", 3, "--batch-size", 6, "--parent", base)
-    options += ("--precision", "fp32", "--features", out)
+    options += ("--precision", "fp32", "--features", out, "--build-features")
     code, printed, _ = said(capsys, "train", "pretrain", *options, "--out", tmp_path / "a")
     told = f"features of 10 pictures, 1,280 bytes, in {out}: 0 of 3 parts are there"
     assert code == 0 and told in printed and "it pays from" in printed and "for 1.0 epochs" in printed
@@ -643,5 +672,7 @@ def test_train_as_a_command(out, make_index, model, make_model, processor, tmp_p
     options = [other if option is base else option for option in options]
     code, _, errors = said(capsys, "train", "pretrain", *options, "--out", tmp_path / "c")
     assert code == 2 and "features are of another encoder" in errors and contents(out) == before
+    code, _, errors = said(capsys, "train", "pretrain", "--rows", out, "--build-features")
+    assert code == 2 and errors.startswith("minivlm: --build-features needs --features FOLDER; leave it out")
     code, _, errors = said(capsys, "train", "pretrain", "--features", out)
     assert code == 2 and errors.startswith("minivlm: --features is for training on --rows; leave it out")
