@@ -29,8 +29,8 @@ from minivlm.paths import data_folder
 
 FILE = data_folder() / "results" / "course_time.json"
 IMPORTS = {
-    "import minivlm": "import minivlm",
-    "import of notebook 03": "import minivlm; from minivlm.notebook import figures, learning, lenses, stages, tables",
+    "import_minivlm": "import minivlm",
+    "import_in_03": "import minivlm; from minivlm.notebook import figures, learning, lenses, stages, tables",
 }
 SLICE = 0.5  # seconds
 SHORT = ["--scale", "0.1", "--pictures", "400", "--exam", "40", "--precision", "bf16", "--anew"]
@@ -151,7 +151,8 @@ def keep(commits: dict[str, str], name: str, found: dict) -> None:
     """Enter one measurement, beside those that were made of the same two commits."""
     made = json.loads(FILE.read_text("utf-8")) if FILE.is_file() else {}
     if made.get("commits") != commits:
-        made = {"command": "python scripts/course_time.py --before " + commits["before"], "commits": commits, "of": {}}
+        command = " ".join(["python", *sys.argv])
+        made = {"command": command, "commits": commits, "of": {}}
     made["of"][name] = found
     FILE.write_text(json.dumps(made, indent=1) + "\n", "utf-8")
     for part, figures in found.items():
@@ -174,8 +175,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trees = {tree: lay_out(commits[tree], Path(folder) / tree) for tree in TREES}
         jobs = {name: partial(import_seconds, statement=statement) for name, statement in IMPORTS.items()}
-        jobs["short run"] = short_run
-        jobs |= {path.name: partial(notebook, name=path.name) for path in sorted(trees["before"].glob(BOOKS))}
+        jobs["short_run"] = short_run
+        jobs |= {path.stem: partial(notebook, name=path.name) for path in sorted(trees["before"].glob(BOOKS))}
         taken: dict[str, list] = {name: [] for name in jobs if asked.only in name}
         for turn in range(asked.turns):
             for name, turns in taken.items():
