@@ -116,7 +116,7 @@ def import_seconds(trees: dict[str, Path], statement: str) -> dict[str, dict[str
 
 
 def short_run(trees: dict[str, Path]) -> dict[str, dict[str, float]]:
-    """Seconds of a short run of everything, its memory, and the share of its time that each phase takes."""
+    """Seconds of a short run of everything and of its phases (by its own clock, halved), and its memory."""
     programs, found = by_slices(["-m", "minivlm", "run", "--out", "runs/short", *SHORT], trees), {}
     for name, program in programs.items():
         program.output()
