@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
+from minivlm.engine import give_back_memory
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 
@@ -62,6 +63,7 @@ def answer(
             decoded = processor.tokenizer.batch_decode(written, skip_special_tokens=True)
             texts |= dict(zip(batch, decoded, strict=True))
             bar.update(len(batch))
+    give_back_memory()  # keys and values grew token by token and left pieces of all sizes
     return [texts[one] for one in asked]
 
 

@@ -31,7 +31,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # what `mallopt` se
 # To what glibc lets its thresholds grow by itself in a process that frees large memory. Whoever sets one ends that
 # growth for good: with the small values it begins with, everything after a training would get its memory anew.
 GROWN_MMAP, GROWN_TRIM, USUAL_MMAPS = 32 * 2**20, 64 * 2**20, 65_536
-COMPILE_FROM = 2e10  # rows times weights of the language model: compiling takes half a minute, so a run must be long
+# Rows times weights of the language model. Compiling takes a minute the first time; it saves 1 to 3 ms a row with the
+# 3.7M weights of scenes and 25 to 40 ms with 26M, so a run must be long.
+COMPILE_FROM = 1e11
 
 
 class EngineError(RuntimeError):
