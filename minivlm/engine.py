@@ -32,7 +32,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # what `mallopt` se
 # growth for good: with the small values it begins with, everything after a training would get its memory anew.
 GROWN_MMAP, GROWN_TRIM, USUAL_MMAPS = 32 * 2**20, 64 * 2**20, 65_536
 # Rows times weights of the language model. Compiling takes a minute the first time; it saves 1 to 3 ms a row with the
-# 3.7M weights of scenes and 25 to 40 ms with 26M, so a run must be long.
+# 3.7M weights of scenes, in the recipe's passes of 16 and 32 rows, and 25 to 40 ms with 26M. So a run must be long.
 COMPILE_FROM = 1e11
 
 
