@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from minivlm import answers
 from minivlm import evaluate as ev
 from minivlm.answers import Asked, answer, describe, prompt_ids
 from minivlm.config import PROMPTS
@@ -53,6 +54,15 @@ def test_answers_are_those_of_generate(model, processor, features, batch_size):
         expected = processor.tokenizer.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
         assert text == expected
     assert len(set(texts)) > 4
+
+
+def test_memory_is_handed_back_when_all_is_answered_and_not_after_every_batch(model, processor, features, monkeypatch):
+    done = []
+    write = answers._answer_batch
+    monkeypatch.setattr(answers, "_answer_batch", lambda *given: done.append("batch") or write(*given))
+    monkeypatch.setattr(answers, "give_back_memory", lambda: done.append("given back"))
+    answer(model, processor, [Asked("left?", picture) for picture in range(5)], features, 3, batch_size=2)
+    assert done == ["batch"] * 3 + ["given back"]
 
 
 def test_rows_that_end_leave_the_batch_and_the_others_go_on(model, processor, features):
