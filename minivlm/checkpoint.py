@@ -18,9 +18,9 @@ import platform
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, mkdtemp
 from textwrap import shorten
 from typing import Any
 
@@ -38,6 +38,8 @@ FORMAT = 1
 META = "minivlm.json"
 OWN = "put the checkpoint's own file back"
 UNNAMED = ("", "..")  # the names of Path(".") and Path("..")
+WHILE_IN = "would be exchanged as a whole while you are in it; go up and give its name"
+MARK = ".minivlm-temporary"  # lies in folders that saving made or put aside; it deletes no others
 BUILT_ON = "is, or holds, a checkpoint that the new one builds on; it is not replaced, choose another folder"
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -81,6 +83,8 @@ def save_checkpoint(
     extra: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write a checkpoint aside and rename it when it is complete; a checkpoint of that name is replaced.
+
+    A link stays one: what it points to is replaced. Nothing that this program did not make is deleted.
 
     Args:
         folder: where to.
@@ -126,15 +130,16 @@ def require_place(folder: str | Path, base: str | Path | None = None) -> None:
 
     Raises:
         CheckpointError: `folder` is "." or "..", holds something else, or a checkpoint that the new one builds on (see
-            `destroys`).
+            `destroys`); or something else has the name under which the old one would be kept meanwhile.
     """
     folder = Path(folder)
     if folder.name in UNNAMED:
-        raise CheckpointError(f"{folder} would be exchanged as a whole while you are in it; go up and give its name")
+        raise CheckpointError(f"{folder} {WHILE_IN}")
     if base is not None and destroys(folder, base):
         raise CheckpointError(f"{folder} {BUILT_ON}")
     if folder.exists() and not (folder / META).is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is no checkpoint; it is not overwritten, choose another folder")
+    _require_free_beside(folder)
 
 
 def destroys(folder: str | Path, base: str | Path) -> bool:
@@ -155,7 +160,7 @@ def require_writable(folder: str | Path) -> None:
     Raises:
         OSError: it cannot.
     """
-    folder = Path(folder)
+    folder = _followed(Path(folder))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder.parent):
@@ -365,7 +370,8 @@ def _check_meta(meta: Any, folder: Path) -> None:
 def present(folder: Path) -> Path:
     """The folder, or what it held before if a save was killed in the instant between its two renames."""
     replaced = _replaced(folder)
-    return replaced if replaced.is_dir() and not folder.exists() else folder
+    ours = any((replaced / name).is_file() for name in (MARK, META, "index.json"))  # the last: of an index of rows
+    return replaced if ours and not folder.exists() else folder
 
 
 def _load_processor(folder: Path, meta: dict[str, Any]) -> tuple[MiniVLMProcessor, MiniVLMConfig]:
@@ -479,21 +485,36 @@ def _write_folder(
 def written_aside(folder: Path) -> Iterator[Path]:
     """A new folder to write in. When the block is through, it takes `folder`'s place; if the block fails, it is gone.
 
+    It lies in one that is marked as ours until it is deleted. If `folder` is a link, what it points to is replaced.
+
     Raises:
+        CheckpointError: something else has the name under which the old folder would be kept meanwhile.
         OSError: it cannot be written, or not put in place. What was there before is as it was.
     """
-    aside = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    place, around = _followed(folder), None
+    if place.name in UNNAMED:
+        raise CheckpointError(f"{folder} {WHILE_IN}")
+    _require_free_beside(folder)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        for left in folder.parent.glob(f"{glob.escape(folder.name)}.partial-*"):  # by a run that was killed
-            shutil.rmtree(left)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for left in place.parent.glob(f"{glob.escape(place.name)}.partial-*"):  # by a run that was killed
+            if _is_marked(left):
+                _remove(left)
+        around = Path(mkdtemp(prefix=f"{place.name}.partial-", dir=place.parent))  # a name that nobody has
+        (around / MARK).touch()
+        aside = around / place.name
         aside.mkdir()
         yield aside
         for path in (*aside.iterdir(), aside):
             _sync(path)
-        _swap(aside, folder)
+        _swap(aside, place)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)  # after a success there is nothing left of it
+        if around is not None:
+            with suppress(OSError):
+                _remove(around)
+    with suppress(OSError):  # the new one is in place; what is left is cleared up next time
+        if _is_ours(_replaced(place)):
+            _remove(_replaced(place))
 
 
 def _write_configs(aside: Path, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> None:
@@ -512,25 +533,61 @@ def _write_configs(aside: Path, model: MiniVLMForConditionalGeneration, processo
 def _swap(aside: Path, folder: Path) -> None:
     """Put the new folder in the old one's place. Killed in between, `present` still finds the old one."""
     replaced = _replaced(folder)
-    if folder.exists():
-        if replaced.exists():
-            shutil.rmtree(replaced)
-        folder.rename(replaced)
     try:
+        if folder.exists():
+            if _is_ours(replaced):
+                _remove(replaced)
+            if any(folder.iterdir()):
+                (folder / MARK).touch()  # before it has a name under which it may be deleted
+            folder.rename(replaced)
         aside.rename(folder)
         _sync(folder.parent)
     except OSError:
-        if folder.exists():
+        if not aside.exists():
             folder.rename(aside)
-        if replaced.exists():
+        if not folder.exists() and _is_ours(replaced):
             replaced.rename(folder)
+        (folder / MARK).unlink(missing_ok=True)
         raise
-    shutil.rmtree(replaced, ignore_errors=True)  # the new one is in place; what is left is cleared up next time
+
+
+def _followed(folder: Path) -> Path:
+    """The folder itself, or the one that it is a link to."""
+    return folder.resolve() if folder.is_symlink() else folder
 
 
 def _replaced(folder: Path) -> Path:
-    folder = folder.resolve() if folder.name in UNNAMED else folder
+    folder = folder.resolve() if folder.name in UNNAMED else _followed(folder)
     return folder.with_name(f"{folder.name}.replaced")
+
+
+def _require_free_beside(folder: Path) -> None:
+    """Refuse to write where something of others has the name that the old folder gets before it is deleted."""
+    replaced = _replaced(folder)
+    if os.path.lexists(replaced) and not _is_ours(replaced):
+        raise CheckpointError(
+            f"{replaced} is in the way of a save as {folder}, and is not deleted, since it has no mark of this "
+            f"program; give it another name ({_followed(folder).name}, if it is what you want to go on from)"
+        )
+
+
+def _is_marked(folder: Path) -> bool:
+    return not folder.is_symlink() and (folder / MARK).is_file()
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder may be deleted: it is marked, or holds nothing at all."""
+    return _is_marked(folder) or (folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()))
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder of ours, its mark last: killed in between, it can still be told from others'."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != MARK:
+            path.unlink()
+    shutil.rmtree(folder)
 
 
 def _sync(path: Path) -> None:

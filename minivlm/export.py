@@ -126,6 +126,7 @@ def export_llava(
 
     Raises:
         ExportError: as `as_llava`, or something lies in `folder`.
+        CheckpointError: as `written_aside`.
         OSError: the disk is full, or the folder cannot be written. Nothing is left half-written.
     """
     folder = Path(folder)

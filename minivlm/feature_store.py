@@ -17,6 +17,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import statistics
 import time
@@ -447,7 +448,7 @@ def _require_place(folder: Path, rows: CheckedRows) -> None:
         raise FeatureStoreError(f"{folder} lies in the index, which is replaced as a whole; choose another folder")
     if folder.exists() and not folder.is_dir():
         raise FeatureStoreError(f"{folder} is a file; choose a folder for the features")
-    if folder.is_dir() and any(path.name != TABLE and ASIDE not in path.name for path in folder.iterdir()):
+    if folder.is_dir() and any(path.name != TABLE and not _is_aside(path) for path in folder.iterdir()):
         raise FeatureStoreError(f"{folder} exists and is no store of features; choose another folder")
 
 
@@ -600,9 +601,15 @@ def _write(file: Path, content: bytes | memoryview) -> None:
 
 def _tidy(plan: StorePlan) -> None:
     """Remove what killed builders left. One that is still at work finds its file gone, and the finished one there."""
-    for left in plan.folder.glob(f"*{ASIDE}*"):
+    for left in filter(_is_aside, plan.folder.glob(f"*{ASIDE}*")):
         with suppress(PermissionError):  # Windows removes no file that is open; its owner will
             left.unlink(missing_ok=True)
+
+
+def _is_aside(file: Path) -> bool:
+    """Whether `_write` gave a file its name: nobody else's file is deleted, or taken for a part of a store."""
+    names = "|".join((re.escape(ABOUT), re.escape(TABLE), r"shard-\d{5,}\.bin"))
+    return bool(re.fullmatch(rf"({names}){re.escape(ASIDE)}[0-9a-f]{{32}}", file.name))
 
 
 @contextmanager

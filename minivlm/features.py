@@ -4,7 +4,7 @@ The encoder never learns, so what it says about a picture is the same in every s
 `config.py`.
 """
 
-import os
+import uuid
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -184,7 +184,7 @@ def _write(file: str | Path | None, features: torch.Tensor, made_from: str) -> N
         return
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f"{file.name}.partial-{os.getpid()}")
+    aside = file.with_name(f"{file.name}.partial-{uuid.uuid4().hex}")  # a name that nobody has
     try:
         safetensors.torch.save_file({"patch_features": features}, aside, {FILE_KEY: made_from})
         aside.replace(file)

@@ -52,6 +52,7 @@ def write_index(
 
     Raises:
         RowIndexError: `folder` holds something else, or the source or its pictures lie in it.
+        CheckpointError: as `written_aside`.
         RowError: the source is missing, or a folder has no file of rows.
         OSError: the disk is full, or the folder cannot be written. What was there before is as it was.
     """

@@ -23,14 +23,19 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from minivlm import checkpoint
 from minivlm.base.tokenizer import train_tokenizer
 from minivlm.checkpoint import (
+    MARK,
     CheckpointError,
     hash_tensors,
     load_checkpoint,
     part_hashes,
+    present,
     read_meta,
     read_tensors,
     require_parent,
+    require_place,
+    require_writable,
     save_checkpoint,
+    written_aside,
 )
 from minivlm.config import STAGES, MiniVLMConfig
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration
@@ -741,8 +746,10 @@ def test_killed_at_a_rename(saved, model, processor, rename):
 
 def test_what_killed_runs_left_is_cleared_up(saved, make_model, processor):
     """Killed while writing aside, or after the second rename but before the old folder was deleted."""
-    shutil.copytree(saved, saved.with_name("sft.partial-1"))
-    shutil.copytree(saved, saved.with_name("sft.replaced"))
+    for left in ("sft.partial-1", "sft.replaced"):
+        shutil.copytree(saved, saved.with_name(left))
+        (saved.with_name(left) / MARK).touch()
+    (saved.with_name("sft.partial-1") / "sft").mkdir()
     before = contents(saved)
     assert load_checkpoint(saved)[2]["stage"] == "sft"
     changed = make_model(1)
@@ -750,6 +757,126 @@ def test_what_killed_runs_left_is_cleared_up(saved, make_model, processor):
     assert [path.name for path in saved.parent.iterdir()] == ["sft"]
     assert contents(saved) != before
     assert torch.equal(load_checkpoint(saved)[0].projector.weight, changed.projector.weight)
+
+
+def test_what_others_named_like_a_temporary_folder_is_never_deleted(saved, make_model, processor):
+    for name in ("sft.partial-x", f"sft.partial-{os.getpid()}"):
+        saved.with_name(name).mkdir()
+        (saved.with_name(name) / "chapter.txt").write_text("years of work")
+    saved.with_name("sft.partial-link").symlink_to(saved, target_is_directory=True)
+    (saved.parent / "sft.partial-file").write_text("years of work")
+    there = {path.name for path in saved.parent.iterdir()}
+    changed = make_model(1)
+    save_checkpoint(saved, changed, processor, META)
+    assert {path.name for path in saved.parent.iterdir()} == there
+    assert all(path.read_text() == "years of work" for path in saved.parent.glob("sft.partial-*/chapter.txt"))
+    assert len(list(saved.parent.glob("sft.partial-*/chapter.txt"))) == 2 and not (saved / MARK).exists()
+    assert torch.equal(load_checkpoint(saved)[0].projector.weight, changed.projector.weight)
+
+
+@pytest.mark.parametrize("other", ["thesis", "checkpoint", "file", "link"])
+@pytest.mark.parametrize("there", [True, False])
+def test_what_others_named_like_the_old_folder_is_never_deleted(saved, model, processor, other, there):
+    """Even a checkpoint: without the mark it may be somebody's copy. It is said before anything is written."""
+    replaced, elsewhere = saved.with_name("sft.replaced"), saved.with_name("elsewhere")
+    shutil.copytree(saved, elsewhere)
+    (elsewhere / MARK).touch()
+    if other == "thesis":
+        replaced.mkdir()
+        (replaced / "chapter.txt").write_text("years of work")
+    elif other == "checkpoint":
+        shutil.copytree(saved, replaced)
+    elif other == "file":
+        replaced.write_text("years of work")
+    else:
+        replaced.symlink_to(elsewhere, target_is_directory=True)
+    if not there:
+        shutil.rmtree(saved)
+    before = {file: file.read_bytes() for file in saved.parent.rglob("*") if file.is_file()}
+    for save in (
+        lambda: save_checkpoint(saved, model, processor, META),
+        lambda: written_aside(saved).__enter__(),
+        lambda: require_place(saved),
+    ):
+        with pytest.raises(CheckpointError, match=r"sft\.replaced is in the way .* give it another name") as caught:
+            save()
+        assert "\n" not in str(caught.value)
+    assert {file: file.read_bytes() for file in saved.parent.rglob("*") if file.is_file()} == before
+
+
+def test_only_what_a_save_put_aside_is_found_in_place_of_a_folder(saved):
+    replaced = saved.with_name("sft.replaced")
+    saved.rename(replaced)
+    assert present(saved) == replaced  # a checkpoint
+    (replaced / "minivlm.json").unlink()
+    assert present(saved) == saved
+    (replaced / MARK).touch()
+    assert present(saved) == replaced
+
+
+def test_a_folder_that_appears_beside_it_during_a_save_is_unharmed(saved):
+    before, replaced = contents(saved), saved.with_name("sft.replaced")
+    with pytest.raises(OSError, match="not empty"), written_aside(saved):
+        replaced.mkdir()
+        (replaced / "chapter.txt").write_text("years of work")
+    assert contents(saved) == before and (replaced / "chapter.txt").read_text() == "years of work"
+    assert {path.name for path in saved.parent.iterdir()} == {"sft", "sft.replaced"}
+
+
+def test_an_empty_folder_is_replaced_and_comes_back_after_a_failure(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no"), written_aside(out) as aside:
+        (aside / "file").touch()
+        patch.setattr(checkpoint, "_sync", lambda path: os.listdir("/no") if path == tmp_path else None)
+    assert list(tmp_path.rglob("*")) == [out]
+    with written_aside(out) as aside:
+        (aside / "file").touch()
+    assert sorted(tmp_path.rglob("*")) == [out, out / "file"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_one_and_what_it_points_to_is_replaced(saved, make_model, processor, tmp_path, there):
+    (tmp_path / "links").mkdir()
+    link = tmp_path / "links" / "latest"
+    link.symlink_to(Path("..") / "sft", target_is_directory=True)
+    base = save_checkpoint(tmp_path / "base", make_model(1), processor, META)
+    if not there:
+        shutil.rmtree(saved)
+    require_writable(link)
+    changed = make_model(1)
+    save_checkpoint(link, changed, processor, {"stage": "pretrain"}, ["projector"], base=base)
+    assert link.is_symlink() and not saved.is_symlink() and read_meta(saved)["stage"] == "pretrain"
+    assert {path.name for path in tmp_path.iterdir()} == {"links", "sft", "base"}
+    assert [path.name for path in link.parent.iterdir()] == ["latest"]
+    for folder in (link, saved):
+        assert torch.equal(load_checkpoint(folder)[0].projector.weight, changed.projector.weight)
+
+
+def test_killed_between_the_renames_behind_a_link(saved, model, processor):
+    link = saved.with_name("latest")
+    link.symlink_to(saved, target_is_directory=True)
+    assert subprocess.run([sys.executable, "-c", KILLED, link, "2"], check=False).returncode < 0
+    assert not saved.exists() and (saved.with_name("sft.replaced") / MARK).is_file()
+    assert read_meta(link)["stage"] == read_meta(saved)["stage"] == "sft"
+    save_checkpoint(link, model, processor, {"stage": "pretrain"})
+    assert {path.name for path in saved.parent.iterdir()} == {"sft", "latest"} and link.is_symlink()
+    assert not (saved / MARK).exists()
+
+
+def test_killed_while_the_old_one_is_deleted(saved, model, processor, monkeypatch):
+    """What is left of it keeps its mark to the end, so that the next save clears it up."""
+
+    def stopped(path, *_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(saved, model, processor, {"stage": "pretrain"})
+    monkeypatch.undo()
+    assert {path.name for path in saved.parent.iterdir()} > {"sft"}
+    save_checkpoint(saved, model, processor, META)
+    assert [path.name for path in saved.parent.iterdir()] == ["sft"]
 
 
 def test_not_finite_weights_are_not_saved(saved, model, processor):

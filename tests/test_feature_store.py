@@ -349,6 +349,21 @@ def test_killed_while_building(
     assert contents(out) == undisturbed
 
 
+def test_only_files_that_a_builder_left_are_deleted(out, make_index, model, processor, undisturbed):
+    out.mkdir()
+    (out / f"shard-00001.bin.partial-{'0' * 32}").write_bytes(b"left")
+    (out / "thesis.txt.partial-1").write_text("years of work")
+    with pytest.raises(FeatureStoreError, match="exists and is no store of features"):
+        build_store(out, make_index(), model, processor)
+    (out / "thesis.txt.partial-1").rename(out.with_name("thesis"))
+    plan = plan_store(out, make_index(), model, processor)
+    out.with_name("thesis").rename(out / "thesis.txt.partial-1")
+    feature_store.fill(plan, make_index(), model, processor)
+    assert (out / "thesis.txt.partial-1").read_text() == "years of work"
+    (out / "thesis.txt.partial-1").unlink()
+    assert contents(out) == undisturbed
+
+
 @fork
 def test_two_builders_at_once_make_the_same_bytes(out, make_index, model, processor, undisturbed, monkeypatch):
     """They meet at the first shard, so that both make it, and each comes to the end."""
