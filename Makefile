@@ -21,7 +21,7 @@ STAMP := $(VENV)/.minivlm-$(shell cat pyproject.toml $(CONSTRAINTS) | cksum | cu
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
 PROJECT := .[course,test]
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
-COVERAGE := --cov=minivlm --cov-report=term --cov-fail-under=90
+COVERAGE := --cov=minivlm --cov=lessons --cov-report=term --cov-fail-under=90
 # One process per core, two at most. A file's tests stay in one process, since they share what takes long to prepare.
 IN_PARALLEL := -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
 # So do a notebook's cells, which share a kernel. The notebooks with most cells come first.
@@ -66,10 +66,10 @@ nbval: environment ## run every notebook and worked answer, and compare what the
 	$(call timed,solutions,$(BIN)/python -m pytest --timeout=0 $(NBVAL) $(BOOKS_IN_PARALLEL) $(wildcard notebooks/solutions/*.ipynb))
 
 browser: environment ## open notebooks in JupyterLab and Chromium, and use them as a reader does
-	$(call timed,browser,$(BIN)/python -m pytest -m browser -ra tests/test_browser.py)
+	$(call timed,browser,$(BIN)/python -m pytest -m browser -ra tests/lessons/test_browser.py)
 
 notebooks: environment ## run every notebook and worked answer, and write them back with what they took
-	$(call timed,notebooks,$(BIN)/python -m minivlm.notebook.refresh \
+	$(call timed,notebooks,$(BIN)/python -m lessons.refresh \
 	  $(wildcard notebooks/*.ipynb) $(wildcard notebooks/solutions/*.ipynb))
 
 environment: $(STAMP) ## make the virtual environment, or bring it up to date

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from minivlm.config import CLIP_B16, IMAGE_TOKEN, MINIMIND2_V, PRESETS, PROMPTS
-from minivlm.paths import BASE, PRETRAIN, SFT, data_folder
-from minivlm.processes import launched
+from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
+from minivlm.runtime.processes import launched
 
 REFUSED = 2  # the exit code of a message for people: a bad file, a wrong checkpoint
 SHEET = 8  # pictures across a contact sheet, and down
@@ -221,7 +221,7 @@ def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None
 
 
 def _plan(options: argparse.Namespace, out: str, **more):
-    from minivlm.run import PICTURES, Plan
+    from minivlm.pipeline import PICTURES, Plan
 
     return Plan(
         out=options.out or Path(out),
@@ -238,8 +238,8 @@ def _plan(options: argparse.Namespace, out: str, **more):
 
 
 def _run(options: argparse.Namespace) -> None:
-    from minivlm.report import table_as_text
-    from minivlm.run import run
+    from minivlm.pipeline import run
+    from minivlm.report.build import table_as_text
 
     plan = _plan(options, f"runs/seed-{options.seed}", exam=options.exam)
     results = run(plan)
@@ -250,8 +250,8 @@ def _run(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from minivlm.checkpoint import load_checkpoint
-    from minivlm.processes import processes
-    from minivlm.run import train_stage
+    from minivlm.pipeline import train_stage
+    from minivlm.runtime.processes import processes
 
     if options.rows is None:
         own = ("features", "build_features", "recipe", "steps", "batch_size", "accumulation")
@@ -272,7 +272,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _train_on_rows(options: argparse.Namespace, plan, parent: Path, model, processor) -> None:
-    from minivlm.run import recipe_for, sized_stage, train_on_index
+    from minivlm.pipeline import recipe_for, sized_stage, train_on_index
 
     sizes = {"steps": options.steps, "batch_size": options.batch_size, "accumulation": options.accumulation}
     stage = sized_stage(options.recipe or recipe_for(model.config), options.stage, **sizes)
@@ -285,14 +285,14 @@ def _train_on_rows(options: argparse.Namespace, plan, parent: Path, model, proce
 
 def _evaluate(options: argparse.Namespace) -> None:
     from minivlm.checkpoint import load_checkpoint
-    from minivlm.evaluate import evaluate, prepare_exam
+    from minivlm.evaluation.exam import evaluate, prepare_exam
 
     model, processor, _ = load_checkpoint(options.checkpoint or data_folder() / SFT)
     print(json.dumps(evaluate(model, processor, prepare_exam(model, processor, options.exam)), ensure_ascii=False))
 
 
 def _experiment(options: argparse.Namespace) -> None:
-    from minivlm.experiments import EXPERIMENTS, Plan, as_text, experiment, make_small_lm
+    from minivlm.evaluation.ablations import EXPERIMENTS, Plan, as_text, experiment, make_small_lm
 
     if options.what == "small-lm":
         out = options.out or Path("runs/small-lm")
@@ -305,7 +305,7 @@ def _experiment(options: argparse.Namespace) -> None:
 
 
 def _caption(options: argparse.Namespace) -> None:
-    from minivlm.answers import describe
+    from minivlm.generate import describe
     from minivlm.processor import without_shorthand
 
     model, processor = _model(options)
@@ -315,8 +315,8 @@ def _caption(options: argparse.Namespace) -> None:
 
 
 def _chat(options: argparse.Namespace) -> None:
-    from minivlm.answers import reply
-    from minivlm.pictures import open_picture
+    from minivlm.data.images import open_picture
+    from minivlm.generate import reply
     from minivlm.processor import without_shorthand
 
     picture = open_picture(options.file)
@@ -342,8 +342,8 @@ def _model(options: argparse.Namespace):
 
 
 def _data(options: argparse.Namespace) -> int:
-    from minivlm.scenes.gallery import contact_sheet
-    from minivlm.scenes.table import write_table
+    from minivlm.scenes.drawing.gallery import contact_sheet
+    from minivlm.scenes.drawing.table import write_table
 
     if options.what != "check":
         _refuse(options, ("images", "decode", "out", "model"), "is for data check")
@@ -363,8 +363,8 @@ def _data(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     """What the rows hold goes to standard output, every one that cannot be used to standard error."""
     from minivlm.checkpoint import load_checkpoint
-    from minivlm.index import write_index
-    from minivlm.survey import as_text, survey
+    from minivlm.data.dataset import write_index
+    from minivlm.data.survey import as_text, survey
 
     _, processor, _ = load_checkpoint(options.model or data_folder() / BASE)
     given = (options.path, processor, options.images, options.decode)
@@ -379,14 +379,14 @@ def _check(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> None:
     from minivlm.checkpoint import load_checkpoint
-    from minivlm.export import export_llava
+    from minivlm.convert.llava import export_llava
 
     folder = export_llava(options.folder, *load_checkpoint(options.model or data_folder() / SFT))
     print(f"{folder}: AutoModelForImageTextToText and AutoProcessor read it; nothing of this project is needed there")
 
 
 def _import(options: argparse.Namespace) -> None:
-    from minivlm.pretrained import import_published
+    from minivlm.convert.hub import import_published
 
     lines = import_published(
         options.out, options.weights, options.encoder, options.tokenizer,
@@ -397,10 +397,10 @@ def _import(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     import torch
+    from bench import as_text, bench, write
 
-    from minivlm.bench import as_text, bench, write
     from minivlm.checkpoint import load_checkpoint
-    from minivlm.pretrained import RANDOM, build
+    from minivlm.convert.hub import RANDOM, build
 
     if options.preset == "scenes":
         model, processor, _ = load_checkpoint(data_folder() / BASE)
@@ -416,7 +416,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _base(options: argparse.Namespace) -> None:
-    from minivlm.base.build import build_base
+    from minivlm.pretraining.build import build_base
 
     if made := build_base(options.out, options.work, options.only, command=options.typed):
         print(f"The checkpoint: {made}")

@@ -20,7 +20,7 @@ from transformers import AutoProcessor, BatchFeature, CLIPImageProcessorPil, Pre
 from transformers.processing_utils import ProcessorMixin
 
 from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN, MiniVLMConfig
-from minivlm.pictures import open_picture
+from minivlm.data.images import open_picture
 from minivlm.placeholders import expand_placeholders
 
 HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")  # a surrogate without its other half, as JSON's "\ud800" makes it

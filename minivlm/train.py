@@ -39,13 +39,20 @@ from minivlm.checkpoint import (
     save_checkpoint,
 )
 from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
-from minivlm.data import Row
-from minivlm.engine import PRECISIONS, Engine, choose_compiled, choose_precision, give_back_memory, held_memory
-from minivlm.feature_store import FeatureStore
-from minivlm.features import FeatureCache
+from minivlm.data.feature_store import FeatureStore
+from minivlm.data.features import FeatureCache
+from minivlm.data.samples import Row
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration, draw_projector, ledger, set_trainable
-from minivlm.processes import first_interrupt, from_all, from_main, processes, sum_of_all
 from minivlm.processor import MiniVLMProcessor, Rendered
+from minivlm.runtime.precision import (
+    PRECISIONS,
+    Engine,
+    choose_compiled,
+    choose_precision,
+    give_back_memory,
+    held_memory,
+)
+from minivlm.runtime.processes import first_interrupt, from_all, from_main, processes, sum_of_all
 
 WINDOW = 4  # steps whose rows are sorted by length together
 LOG, RESUME = "log.jsonl", "resume.pt"

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from minivlm.base.tokenizer import train_tokenizer
 from minivlm.config import MiniVLMConfig
 from minivlm.model import MiniVLMForConditionalGeneration
+from minivlm.pretraining.tokenizer import train_tokenizer
 from minivlm.processor import MiniVLMProcessor
 
 torch.set_num_threads(1)  # tiny matrices: a second thread costs more than it brings

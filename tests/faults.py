@@ -1,7 +1,7 @@
 """The classic faults, planted one at a time in the real package, and the tests that must turn red.
 
-A test that cannot fail proves nothing. `tests/test_faults.py` runs this file and checks that every test named here
-passes as things are and fails under its fault (`minivlm/notebook/faults.py`). By hand:
+A test that cannot fail proves nothing. `tests/lessons/test_faults.py` runs this file and checks that every test named
+here passes as things are and fails under its fault (`notebooks/lessons/faults.py`). By hand:
 
     python tests/faults.py                  every fault
     python tests/faults.py left_padding     those whose name begins so
@@ -14,8 +14,7 @@ import json
 from pathlib import Path
 
 import pytest
-
-from minivlm.notebook.faults import FAULTS, planted
+from lessons.faults import FAULTS, planted
 
 HERE = Path(__file__).parent
 

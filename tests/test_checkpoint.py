@@ -21,7 +21,6 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from minivlm import checkpoint
-from minivlm.base.tokenizer import train_tokenizer
 from minivlm.checkpoint import (
     MARK,
     CheckpointError,
@@ -39,6 +38,7 @@ from minivlm.checkpoint import (
 )
 from minivlm.config import STAGES, MiniVLMConfig
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration
+from minivlm.pretraining.tokenizer import train_tokenizer
 from minivlm.processor import MiniVLMProcessor
 
 META = {"stage": "sft", "seed": 3, "command": "minivlm train", "metrics": {"loss": 1.5}, "text_probe": 2.25}

@@ -13,12 +13,12 @@ from PIL import Image
 from minivlm import cli
 from minivlm.checkpoint import read_meta
 from minivlm.config import PROMPTS
-from minivlm.paths import data_folder
 from minivlm.processor import without_shorthand
-from minivlm.report import STAGES
+from minivlm.report.build import STAGES
+from minivlm.runtime.paths import data_folder
+from minivlm.scenes.drawing.table import TABLE
 from minivlm.scenes.facts import SETTINGS, Scene, Thing
 from minivlm.scenes.language import read_facts
-from minivlm.scenes.table import TABLE
 
 COMMANDS = ("run", "train", "evaluate", "caption", "chat", "data", "base", "experiment", "export")
 
@@ -64,7 +64,7 @@ def test_the_seeds_string_is_a_shorthand(capsys):
 def test_caption_takes_the_shorthand_off(typed, capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(cli, "_model", lambda options: (None, None))
-    monkeypatch.setattr("minivlm.answers.describe", lambda *given: asked.append(given[2:]) or ["a dog"])
+    monkeypatch.setattr("minivlm.generate.describe", lambda *given: asked.append(given[2:]) or ["a dog"])
     assert said(capsys, "caption", "dog.png", "--prompt", typed)[:2] == (0, "dog.png: a dog\n")
     assert asked == [(["dog.png"], "What is it?")]
 
@@ -125,7 +125,7 @@ def test_an_option_out_of_range_is_refused(arguments, complaint, capsys):
 def test_what_was_typed_is_recorded_so_that_it_can_be_typed_again(through, monkeypatch):
     plans = []
     results = {"table": [], "seconds": {}}
-    monkeypatch.setattr("minivlm.run.run", lambda plan: plans.append(plan) or results)
+    monkeypatch.setattr("minivlm.pipeline.run", lambda plan: plans.append(plan) or results)
     typed = ["run", "--out", "my runs/it's", "--seed", "7"]
     monkeypatch.setattr(sys, "argv", ["/somewhere/minivlm", *typed] if through == "sys.argv" else ["pytest", "-q"])
     assert cli.main(None if through == "sys.argv" else typed) == 0
@@ -188,7 +188,7 @@ def test_data_commands(capsys, tmp_path):
 
 
 def test_base_calls_the_builder(capsys, monkeypatch, tmp_path):
-    from minivlm.base import build
+    from minivlm.pretraining import build
 
     asked = []
     monkeypatch.setattr(build, "build_base", lambda *given, command: asked.append((*given, command)) or tmp_path)
@@ -268,7 +268,7 @@ def test_results_hold_what_the_page_shows(small_run):
 
 @pytest.mark.slow
 def test_what_a_model_wrote_is_escaped(small_run):
-    from minivlm.report import write_report
+    from minivlm.report.build import write_report
 
     results = json.loads((small_run / "results.json").read_text("utf-8"))
     results["table"][0]["answers"]["sft"]["en"] = "a <script>alert(1)</script> & a red <b>car</b>"

@@ -23,10 +23,10 @@ from worker import KILLED_IN, ROWS, RUNS, learn, machine_folder
 
 from minivlm import cli
 from minivlm.checkpoint import load_checkpoint, read_meta
-from minivlm.feature_store import build_store
-from minivlm.index import read_index, write_index
+from minivlm.data.dataset import read_index, write_index
+from minivlm.data.feature_store import build_store
 from minivlm.model import draw_projector
-from minivlm.processes import ProcessError, processes
+from minivlm.runtime.processes import ProcessError, processes
 from minivlm.train import LOG
 
 SCRIPT = Path(__file__).with_name("worker.py")

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from minivlm import export
 from minivlm.config import IGNORE_INDEX, STAGES, MiniVLMConfig
+from minivlm.convert import llava as export
 from minivlm.model import MiniVLMForConditionalGeneration, assemble, set_trainable
 
 CLOSE = {"rtol": 0, "atol": 1e-10}

@@ -11,8 +11,8 @@ from tokenizers.models import BPE
 from transformers import AutoProcessor, PreTrainedTokenizerFast, pipeline
 
 from minivlm.config import IGNORE_INDEX, PROMPTS
+from minivlm.data.images import PictureError
 from minivlm.model import MiniVLMForConditionalGeneration
-from minivlm.pictures import PictureError
 from minivlm.processor import MiniVLMProcessor, Rendered, RowError, messages_from_row
 
 PAD, START, END, IMAGE, N = 0, 1, 2, 320, 4  # of the tokenizer and the model in conftest.py

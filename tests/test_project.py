@@ -317,13 +317,13 @@ class TestReadme:
     @pytest.mark.parametrize("name", ["README.md", "README.zh.md", "notebooks/README.md"])
     def test_every_number_is_measured(self, name):
         page = read(name)
-        script = runpy.run_path(str(ROOT / "scripts/readme.py"))
+        script = runpy.run_path(str(ROOT / "docs/build.py"))
         assert name in script["PAGES"]
         slots = list(script["SLOT"].finditer(page))
         if name != "notebooks/README.md":
             assert {"data/results/table.md", "data/results/metrics.md"} <= {slot["file"] for slot in slots}
         assert slots and [slot["file"] for slot in slots if script["EMPTY"] in slot.group(0)] == [], "empty slots"
-        assert script["filled"](page, ROOT) == page, "run: python scripts/readme.py"
+        assert script["filled"](page, ROOT) == page, "run: python docs/build.py"
 
     def test_the_chinese_page_has_the_same_commands_and_slots(self):
         def commands(page: str) -> list[str]:
@@ -353,7 +353,7 @@ class TestReadme:
             assert (options.stage, options.parent, options.out) == ("sft", Path("CHECKPOINT"), Path("FOLDER"))
 
     def test_slots_are_filled_from_files(self, tmp_path):
-        filled = runpy.run_path(str(ROOT / "scripts/readme.py"))["filled"]
+        filled = runpy.run_path(str(ROOT / "docs/build.py"))["filled"]
         (tmp_path / "data").mkdir()
         (tmp_path / "m.json").write_text('{"a": {"b": 8.66}, "s": [60, 90]}', encoding="utf-8")
         (tmp_path / "data/t.md").write_text('![x](../x.png) <img src="y.png"> [z](https://z.org)\n', encoding="utf-8")

@@ -10,12 +10,12 @@ import transformers
 from PIL import Image
 
 import minivlm
-from minivlm.base.build import LOG_EVERY
-from minivlm.base.language_model import ROUNDS, MosaicReader
 from minivlm.checkpoint import hash_config, load_checkpoint, read_meta
-from minivlm.evaluate import CONTROLLED, EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED
-from minivlm.paths import BASE, PRETRAIN, SFT, data_folder
-from minivlm.report import read_seeds
+from minivlm.evaluation.exam import CONTROLLED, EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED
+from minivlm.pretraining.build import LOG_EVERY
+from minivlm.pretraining.language_model import ROUNDS, MosaicReader
+from minivlm.report.build import read_seeds
+from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
 from minivlm.scenes.facts import sample_scene
 
 MEGABYTE = 1e6

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lessons.faults import planted
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from tqdm import tqdm
@@ -22,9 +23,8 @@ import minivlm.checkpoint
 import minivlm.train
 from minivlm.checkpoint import CheckpointError, load_checkpoint, read_meta, save_checkpoint
 from minivlm.config import IGNORE_INDEX
-from minivlm.data import Row
-from minivlm.features import FeatureCache, FeatureError
-from minivlm.notebook.faults import planted
+from minivlm.data.features import FeatureCache, FeatureError
+from minivlm.data.samples import Row
 from minivlm.processor import RowError
 from minivlm.train import (
     LOG,

@@ -11,8 +11,8 @@ import torch
 
 from minivlm.checkpoint import save_checkpoint
 from minivlm.config import STAGES, Stage
-from minivlm.data import Row
-from minivlm.features import FeatureCache
+from minivlm.data.features import FeatureCache
+from minivlm.data.samples import Row
 from minivlm.train import text_probe, train
 
 PICTURES = 6

@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from training import some_features, some_rows, stage
 
-from minivlm import feature_store
 from minivlm.checkpoint import load_checkpoint, part_hashes
-from minivlm.feature_store import build_store
-from minivlm.index import read_index
-from minivlm.processes import ProcessError, launched, processes
+from minivlm.data import feature_store
+from minivlm.data.dataset import read_index
+from minivlm.data.feature_store import build_store
 from minivlm.processor import RowError
+from minivlm.runtime.processes import ProcessError, launched, processes
 from minivlm.train import TrainingError, train
 
 # name: stage, its parent, precision. 7 rows of 3 in a pass, 3 rows for two processes: nothing divides evenly.

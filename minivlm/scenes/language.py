@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minivlm.scenes import words as w
+from minivlm.scenes import vocabulary as w
 from minivlm.scenes.facts import COLOURLESS, COLOURS, DISTANCES, KINDS, PLACES, USUAL, Scene, Thing
 
 

@@ -1,0 +1,495 @@
+"""Three small experiments on why a model names what is not there, three seeds each: `minivlm experiment`.
+
+An **arm** is one way of training. All arms of a seed share its pictures, its questions and their order, and stage 1 of
+their language model; they differ in one thing.
+
+* **length**: stage 2 answers "What is in this picture?" with one clause ("short") or with several sentences ("long"),
+  about the same scenes, naming the same things.
+* **noise**: of the long answers a share carries one plausible sentence that is not true, as machine-written
+  instruction data does ("noise 10%", "noise 30%"; none in "long").
+* **lm**: the same two stages upon a smaller language model ("small lm"), made by the same text-only recipe as the
+  shipped one (`minivlm experiment small-lm`). Its score **from words** says how good it is before it sees anything.
+
+Each arm is scored on pictures of the "dev" split, after stage 1 and after stage 2, in two ways of decoding: greedily,
+where the most probable word is taken each time, and **sampled**, where words are drawn as probable as the model finds
+them. A habit that the model has in three answers of ten is never the most probable one, and greedy decoding hides it.
+An effect is claimed only where the
+means of two arms lie further apart than the seeds of either arm do (`effect`). What differs from seed to seed is W at
+the start, the wording of the rows and their order; the language models are the same for all seeds.
+
+Letters as in `config.py`.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from minivlm.checkpoint import load_checkpoint, read_meta, save_checkpoint
+from minivlm.config import PROMPTS, STAGES, MiniVLMConfig, Stage
+from minivlm.data.features import FeatureCache
+from minivlm.data.samples import Row
+from minivlm.evaluation.exam import (
+    LONG,
+    POPE_WAYS,
+    SHORT,
+    Figure,
+    Item,
+    Reply,
+    figure,
+    pope_questions,
+    score_descriptions,
+    score_pope,
+)
+from minivlm.generate import Asked, answer, prompt_ids
+from minivlm.model import MiniVLMForConditionalGeneration, assemble
+from minivlm.pretraining import language_model, loop
+from minivlm.processor import MiniVLMProcessor
+from minivlm.runtime.paths import BASE
+from minivlm.runtime.precision import choose_precision
+from minivlm.scenes.facts import USUAL, Scene, random_stream, sample_scene
+from minivlm.scenes.language import caption, read_facts
+from minivlm.scenes.samples import SceneRows, language_of
+from minivlm.train import text_probe, train
+
+SHIPPED = "results/experiments.json"
+SMALL_LM = "small_lm"  # a base checkpoint beside `base`, with a smaller language model
+SMALL_SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 320,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+STEPS = {"pretrain": 250, "sft": 100}  # about a third and a quarter of the shipped stages
+SPLIT = "dev"
+MENTIONS = 5  # the fifth mention stands for all later ones
+SAMPLES = 12  # answers that are kept to be read
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of training.
+
+    Attributes:
+        base: the checkpoint of the base models, by its name in `data/`.
+        short: whether stage 2 answers the prompt with one clause.
+        noise: the share of long answers with a sentence that is not true.
+    """
+
+    base: str = BASE
+    short: bool = False
+    noise: float = 0.0
+
+    def rows(self, pictures: int, count: int, seed: int) -> Sequence[Row]:
+        """What stage 2 learns from."""
+        rows = SceneRows("sft", pictures, count, seed, noise=self.noise)
+        return ShortAnswers(rows) if self.short else rows
+
+
+ARMS = {
+    "long": Arm(),
+    "short": Arm(short=True),
+    "noise 10%": Arm(noise=0.1),
+    "noise 30%": Arm(noise=0.3),
+    "small lm": Arm(base=SMALL_LM),
+}
+EXPERIMENTS = {
+    "length": ("short", "long"),
+    "noise": ("long", "noise 10%", "noise 30%"),
+    "lm": ("small lm", "long"),
+}
+
+
+@dataclass(frozen=True)
+class ShortAnswers(Sequence):
+    """Rows of stage 2 whose descriptions are captions: one clause about the same things. All else is the same."""
+
+    rows: SceneRows
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Row:
+        """Row number `index`.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        row = self.rows[index]
+        if "(description)" not in row.where:
+            return row
+        made, scene = self.rows, sample_scene(self.rows.split, row.images[0])
+        rng = random_stream("short answer", made.seed, made.split, index)
+        text = caption(scene, language_of(index, made.pictures, made.seed), rng)
+        question, told, *rest = row.conversations
+        return replace(row, conversations=[question, told | {"content": text}, *rest])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done, and where.
+
+    Attributes:
+        out: the folder of what is made; whatever is finished there is not done again.
+        data: the folder of the base weights.
+        seeds: one run of every arm each.
+        steps: optimizer steps by stage; a fraction of the shipped stages'.
+        pictures: how many are trained with.
+        scored: how many of the "dev" split are described.
+        languages: of the descriptions that are scored.
+        precision: "bf16", "fp32", or "auto" to measure.
+        command: what was typed, for the record.
+    """
+
+    out: Path
+    data: Path
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: Mapping[str, int] = field(default_factory=lambda: dict(STEPS))
+    pictures: int = 5000
+    scored: int = 400
+    languages: tuple[str, ...] = ("en",)
+    precision: str = "auto"
+    command: str = "minivlm experiment"
+
+    def stage(self, name: str) -> Stage:
+        """A stage of the scenes preset in this experiment's length."""
+        steps = self.steps[name]
+        stage = STAGES["scenes"][name]
+        return replace(stage, steps=steps, warmup_steps=min(stage.warmup_steps, max(1, steps // 5)))
+
+    def as_json(self) -> dict[str, Any]:
+        """What decides the results, but for the seed."""
+        return {
+            "steps": {name: self.stage(name).steps for name in STEPS},
+            "rows_a_step": {name: self.stage(name).batch_size * self.stage(name).accumulation for name in STEPS},
+            "learning_rates": {name: dict(self.stage(name).learning_rates) for name in STEPS},
+            "pictures": self.pictures,
+            "scored": {"split": SPLIT, "pictures": self.scored},
+        }
+
+
+def experiment(plan: Plan, names: Iterable[str] = tuple(EXPERIMENTS)) -> dict[str, Any]:
+    """Train and score all arms of some experiments for all seeds; write `experiments.json` into `plan.out`.
+
+    Returns:
+        What it holds: plain JSON; "arms" -> arm -> "runs", one a seed, each with "pretrain" and "sft" -> language ->
+        what `score` gives.
+
+    Raises:
+        ValueError: there is no such experiment; or the folder holds runs of another plan.
+        CheckpointError: a base checkpoint is missing; the small language model's is made by `make_small_lm`.
+    """
+    if unknown := set(names) - set(EXPERIMENTS):
+        raise ValueError(f"no experiment {', '.join(sorted(unknown))}; choose from {', '.join(EXPERIMENTS)}")
+    arms = [arm for arm in ARMS if any(arm in EXPERIMENTS[name] for name in names)]
+    bases = {ARMS[arm].base: read_meta(plan.data / ARMS[arm].base) for arm in arms}
+    lab = Lab.of(plan)
+    runs = {arm: [] for arm in arms}
+    for seed in plan.seeds:
+        for arm in arms:
+            runs[arm].append(lab.run(arm, seed))
+    results = {
+        "command": plan.command,
+        "seeds": list(plan.seeds),
+        **plan.as_json(),
+        "precision": lab.precision,
+        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads()},
+        "versions": bases[BASE]["versions"] if BASE in bases else {},
+        "minutes": round(sum(run["seconds"] for arm in arms for run in runs[arm]) / 60, 1),
+        "language_models": {name: _about(plan.data / name, meta) for name, meta in bases.items()},
+        "arms": {arm: {"base": ARMS[arm].base, "runs": runs[arm]} for arm in arms},
+    }
+    text = json.dumps(results, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    (plan.out / Path(SHIPPED).name).write_text(text.replace('{"seed"', '\n{"seed"') + "\n", "utf-8")
+    return results
+
+
+@dataclass
+class Lab:
+    """What all runs share: the pictures as features, the questions, the precision."""
+
+    plan: Plan
+    precision: str
+    training: FeatureCache
+    scenes: list[Scene]
+    seen: torch.Tensor  # (I, N, Dv)
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Lab":
+        """Draw and encode all pictures; the encoder is the same for every arm."""
+        model, processor, _ = load_checkpoint(plan.data / BASE)
+        precision = choose_precision(model) if plan.precision == "auto" else plan.precision
+        training = [sample_scene("train", i) for i in range(plan.pictures)]
+        scenes = [sample_scene(SPLIT, i) for i in range(plan.scored)]
+
+        def features(drawn: list[Scene], name: str) -> FeatureCache:
+            return FeatureCache.of_scenes(model, processor, drawn, plan.out / f"{name}.safetensors", precision)
+
+        return cls(plan, precision, features(training, "training"), scenes, features(scenes, SPLIT).features)
+
+    def run(self, name: str, seed: int) -> dict[str, Any]:
+        """Both stages of an arm and their scores, from its file if they were made before."""
+        plan, arm = self.plan, ARMS[name]
+        folder = plan.out / f"seed-{seed}"
+        file = folder / f"{name.replace(' ', '-').replace('%', '')}.json"
+        made_by = plan.as_json() | {"precision": self.precision, "languages": list(plan.languages)}
+        if file.is_file():
+            found = json.loads(file.read_text("utf-8"))
+            if found.pop("made_by") != made_by:
+                raise ValueError(f"{file} was made by another plan; choose another folder, or delete this one")
+            return found
+        first, taught = self._stage_1(arm.base, seed), folder / file.stem
+        model, processor, _ = load_checkpoint(first["folder"])
+        stage = plan.stage("sft")
+        rows = arm.rows(plan.pictures, stage.steps * stage.batch_size * stage.accumulation, seed)
+        log = train(
+            model, processor, rows, stage, taught, parent=first["folder"], seed=seed,
+            features=self.training, precision=self.precision, command=plan.command,
+        )  # fmt: skip
+        result = {"seed": seed, "seconds": round(sum(entry["seconds"] for entry in log)) + first["seconds"]}
+        result |= {"losses": [round(entry["loss"], 3) for entry in log], "pretrain": first["scores"]}
+        result["sft"] = self.score(model, processor)
+        file.write_text(json.dumps(result | {"made_by": made_by}, ensure_ascii=False), "utf-8")
+        return result
+
+    def _stage_1(self, base: str, seed: int) -> dict[str, Any]:
+        """Stage 1 of a base and a seed, trained and scored once for all arms; its seconds count for the first arm."""
+        plan, folder = self.plan, self.plan.out / f"seed-{seed}" / f"pretrain-of-{base}"
+        scored = folder.with_suffix(".json")
+        if scored.is_file():
+            return {"folder": folder, "scores": json.loads(scored.read_text("utf-8")), "seconds": 0}
+        model, processor, _ = load_checkpoint(plan.data / base)
+        stage = plan.stage("pretrain")
+        rows = SceneRows("pretrain", plan.pictures, stage.steps * stage.batch_size * stage.accumulation, seed)
+        log = train(
+            model, processor, rows, stage, folder, parent=plan.data / base, seed=seed,
+            features=self.training, precision=self.precision, command=plan.command,
+        )  # fmt: skip
+        scores = self.score(model, processor)
+        scored.write_text(json.dumps(scores, ensure_ascii=False), "utf-8")
+        return {"folder": folder, "scores": scores, "seconds": round(sum(entry["seconds"] for entry in log))}
+
+    def score(self, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> dict[str, dict]:
+        """`score` in each language."""
+        return {lang: score(model, processor, self.scenes, self.seen, lang) for lang in self.plan.languages}
+
+
+# ---- scores
+
+
+def score(
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    scenes: Sequence[Scene],
+    patch_features: torch.Tensor,
+    lang: str,
+) -> dict[str, Any]:
+    """Have a model describe pictures and answer POPE's questions about them, and score both.
+
+    Args:
+        patch_features: (I, N, Dv), those of `scenes`.
+
+    Returns:
+        What `score_texts` gives for greedy answers; "sampled": the same for sampled ones; "pope": way -> accuracy,
+        yes_ratio (greedy).
+    """
+    asked = [Asked(PROMPTS[lang], i) for i in range(len(scenes))]
+    texts = answer(model, processor, asked, patch_features, LONG, title=f"descriptions, {lang}")
+    drawn = sampled(model, processor, patch_features, PROMPTS[lang])
+    items: list[Item] = pope_questions(scenes, lang)
+    asked = [Asked(item.question.text, item.picture) for item in items]
+    said = answer(model, processor, asked, patch_features, SHORT, title=f"yes or no, {lang}")
+    pope = score_pope([Reply(item, text) for item, text in zip(items, said, strict=True)])
+    pope = {way: {name: pope[way][name] for name in ("accuracy", "yes_ratio")} for way in POPE_WAYS}
+    return score_texts(scenes, texts, lang) | {"sampled": score_texts(scenes, drawn, lang), "pope": pope}
+
+
+def score_texts(scenes: Sequence[Scene], texts: Sequence[str], lang: str) -> dict[str, Any]:
+    """Score one description per scene.
+
+    Returns:
+        "precision", "recall" (kind with colour), "chair_i", "chair_s", "length", "usual" (of `usual_share`): figures;
+        "mentions": what `invented_by_mention` gives; "samples": the first texts.
+    """
+    scored = score_descriptions(scenes, texts, lang, fully=False)
+    things = scored["things"]["pair"]["all"]["any"]
+    return {
+        "precision": things["precision"],
+        "recall": things["recall"],
+        **{name: scored[name] for name in ("chair_i", "chair_s", "length")},
+        "usual": usual_share(scenes, texts),
+        "mentions": invented_by_mention(scenes, texts),
+        "samples": list(texts[:SAMPLES]),
+    }
+
+
+@torch.no_grad()
+def sampled(
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    patch_features: torch.Tensor,
+    prompt: str,
+    seed: int = 0,
+    batch_size: int = 100,
+) -> list[str]:
+    """One answer to a prompt about each picture (I, N, Dv), each word drawn as probable as the model finds it."""
+    shared, own = prompt_ids(processor, Asked(prompt, 0))
+    texts = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for shown in patch_features.split(batch_size):
+            ids = torch.tensor([shared + own] * len(shown))  # (B, T)
+            whole = model.generate(input_ids=ids, patch_features=shown, do_sample=True, top_k=0, max_new_tokens=LONG)
+            texts += processor.tokenizer.batch_decode(whole[:, ids.shape[1] :], skip_special_tokens=True)
+    return texts
+
+
+def invented_by_mention(scenes: Sequence[Scene], texts: Sequence[str], mentions: int = MENTIONS) -> list[Figure]:
+    """CHAIR_i by place in the answer: of all first mentions, which share is invented; of all second ones; and so on.
+
+    The last figure stands for all mentions from there on.
+    """
+    rows = [[] for _ in range(mentions)]
+    for i, (scene, text) in enumerate(zip(scenes, texts, strict=True)):
+        there = {thing.kind for thing in scene.things}
+        for place, (kind, _) in enumerate(read_facts(text).things):
+            rows[min(place, mentions - 1)].append((i, kind not in there, 1))
+    return [figure(row) for row in rows]
+
+
+def usual_share(scenes: Sequence[Scene], texts: Sequence[str]) -> Figure:
+    """Of the invented things, the share that are usual inhabitants of the picture's setting in training.
+
+    By chance it would be about a quarter: each setting has four usual kinds of sixteen.
+    """
+    rows = []
+    for i, (scene, text) in enumerate(zip(scenes, texts, strict=True)):
+        there = {thing.kind for thing in scene.things}
+        invented = [kind for kind, _ in read_facts(text).things if kind not in there]
+        rows.append((i, sum(kind in USUAL[scene.setting] for kind in invented), len(invented)))
+    return figure(rows)
+
+
+class Effect(NamedTuple):
+    """Two arms compared: the means over seeds, their difference, the wider spread of seeds, and whether it counts."""
+
+    before: float
+    after: float
+    difference: float
+    spread: float
+    claimed: bool
+
+
+def effect(before: Sequence[float], after: Sequence[float]) -> Effect:
+    """Compare one measure of two arms, one value per seed.
+
+    The difference of the means counts where it is larger than the spread (largest minus smallest) of either arm. Three
+    seeds are few: of six equal draws, three lie all above the other three one time in ten by chance alone.
+    """
+    means = [sum(values) / len(values) for values in (before, after)]
+    spread = max(max(values) - min(values) for values in (before, after))
+    difference = means[1] - means[0]
+    return Effect(*means, difference, spread, abs(difference) > spread)
+
+
+def values(results: Mapping[str, Any], arm: str, measure: str, lang: str = "en", stage: str = "sft") -> list[float]:
+    """One measure of an arm, one value per seed.
+
+    Args:
+        measure: a name of `score_texts`; behind "sampled ", of sampled answers; or "pope" for the accuracy on the
+            adversarial questions.
+    """
+    return [figure_of(run[stage][lang], measure)["value"] for run in results["arms"][arm]["runs"]]
+
+
+def figure_of(scored: Mapping[str, Any], measure: str) -> Figure:
+    """One measure, named as in `values`, of what `score` gives."""
+    if measure == "pope":
+        return scored["pope"]["adversarial"]["accuracy"]
+    way, _, name = measure.rpartition(" ")
+    return (scored[way] if way else scored)[name]
+
+
+def as_text(results: Mapping[str, Any], lang: str = "en") -> str:
+    """The results as a table for a terminal: the mean of the seeds, and the smallest and largest."""
+    measures = ("precision", "recall", "chair_i", "chair_s", "sampled chair_i", "pope", "length")
+    lines = [f"{'':<22}" + "".join(f"{name:>20}" for name in measures)]
+    for stage in ("pretrain", "sft"):
+        bases = {about["base"]: arm for arm, about in reversed(results["arms"].items())}
+        for arm in bases.values() if stage == "pretrain" else results["arms"]:  # arms of one base share stage 1
+            cells = []
+            for name in measures:
+                found = [value for value in values(results, arm, name, lang, stage) if value is not None]
+                digits = 1 if name == "length" else 3
+                shown = (sum(found) / len(found), min(found), max(found)) if found else ()
+                cells.append(f"{'{} ({}–{})'.format(*(f'{v:.{digits}f}' for v in shown)) if shown else '–':>20}")
+            lines.append(f"{f'{stage}, {arm}':<22}" + "".join(cells))
+    return "\n".join(lines)
+
+
+# ---- the smaller language model
+
+
+def small_config(config: MiniVLMConfig) -> MiniVLMConfig:
+    """The same model with the smaller language model: Dl = 128, 3 layers."""
+    config = deepcopy(config)
+    for name, value in SMALL_SHAPE.items():
+        setattr(config.text_config, name, value)
+    return config
+
+
+def make_small_lm(
+    out: Path,
+    work: Path,
+    data: Path,
+    rounds: Sequence[tuple[loop.Recipe, language_model.Lessons]] = language_model.ROUNDS,
+    exam: int = 500,
+    command: str = "minivlm experiment small-lm",
+) -> Path:
+    """Train the smaller language model on text alone, by the recipe of the shipped one; save a base checkpoint `out`.
+
+    Encoder and tokenizer are those of `data/base`. What it makes on the way stays in `work`, so that it can be stopped
+    and go on.
+
+    Raises:
+        ValueError: `work` holds the state of another recipe.
+        CheckpointError, OSError: as `load_checkpoint` and `save_checkpoint` do.
+    """
+    large, processor, _ = load_checkpoint(data / BASE)
+    config = small_config(large.config)
+    spoken, metrics = language_model.train(processor, config, work, rounds=rounds, exam=exam)
+    model = assemble(large.vision.clip, spoken, config.image_token_id, rounds[0][0].seed)
+    model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
+    meta = {
+        "stage": "base",
+        "seed": rounds[0][0].seed,
+        "command": command,
+        "threads": torch.get_num_threads(),
+        "metrics": {"language_model": metrics},
+        "text_probe": text_probe(model, processor),
+    }
+    logs = {"language_model.log.jsonl": _thinned(sorted(work.glob("round*/log.jsonl")))}
+    parts = ("projector", "language_model")
+    return save_checkpoint(out, model, processor, meta, parts, base=data / BASE, dtype=torch.float16, extra=logs)
+
+
+def _thinned(logs: Sequence[Path], every: int = 20) -> bytes:
+    """Every twentieth line of some logs."""
+    lines = [line for log in logs for line in log.read_text("utf-8").splitlines()[::every]]
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def _about(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """A language model: how large it is, and how well it reads from words alone."""
+    model, _, _ = load_checkpoint(folder)
+    parameters = sum(p.numel() for p in model.language_model.parameters())
+    measured = meta["metrics"]["language_model"]
+    return {"parameters": parameters, "hash": meta["hashes"]["language_model"][:12], "from_words": measured}

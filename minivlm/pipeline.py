@@ -1,0 +1,373 @@
+"""The main job: base weights, pictures, stage 1, stage 2, the exam, the page; and single stages.
+
+Every stage leaves a checkpoint in the run's folder, so a run that was stopped goes on where it was.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minivlm.checkpoint import (
+    META,
+    load_checkpoint,
+    present,
+    read_meta,
+    require_parent,
+    require_place,
+    require_writable,
+)
+from minivlm.config import PRESETS, PROMPTS, STAGES, MiniVLMConfig, Stage
+from minivlm.data.dataset import CheckedRows, read_index
+from minivlm.data.feature_store import FeatureStoreError, StorePlan, fill, plan_store, stored_precision, worth
+from minivlm.data.features import BATCH, FeatureCache
+from minivlm.evaluation.exam import EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED, Exam, evaluate, prepare_exam
+from minivlm.generate import describe
+from minivlm.model import MiniVLMForConditionalGeneration, ledger
+from minivlm.processor import MiniVLMProcessor
+from minivlm.report.build import read_seeds, write_report
+from minivlm.runtime.paths import BASE, PRETRAIN, SFT
+from minivlm.runtime.precision import choose_precision
+from minivlm.runtime.processes import all_or_none, from_all, from_main, processes
+from minivlm.scenes.drawing.draw import draw
+from minivlm.scenes.drawing.table import TABLE
+from minivlm.scenes.facts import sample_scene
+from minivlm.scenes.samples import SceneRows
+from minivlm.train import train
+
+PICTURES = 5000  # of training, the same for both stages
+RESULTS, SEEDS = "results.json", "results/seeds.json"
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run shall do.
+
+    Attributes:
+        out: the run's folder.
+        data: the folder of the base weights.
+        seed: decides W at the start, the rows and their order. The exam is the same for every seed.
+        precision: of training, "bf16", "fp32", or "auto" for what a one-second probe finds faster.
+        compiled: as in `train`.
+        pictures: how many pictures both stages train with.
+        steps_scale: shortens or stretches both stages.
+        exam: pictures of the exam; the hold-out and the questions shrink with it.
+        resume: go on with what lies in `out`.
+        command: what was typed, for the record.
+    """
+
+    out: Path
+    data: Path
+    seed: int = 0
+    precision: str = "auto"
+    compiled: bool | None = None
+    pictures: int = PICTURES
+    steps_scale: float = 1.0
+    exam: int = EXAM_PICTURES
+    workers: int | None = None
+    resume: bool = True
+    command: str = "minivlm run"
+
+    def stage(self, name: str) -> Stage:
+        """A stage of the scenes preset at this run's length."""
+        stage = STAGES["scenes"][name]
+        steps = max(1, round(stage.steps * self.steps_scale))
+        return dataclasses.replace(stage, steps=steps, warmup_steps=min(stage.warmup_steps, steps // 2))
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """Do all of it; write `results.json` and the page into `plan.out`, and return what the page was made from.
+
+    Raises:
+        CheckpointError, TrainingError, OSError: as `load_checkpoint` and `train` do.
+    """
+    began, clock = time.perf_counter(), Clock()
+    _check_places(plan)
+    with clock("pictures"):
+        model, processor, _ = load_checkpoint(plan.data / BASE)
+        model.to(processes().device)
+        precision = _precision(plan, model)
+        cache = training_features(plan, model, processor, precision)
+    helpers_gb = helpers_memory_gb(plan.workers or os.cpu_count() or 1)  # now: see there
+    with clock("exam"):
+        exam = _exam(plan, model, processor)
+    drawing_gb = most_memory_gb(helpers_gb)  # helpers draw; later there are none
+    record = {"ledgers": {}, "losses": {}, "exam": {}, "answers": {}}
+    for name, parent in ((PRETRAIN, plan.data / BASE), (SFT, plan.out / PRETRAIN)):
+        stage = plan.stage(name)
+        with clock(name):
+            log = train_stage(plan, name, model, processor, parent, plan.out / name, cache, precision)
+        clock.at_least(name, sum(entry["seconds"] for entry in log))
+        with clock("exam"):
+            record["exam"][name] = evaluate(model, processor, exam)
+            record["answers"][name] = table_answers(model, processor)
+        record["ledgers"][name] = [list(row) for row in ledger(model, stage).rows]
+        record["losses"][name] = [round(entry["loss"], 4) for entry in log]
+    seconds = clock.with_total(time.perf_counter() - began)
+    results = _results(plan, record, exam, model, precision, seconds)
+    results["peak_memory_gb"] = drawing_gb and max(drawing_gb, most_memory_gb())
+    (plan.out / RESULTS).write_text(json.dumps(results, ensure_ascii=False, allow_nan=False), "utf-8")
+    write_report(plan.out, results, read_seeds(plan.data / SEEDS))
+    return results
+
+
+def training_features(
+    plan: Plan, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, precision: str
+) -> FeatureCache:
+    """Draw the training pictures and encode them, once for both stages. Several processes share the work.
+
+    Each takes whole batches of the encoder, so that the features are the same to the last bit.
+    """
+    here = processes()
+    share = BATCH * math.ceil(plan.pictures / BATCH / here.num_processes)
+    mine = range(plan.pictures)[here.process_index * share : (here.process_index + 1) * share]
+    title = "training pictures" if here.is_main_process else ""
+    workers = plan.workers or max(1, (os.cpu_count() or 1) // here.num_processes)
+    scenes = [sample_scene("train", i) for i in mine]
+    made = [FeatureCache.of_scenes(model, processor, scenes, None, precision, workers, title).features] if mine else []
+    shares = from_all(made)
+    return FeatureCache(shares[0] if len(shares) == 1 else torch.cat(shares))  # one process needs no copy
+
+
+def train_stage(
+    plan: Plan,
+    name: str,
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    parent: Path,
+    out: Path,
+    cache: FeatureCache | None = None,
+    precision: str | None = None,
+) -> list[dict[str, Any]]:
+    """Train one stage as planned, from `parent` into `out`; returns its log.
+
+    Raises:
+        CheckpointError, TrainingError, OSError: as `train` does.
+    """
+    stage = plan.stage(name)
+    require_parent(read_meta(parent), stage, parent)  # what training would refuse is refused before minutes of drawing
+    from_main(lambda: _require_free(out, parent))  # it alone writes there
+    model.to(processes().device)
+    precision = precision or from_main(lambda: _precision(plan, model))
+    cache = cache or training_features(plan, model, processor, precision)
+    rows = SceneRows(name, plan.pictures, stage.steps * stage.batch_size * stage.accumulation, plan.seed)
+    return train(
+        model, processor, rows, stage, out, parent=parent, seed=plan.seed,
+        features=cache, precision=precision, compiled=plan.compiled, resume=plan.resume, command=plan.command,
+    )  # fmt: skip
+
+
+def recipe_for(config: MiniVLMConfig) -> str:
+    """The preset of `STAGES` whose model has the widths of this one.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for name, make in PRESETS.items():
+        preset = make()
+        if (preset.vision_width, preset.language_width) == (config.vision_width, config.language_width):
+            return name
+    raise ValueError(
+        f"the model's widths, {config.vision_width} and {config.language_width}, are those of no preset; say by "
+        f"--recipe whose learning rates it shall have: {', '.join(STAGES)}"
+    )
+
+
+def sized_stage(recipe: str, name: str, **sizes: int | None) -> Stage:
+    """A stage of a preset with other `steps`, `batch_size` or `accumulation`, where these are given."""
+    stage = dataclasses.replace(STAGES[recipe][name], **{key: size for key, size in sizes.items() if size is not None})
+    return dataclasses.replace(stage, warmup_steps=min(stage.warmup_steps, stage.steps // 2))
+
+
+def train_on_index(
+    index: str | Path,
+    stage: Stage,
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    parent: Path,
+    out: Path,
+    features: Path | None = None,
+    build_features: bool = False,
+    precision: str | None = None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Train one stage on the rows of an index, from `parent` into `out`; returns its log. Further options: `train`.
+
+    Args:
+        features: a folder to keep what the encoder makes of the pictures. What is missing there is built before the
+            first step, if that takes less time than to encode in every step of this run, as measured, and fits; None
+            encodes in every step.
+        build_features: build them anyway, for runs to come.
+        precision: as in `train`; with `features`, None is that of the store, if there is one.
+
+    Raises:
+        RowIndexError: there is no index, or training on it could end at a row.
+        FeatureStoreError: `features` holds something else, features of something else, or has no room.
+        CheckpointError, TrainingError, OSError: as `train` does.
+    """
+    require_parent(read_meta(parent), stage, parent)
+    rows = read_index(index)
+    rows.require_trainable(processor)
+    if features is not None:
+        from_main(lambda: _require_free(out, parent))  # what training would refuse is refused before hours of encoding
+        model.to(processes().device)
+        precision = precision or from_main(lambda: stored_precision(features) or choose_precision(model))
+        epochs = stage.steps * stage.batch_size * stage.accumulation / max(1, len(rows))
+        if features.resolve().is_relative_to(out.resolve()):
+            raise FeatureStoreError(
+                f"{features} lies in {out}, which every checkpoint replaces as a whole; take another"
+            )
+        plan = all_or_none(lambda: plan_store(features, rows, model, processor, precision))
+        if _is_to_be_used(plan, rows, model, processor, epochs, build_features):
+            options["features"] = fill(plan, rows, model, processor)
+    return train(model, processor, rows, stage, out, parent=parent, precision=precision, **options)
+
+
+def _is_to_be_used(
+    plan: StorePlan,
+    rows: CheckedRows,
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    epochs: float,
+    anyway: bool,
+) -> bool:
+    """Whether a store is whole, or to be made so: that takes less time than encoding in every step, and fits."""
+    if not from_main(plan.missing):
+        return True
+    decision = from_main(lambda: worth(plan, rows, model, processor, epochs))
+    processes().print(decision)
+    if not (built := anyway or (decision.wins and decision.fits)):
+        processes().print("It is not built: every step encodes its pictures. --build-features builds it all the same.")
+    return built
+
+
+class Clock:
+    """Seconds spent in named phases; a phase that comes again is added up."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Count the time of a block."""
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
+
+    def at_least(self, phase: str, seconds: float) -> None:
+        """A phase that went on from an earlier sitting took the time of both."""
+        self.seconds[phase] = max(self.seconds[phase], seconds)
+
+    def with_total(self, sitting: float) -> dict[str, float]:
+        """Rounded seconds by phase, and their total: that of the last sitting, or of phases that took several."""
+        phases = {phase: round(seconds, 1) for phase, seconds in self.seconds.items()}
+        return phases | {"total": round(max(sitting, sum(phases.values())), 1)}
+
+
+def table_answers(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> dict[str, list[str]]:
+    """What a model says about the table's seven pictures, by language."""
+    pictures = [draw(scene) for scene in TABLE.values()]
+    return {lang: describe(model, processor, pictures, prompt) for lang, prompt in PROMPTS.items()}
+
+
+def most_memory_gb(helpers_gb: float | None = 0.0) -> float | None:
+    """The most memory that this process held until now and its helpers beside it, in GB; None if it is not known."""
+    if sys.platform == "win32" or helpers_gb is None:
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _unit() / 1e9 + helpers_gb
+
+
+def helpers_memory_gb(helpers: int) -> float | None:
+    """The most that so many helpers may have held at the same time, in GB; None where the system does not tell.
+
+    To be asked after the first helpers, while this process is small: Linux counts for a child what its parent held
+    when it was started, until it holds more itself (`exec` keeps the high-water mark of the memory before it).
+    """
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    return helpers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _unit() / 1e9
+
+
+def _unit() -> int:
+    """Bytes in one of the units in which the system counts a process's memory."""
+    return 1 if sys.platform == "darwin" else 1024
+
+
+def _check_places(plan: Plan) -> None:
+    """Refuse folders in which a checkpoint could not be saved, before hours are spent."""
+    for name in (PRETRAIN, SFT):
+        _require_free(plan.out / name, plan.data / BASE)
+
+
+def _require_free(out: Path, parent: Path) -> None:
+    require_place(out, parent)
+    require_writable(out)
+
+
+def _precision(plan: Plan, model: MiniVLMForConditionalGeneration) -> str:
+    """The precision that was asked for; with "auto" that of a run to go on with, or what the probe finds."""
+    if plan.precision != "auto":
+        return plan.precision
+    begun = [folder for folder in (plan.out / PRETRAIN, plan.out) if (present(folder) / META).is_file()]  # run, stage
+    earlier = read_meta(begun[0]).get("precision") if begun and plan.resume else None
+    return earlier or choose_precision(model)
+
+
+def _exam(plan: Plan, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> Exam:
+    share = min(1.0, plan.exam / EXAM_PICTURES)
+    holdout, questioned = (max(2, round(share * count)) for count in (HOLDOUT_PICTURES, QUESTIONED))
+    return prepare_exam(model, processor, plan.exam, holdout, questioned, workers=plan.workers)
+
+
+def _results(
+    plan: Plan,
+    record: dict[str, Any],
+    exam: Exam,
+    model: MiniVLMForConditionalGeneration,
+    precision: str,
+    seconds: dict[str, float],
+) -> dict[str, Any]:
+    """All that the page shows, as plain JSON."""
+    meta = read_meta(plan.out / SFT)
+    answers = record.pop("answers")
+    table = [
+        {
+            "name": name,
+            "scene": scene.to_dict(),
+            "answers": {stage: {lang: answers[stage][lang][i] for lang in PROMPTS} for stage in answers},
+        }
+        for i, (name, scene) in enumerate(TABLE.items())
+    ]
+    base = read_meta(plan.data / BASE)["hashes"]
+    return record | {
+        "table": table,
+        "seed": plan.seed,
+        "command": plan.command,
+        "precision": precision,
+        "sizes": {
+            "pictures": plan.pictures,
+            "exam": len(exam.scenes),
+            "holdout": len(exam.holdout),
+            "questioned": exam.questioned,
+        },
+        "seconds": seconds,
+        "machine": {"cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
+        "versions": meta["versions"],
+        "base": ", ".join(f"{part} {value[:12]}" for part, value in base.items() if part != "projector"),
+        "ln_vocabulary": round(math.log(model.config.text_config.vocab_size), 3),
+    }

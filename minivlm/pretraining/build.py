@@ -1,0 +1,139 @@
+"""One command makes the base of the scenes preset: tokenizer, encoder, language model, saved as one checkpoint.
+
+`minivlm base` can be stopped at any time; run again, it goes on where it was. What it makes on the way (drawn
+pictures, resume states, full logs) stays in the work folder; the checkpoint holds the weights in 16 bits, the metrics,
+a thinned log of each training, the recipes, and the hashes of the weights and of the programs that made them.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from minivlm.checkpoint import save_checkpoint
+from minivlm.config import MiniVLMConfig, preset_config
+from minivlm.model import assemble
+from minivlm.pretraining import encoder, language_model, loop
+from minivlm.pretraining.tokenizer import CORPUS_DOCUMENTS, train_tokenizer
+from minivlm.processor import MiniVLMProcessor
+from minivlm.scenes.corpus import tokenizer_corpus
+from minivlm.scenes.drawing.gallery import drawing_key, program_key
+from minivlm.train import text_probe
+
+PARTS = ("tokenizer", "encoder", "language_model")
+LOG_EVERY = 20
+MADE_FROM = "made_from.json"
+PACKAGE = Path(__file__).parent.parent
+CORPUS = tuple(
+    PACKAGE / name
+    for name in ("scenes/corpus.py", "pretraining/mosaic.py", "scenes/vocabulary.py", "scenes/language.py")
+)
+
+
+def build_base(
+    out: Path,
+    work: Path,
+    only: str | None = None,
+    workers: int | None = None,
+    encoder_recipe: loop.Recipe = encoder.RECIPE,
+    language_rounds: Sequence[tuple[loop.Recipe, language_model.Lessons]] = language_model.ROUNDS,
+    pictures: int = encoder.PICTURES,
+    exam: int = 500,
+    command: str = "minivlm base",
+) -> Path | None:
+    """Make the base models, or `only` one part of them; write the checkpoint `out` when all parts are there.
+
+    `command` is what was typed, for the record.
+    The encoder and the language model do not need one another: two processes may make one each, side by side.
+    Returns `out`, or None where `only` one part was made. Raises ValueError for an unknown part, and where the
+    work folder holds the state of another recipe.
+    """
+    if only is not None and only not in PARTS:
+        raise ValueError(f"no part {only!r}; choose one of {', '.join(PARTS)}")
+    tokenizer = _tokenizer(work / "tokenizer")
+    config = preset_config("scenes", tokenizer.vocab_size)
+    processor = MiniVLMProcessor.for_config(config, tokenizer)
+    seen, spoken, made_from = None, None, {}
+    if only in (None, "encoder"):
+        made_from["encoder"] = _note(work / "encoder", {"drawing": drawing_key()})
+        seen = encoder.train(
+            config.vision_config, tokenizer, work / "encoder", recipe=encoder_recipe, pictures=pictures, workers=workers
+        )
+    if only in (None, "language_model"):
+        programs = {"drawing": drawing_key(), "corpus": program_key(CORPUS)}
+        made_from["language_model"] = _note(work / "language_model", programs)
+        spoken = language_model.train(processor, config, work / "language_model", rounds=language_rounds, exam=exam)
+    if seen is None or spoken is None:
+        return None
+    meta = {
+        "seed": encoder_recipe.seed,
+        "command": command,
+        "made_from": made_from,
+        "threads": torch.get_num_threads(),
+        "metrics": {"encoder": seen[1], "language_model": spoken[1]},
+        "recipes": {
+            "encoder": asdict(encoder_recipe) | {"pictures": pictures},
+            "language_model": [asdict(recipe) | asdict(lessons) for recipe, lessons in language_rounds],
+        },
+    }
+    return _save(out, work, config, processor, seen[0], spoken[0], meta)
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Learn the tokenizer, or read it where it was learnt before."""
+    if not (folder / "tokenizer.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f"{folder.name}.partial-", dir=folder.parent) as aside:
+            made = Path(aside) / folder.name
+            train_tokenizer(tokenizer_corpus(CORPUS_DOCUMENTS)).save_pretrained(made)
+            try:
+                made.rename(folder)  # whole or not there: a kill leaves no half of it
+            except OSError:
+                if not (folder / "tokenizer.json").exists():  # or else another process has made the same meanwhile
+                    raise
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def _note(folder: Path, programs: dict[str, str]) -> list[dict[str, str]]:
+    """The hashes of the programs that a part was made with, one entry unless they changed between two sittings."""
+    file, noted = folder / MADE_FROM, []
+    if file.exists() and any(folder.rglob("state.pt")):  # without a state, training begins anew
+        noted = json.loads(file.read_text("utf-8"))
+    if programs not in noted:
+        noted.append(programs)
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = file.with_suffix(".partial")
+        aside.write_text(json.dumps(noted, indent=1), "utf-8")
+        os.replace(aside, file)
+    return noted
+
+
+def _save(
+    out: Path,
+    work: Path,
+    config: MiniVLMConfig,
+    processor: MiniVLMProcessor,
+    seen: CLIPVisionModel,
+    spoken: LlamaForCausalLM,
+    meta: dict,
+) -> Path:
+    model = assemble(seen, spoken, config.image_token_id, meta["seed"])
+    # the values as they are stored, in 16 bits: what a user loads is what the probe is measured on
+    model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
+    meta = {"stage": "base", **meta, "text_probe": text_probe(model, processor)}
+    logs = {f"{part}.log.jsonl": _thinned(work / part) for part in ("encoder", "language_model")}
+    return save_checkpoint(out, model, processor, meta, dtype=torch.float16, extra=logs)
+
+
+def _thinned(folder: Path) -> bytes:
+    """Every `LOG_EVERY`-th line of the logs in a folder (one, or one of each round), and the last of each."""
+    kept = []
+    for log in sorted(folder.glob("**/log.jsonl")):
+        lines = log.read_text("utf-8").splitlines()
+        kept += [line for i, line in enumerate(lines) if i % LOG_EVERY == 0 or i + 1 == len(lines)]
+    return "".join(line + "\n" for line in kept).encode()

@@ -1,0 +1,368 @@
+"""What notebook 05 shows: answers with their errors marked, intervals, positions, things hidden from view, experiments.
+
+Letters as in `config.py`.
+"""
+
+import html
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+
+from lessons.figures import BLUE, GREY, INK, MAP, ORANGE, data_uri, smoothed, style
+from minivlm.evaluation import exam as evaluate
+from minivlm.evaluation.ablations import EXPERIMENTS, effect, values
+from minivlm.generate import Asked, describe, prompt_ids
+from minivlm.model import MiniVLMForConditionalGeneration
+from minivlm.processor import MiniVLMProcessor
+from minivlm.report.build import marked
+from minivlm.scenes.drawing.draw import SIZE, Box, draw, layout
+from minivlm.scenes.facts import Scene
+from minivlm.scenes.language import find_things, in_reading_order, noun_phrase
+from minivlm.scenes.vocabulary import KIND_WORDS
+
+CELL = "text-align:left;vertical-align:top;padding:6px 14px;max-width:27em;white-space:normal"
+GREY_BOX = (128, 128, 128)
+SHADOW = 0.18  # of its width that a thing's shadow reaches beyond its box
+GRID = "#E8E8E8"
+MEASURES = {"sampled chair_i": "CHAIR_i, sampled", "chair_i": "CHAIR_i, greedy", "recall": "recall, greedy"}
+
+# ---- answers with their errors marked
+
+
+def show_marked(scenes: Mapping[str, Scene], columns: Mapping[str, Sequence[str]], side: int = 110) -> None:
+    """A table of drawn scenes and answers; what an answer says wrongly is struck through, with a cross behind it.
+
+    Args:
+        scenes: a name for each scene, and the scene.
+        columns: a heading and one text per scene for each column.
+    """
+    heads = "".join(f'<th scope="col" style="{CELL}">{html.escape(name)}</th>' for name in ("picture", *columns))
+    rows = []
+    for (name, scene), *texts in zip(scenes.items(), *columns.values(), strict=True):
+        cells = "".join(f'<td style="{CELL}">{marked_html(text, scene)}</td>' for text in texts)
+        rows.append(f'<tr><td style="{CELL}">{_drawn(name, scene, side)}</td>{cells}</tr>')
+    page = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    plain = "\n".join(f"{name}: {text}" for name, texts in columns.items() for text in texts)
+    display({"text/html": page, "text/plain": plain}, raw=True)
+
+
+def marked_html(text: str, scene: Scene) -> str:
+    """An answer as HTML: what is not true is struck through and followed by a cross, and by why in small print."""
+    parts = []
+    for span in marked(text, scene):
+        words = html.escape(span.text)
+        if span.style == "wrong":
+            words = f"<del>{words}</del> <b>✗</b> <small>({html.escape(span.title)})</small>"
+        parts.append(words)
+    return "".join(parts)
+
+
+def facts_of(scene: Scene) -> str:
+    """What is true of a scene, in a few words."""
+    things = [noun_phrase(t.kind, t.colour, "en", t.size) for t in in_reading_order(scene)]
+    return f"{', '.join(things)}; {scene.setting}"
+
+
+def _drawn(name: str, scene: Scene, side: int) -> str:
+    alt = f"{name}: {facts_of(scene)}"
+    return f'<img src="{data_uri(draw(scene))}" width="{side}" height="{side}" alt="{html.escape(alt)}">'
+
+
+# ---- curves and intervals
+
+
+def two_losses(losses: Mapping[str, Sequence[float]], nothing_known: float) -> Figure:
+    """Two loss curves on one logarithmic scale, side by side, with the loss of a model that knows nothing."""
+    with style():
+        figure = Figure(figsize=(9, 3), layout="constrained")
+        for axes, (name, row), colour in zip(
+            figure.subplots(1, 2, sharey=True), losses.items(), (BLUE, ORANGE), strict=True
+        ):
+            steps, mean = np.arange(1, len(row) + 1), smoothed(row)
+            axes.plot(steps, row, color=GREY, linewidth=0.6)
+            axes.plot(steps, mean, color=colour, linewidth=2)
+            axes.axhline(nothing_known, color=INK, linewidth=1, linestyle=":")
+            axes.annotate(f"{mean[-1]:.3f}", (steps[-1], mean[-1]), (0, 8), textcoords="offset points", ha="right")
+            axes.set(yscale="log", xlabel="step")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.set_title(name)
+            axes.grid(axis="y", color=GRID)
+        first = figure.axes[0]
+        first.set_ylabel("loss per learnt token")
+        first.annotate("ln V: knows nothing", (len(next(iter(losses.values()))), nothing_known), (0, -12),
+                       textcoords="offset points", ha="right", fontsize=8.5)  # fmt: skip
+    return figure
+
+
+def intervals(rows: Mapping[str, Mapping[str, evaluate.Figure]], titles: Mapping[str, str]) -> Figure:
+    """Figures with their intervals: one line for each who, one panel for each measure.
+
+    Args:
+        rows: who -> measure -> figure.
+        titles: measure -> what stands above its panel.
+    """
+    with style():
+        figure = Figure(figsize=(2.3 * len(titles) + 1.8, 0.36 * len(rows) + 1.1), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(1, len(titles), sharey=True))
+        places = np.arange(len(rows))[::-1]
+        for axes, (measure, title) in zip(panels, titles.items(), strict=True):
+            for place, found in zip(places, (row[measure] for row in rows.values()), strict=True):
+                if found["value"] is None:
+                    axes.text(0, place, "names nothing", va="center", fontsize=8.5, style="italic")
+                    continue
+                axes.plot([found["low"], found["high"]], [place, place], color=BLUE, linewidth=3, alpha=0.35)
+                axes.plot(found["value"], place, "o", color=BLUE, markersize=5)
+                digits = ".0f" if measure == "length" else ".2f"
+                axes.annotate(f"{found['value']:{digits}}", (found["value"], place), (0, 5),
+                              textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
+            axes.set_title(title)
+            axes.grid(axis="x", color=GRID)
+            axes.set(xlim=(-0.04, 1.06) if measure != "length" else (0, None), ylim=(-0.6, len(rows) - 0.2))
+            axes.tick_params(axis="y", length=0)
+        panels[0].set_yticks(places, list(rows))
+    return figure
+
+
+def by_mention(rows: Mapping[str, Sequence[Sequence[float | None]]]) -> Figure:
+    """Hallucination against position: the share of first, second, … mentions that are invented.
+
+    Args:
+        rows: who -> one row of shares for each seed (or a single one); None where nothing was mentioned.
+    """
+    with style():
+        figure = Figure(figsize=(7.4, 3.3), layout="constrained")
+        axes = figure.add_subplot()
+        looks = zip(rows.items(), (BLUE, ORANGE, INK, GREY), ("o-", "s--", "^-.", "D:"), strict=False)
+        for (who, seeds), colour, mark in looks:
+            columns = [[share for share in column if share is not None] for column in zip(*seeds, strict=True)]
+            told = [(place, found) for place, found in enumerate(columns, 1) if found]  # some mention was the n-th
+            x = [place for place, _ in told]
+            lowest, highest = ([end(found) for _, found in told] for end in (min, max))
+            axes.fill_between(x, lowest, highest, color=colour, alpha=0.15)
+            axes.plot(x, [sum(found) / len(found) for _, found in told], mark, color=colour, linewidth=2, label=who)
+        last = max(len(seed) for seeds in rows.values() for seed in seeds)
+        axes.set_xticks(range(1, last + 1), [*map(str, range(1, last)), f"{last} and later"])
+        axes.set(xlabel="mention in the answer", ylim=(0, None))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.set_title("Share of the n-th mentions that are invented")
+        axes.grid(axis="y", color=GRID)
+        axes.legend(frameon=False)
+    return figure
+
+
+# ---- occlusion
+
+
+def reach(box: Box) -> tuple[int, int, int, int]:
+    """A thing's box with its shadow, in pixels: left, top, right, bottom."""
+    left, top, right, bottom = box
+    more = SHADOW * (right - left)
+    edges = (left - more, top - 0.02, right + more, bottom + more)
+    return tuple(round(min(max(edge, 0.0), 1.0) * SIZE) for edge in edges)
+
+
+def hide(scene: Scene, index: int, grey: bool = False) -> Image.Image:
+    """A scene without one of its things: a grey box over it, or what is behind it.
+
+    A scene without things has the same background to the pixel, because the setting is painted first. So where no
+    other thing stands nearby (`stands_alone`) the result is the very scene without the thing.
+    """
+    picture, box = draw(scene), reach(layout(scene)[index])
+    behind = Image.new("RGB", picture.size, GREY_BOX) if grey else draw(replace(scene, things=()))
+    picture.paste(behind.crop(box), box)
+    return picture
+
+
+def stands_alone(scene: Scene, index: int) -> bool:
+    """Whether a thing with its shadow touches no other thing with its own."""
+    boxes = [reach(box) for box in layout(scene)]
+    left, top, right, bottom = boxes.pop(index)
+    return all(o[2] <= left or right <= o[0] or o[3] <= top or bottom <= o[1] for o in boxes)
+
+
+@dataclass(frozen=True)
+class Occlusion:
+    """What hiding a part of a picture does to one word of the answer.
+
+    Attributes:
+        answer: what the model says about the whole picture.
+        word: the word that is followed.
+        whole: its probability with the whole picture, given the answer so far.
+        hidden: (P, P), its probability with a window hidden whose top left patch is here; P positions a side.
+        window: patches a side of the window.
+    """
+
+    answer: str
+    word: str
+    whole: float
+    hidden: np.ndarray
+    window: int
+
+    @property
+    def drops(self) -> np.ndarray:
+        """(√N, √N): how much of the word's probability is lost, over all windows that hide a patch, on average."""
+        places, side = len(self.hidden), len(self.hidden) + self.window - 1
+        total, count = np.zeros((side, side)), np.zeros((side, side))
+        for y in range(places):
+            for x in range(places):
+                total[y : y + self.window, x : x + self.window] += self.whole - self.hidden[y, x]
+                count[y : y + self.window, x : x + self.window] += 1
+        return total / count
+
+
+@torch.no_grad()
+def occlude(
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    picture: Image.Image,
+    prompt: str,
+    kind: str,
+    window: int = 3,
+) -> Occlusion:
+    """Slide a grey window over a picture and watch the word for a kind of thing in the model's answer.
+
+    The answer is the one to the whole picture; what is asked is how probable the word still is at its place.
+
+    Raises:
+        ValueError: the answer does not name the kind.
+    """
+    text = describe(model, processor, [picture], prompt)[0]
+    said = [span for span, (named, _) in find_things(text) if named == kind]
+    if not said:
+        raise ValueError(f"the answer does not name a {kind}: {text!r}")
+    lang = "en" if text.isascii() else "zh"
+    word = KIND_WORDS[lang][kind]
+    start = text.lower().index(word, said[0][0])
+    side = int(model.config.num_image_tokens**0.5)
+    size = picture.width // side
+    covers = [(x * size, y * size) for y in range(side - window + 1) for x in range(side - window + 1)]
+    pictures = [picture]
+    for x, y in covers:
+        pictures.append(picture.copy())
+        pictures[-1].paste(GREY_BOX, (x, y, x + window * size, y + window * size))
+    features = model.vision(processor.pixels(pictures).to(model.device))  # (I, N, Dv)
+    chances = word_chances(model, processor, features, prompt, text, (start, start + len(word)))
+    places = side - window + 1
+    return Occlusion(text, word, chances[0], np.array(chances[1:]).reshape(places, places), window)
+
+
+@torch.no_grad()
+def word_chances(
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    patch_features: torch.Tensor,
+    prompt: str,
+    text: str,
+    span: tuple[int, int],
+) -> list[float]:
+    """The probability of the characters `span` of an answer, given what comes before them, for each picture.
+
+    Args:
+        patch_features: (I, N, Dv).
+    """
+    tokens = processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    shared, own = prompt_ids(processor, Asked(prompt, 0))
+    asked = shared + own
+    places = [i for i, (a, b) in enumerate(tokens["offset_mapping"]) if a < span[1] and b > span[0]]
+    ids = torch.tensor([asked + tokens["input_ids"]] * len(patch_features), device=model.device)  # (I, T)
+    kept = torch.tensor([len(asked) + place - 1 for place in places], device=model.device)  # what comes next is them
+    logits = model(input_ids=ids, patch_features=patch_features, logits_to_keep=kept).logits  # (I, K, V)
+    chosen = logits.log_softmax(dim=-1).gather(-1, ids[:, kept + 1, None])  # (I, K, 1)
+    return chosen.sum(dim=(1, 2)).exp().tolist()
+
+
+def occlusion_plate(scene: Scene, index: int, found: Occlusion, texts: Mapping[str, str]) -> Figure:
+    """A picture whole, with a thing under a grey box, and without it, each with its answer; and which patches matter.
+
+    Args:
+        index: the thing that is hidden.
+        texts: a title and an answer for the whole picture, the box and the empty place.
+    """
+    pictures = (draw(scene), hide(scene, index, grey=True), hide(scene, index))
+    with style():
+        figure = Figure(figsize=(11.4, 4.1), layout="constrained")
+        panels = figure.subplots(1, 4)
+        for axes, picture, (title, text) in zip(panels, pictures, texts.items(), strict=False):
+            axes.imshow(np.asarray(picture))
+            axes.set_title(title)
+            axes.set_xlabel(textwrap.fill(text, 31), fontsize=8.5, loc="left")
+        _heat(panels[3], pictures[0], found)
+        for axes in panels:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+    return figure
+
+
+def _heat(axes: Axes, picture: Image.Image, found: Occlusion) -> None:
+    """The loss of a word's probability, patch by patch, over a grey picture; the worst patches are framed."""
+    drops = found.drops.clip(0)
+    side = len(drops)
+    axes.imshow(np.asarray(picture.convert("L")), cmap="gray", extent=(0, side, side, 0))
+    shown = axes.imshow(drops, cmap=MAP, alpha=0.62, extent=(0, side, side, 0), vmin=0, vmax=max(0.01, drops.max()))
+    for y, x in np.argwhere(drops >= 0.5 * max(0.01, drops.max())):
+        axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor="white", linewidth=1.6))
+    axes.set_title(f"What “{found.word}” hangs on")
+    axes.figure.colorbar(shown, ax=axes, location="bottom", shrink=0.8, pad=0.02).set_label(
+        f"probability of “{found.word}” lost when hidden\n(framed: at least half of the most)", fontsize=8.5
+    )
+
+
+# ---- the experiments
+
+
+def experiment_panels(results: Mapping[str, Any], live: Mapping[str, Mapping[str, float]] | None = None) -> Figure:
+    """The shipped experiments: one column each, one row a measure; circles are seeds, bars their means.
+
+    Args:
+        results: `data/results/experiments.json`.
+        live: arm -> measure -> value of a run made just now: a star.
+    """
+    with style():
+        figure = Figure(figsize=(10.5, 7.2), layout="constrained")
+        panels = figure.subplots(len(MEASURES), len(EXPERIMENTS), sharey="row")
+        for row, (measure, title) in enumerate(MEASURES.items()):
+            for column, (name, arms) in enumerate(EXPERIMENTS.items()):
+                axes = panels[row, column]
+                _arms(axes, results, arms, measure, live or {})
+                axes.set_title(f"{name}: {title}")
+                if name == "lm":
+                    axes.set_xticks(range(len(arms)), [arm if "lm" in arm else "large lm" for arm in arms])
+            if "chair" in measure:
+                panels[row, 0].set_ylim(0, None)
+    return figure
+
+
+def _arms(
+    axes: Axes,
+    results: Mapping[str, Any],
+    arms: Sequence[str],
+    measure: str,
+    live: Mapping[str, Mapping[str, float]],
+) -> None:
+    base = values(results, arms[0], measure)
+    for place, arm in enumerate(arms):
+        found = values(results, arm, measure)
+        mean = sum(found) / len(found)
+        axes.plot([place - 0.28, place + 0.28], [mean, mean], color=BLUE, linewidth=3)
+        axes.plot(
+            place + np.linspace(-0.12, 0.12, len(found)), found, "o", color="white", markeredgecolor=INK, markersize=6
+        )
+        axes.annotate(f"{mean:.3f}", (place + 0.31, mean), va="center", fontsize=8.5)
+        if place and effect(base, found).claimed:
+            axes.annotate("≠", (place, max(found)), (0, 7), textcoords="offset points", ha="center", color=INK)
+        if measure in live.get(arm, {}):
+            axes.plot(place - 0.2, live[arm][measure], "*", color=ORANGE, markersize=14, markeredgecolor=INK)
+    axes.set_xticks(range(len(arms)), arms)
+    axes.set(xlim=(-0.5, len(arms) - 0.2))
+    axes.margins(y=0.25)
+    axes.grid(axis="y", color=GRID)
+    axes.set_axisbelow(True)

@@ -1,0 +1,330 @@
+"""How W learns: figures of the gradient's way to it, of the words its patches become, and of what it then can do.
+
+Each `show_…` shows a figure with its alternative text and its summary. Letters as in `config.py`.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from PIL import Image
+
+from lessons.figures import BLUE, GREY, INK, MAP, ORANGE, readable, show, style
+from lessons.lenses import FACTS, UNTRUE, PatchWord, listed, things_patches
+from lessons.plates import ZH, patch_words, patches
+from minivlm.config import IGNORE_INDEX
+from minivlm.processor import MiniVLMProcessor
+from minivlm.scenes.facts import Scene
+from minivlm.scenes.language import noun_phrase
+
+FAINTEST = 0.002  # of a row's largest gradient: what is below is drawn alike
+MARKERS = "os^Dv"
+HATCHES = ("", "///", "...", "\\\\\\", "xxx", "")  # so that bars differ without colour, too
+SHADES = ("#C85200", "#FF800E", "#FFBC79", "#5F9ED1", "#A2C8EC", "#E6E6E6")
+
+
+Figured = Mapping[str, float | int | None]  # a figure of `minivlm.evaluation.exam`: value, low, high, count, of
+
+
+class Moment(NamedTuple):
+    """Where W was at some step, for one picture.
+
+    Attributes:
+        words: the N nearest words.
+        said: what the model said.
+    """
+
+    words: Sequence[PatchWord]
+    said: str
+
+
+def show_words(
+    picture: Image.Image, scene: Scene, panels: Mapping[str, Sequence[PatchWord]], said: Sequence[str] = ()
+) -> None:
+    """The nearest words of a picture's patches, once for each way to come by them, and what the model says of each.
+
+    Args:
+        picture: what is looked at.
+        scene: its facts; its things are outlined.
+        panels: a name and N words for each way.
+        said: a sentence for each, or nothing.
+    """
+    sentences = [f": “{sentence}”" for sentence in said] or [""] * len(panels)
+    outlines = [
+        (noun_phrase(thing.kind, thing.colour, "en"), patches)
+        for thing, patches in things_patches(scene, len(next(iter(panels.values()))))
+    ]
+    titles = {f"{name}{sentence}": panels[name] for name, sentence in zip(panels, sentences, strict=True)}
+    true = {title: sorted({word.english for word in words if word.true}) for title, words in titles.items()}
+    counts = {title: sum(word.true for word in words) for title, words in titles.items()}
+    alt = (
+        f"A pale picture ({listed(scene)}), {len(panels)} times, its things outlined, a word on each patch; words "
+        "that are true of their patch are bold and framed. "
+    ) + " ".join(f"{title}: {counts[title]} true, {', '.join(true[title]) or 'none'}." for title in titles)
+    summary = "; ".join(f"{title}: {counts[title]} of {len(words)} words are true" for title, words in titles.items())
+    note = "" if readable("中") else f" ({ZH} marks a Chinese word, written in English here)"
+    wrapped = {textwrap.fill(title, 52): words for title, words in titles.items()}
+    show(patch_words(picture, wrapped, outlines), alt, f"{summary}.{note}")
+
+
+def show_gradient_path(
+    picture: Image.Image,
+    norms: torch.Tensor,
+    batch: Mapping[str, torch.Tensor],
+    processor: MiniVLMProcessor,
+    kept: torch.Tensor,
+) -> None:
+    """The gradient's way through the language model, from `lenses.gradient_map`.
+
+    Args:
+        picture: what the row shows.
+        norms: (L + 1, T).
+        batch: the one row that was learnt from.
+        processor: made the row.
+        kept: W's gradient.
+    """
+    ids = batch["input_ids"][0]
+    tokens = [processor.tokenizer.decode([token_id]).replace("\n", "↵") for token_id in ids.tolist()]
+    is_image = (ids == processor.image_token_id).numpy()
+    learnt = np.append(batch["labels"][0, 1:].numpy() != IGNORE_INDEX, False)
+    figure = gradient_path(picture, norms.numpy(), tokens, is_image, learnt, kept.norm().item())
+    top, bottom = (np.count_nonzero(norms[layer]) for layer in (-1, 0))
+    alt = (
+        "A map: the row's tokens from left to right, the layers from top to bottom, the gradient's size as brightness. "
+        f"At the top only {top} places have any, those where a word of the caption is predicted. One layer below, all "
+        "that stands before them has some, the picture's places too. Below the map: the picture with a dot on each "
+        "patch, the larger, the more arrives there; from there an arrow to W."
+    )
+    summary = (
+        f"Out of the last layer {top} of {len(ids)} places have a gradient, of what goes in {bottom} do, all "
+        f"{np.count_nonzero(norms[0][is_image])} of the picture's among them; W keeps it."
+    )
+    show(figure, alt, summary)
+
+
+def show_lighting_up(picture: Image.Image, moments: Mapping[int, Moment]) -> None:
+    """A picture at several steps of the training; see `lighting_up`."""
+    lit = {step: sum(word.true for word in moment.words) for step, moment in moments.items()}
+    told = " ".join(f"Step {step}: {count}, “{moments[step].said}”." for step, count in lit.items())
+    alt = f"The same picture {len(moments)} times. Only patches whose nearest word is true are in colour. {told}"
+    patches = len(next(iter(moments.values())).words)
+    summary = f"The picture lights up as W learns: {' → '.join(map(str, lit.values()))} of its {patches} patches."
+    show(lighting_up(picture, moments), alt, summary)
+
+
+def show_facts(rows: Mapping[str, Mapping[str, int]]) -> None:
+    """What the nearest words of things' patches say; see `facts_bars`."""
+    true = {name: 1 - counts[UNTRUE] / sum(counts.values()) for name, counts in rows.items()}
+    said = " ".join(
+        f"{name}: " + ", ".join(f"{fact} {counts[fact] / sum(counts.values()):.0%}" for fact in (*FACTS, UNTRUE)) + "."
+        for name, counts in rows.items()
+    )
+    summary = ", ".join(f"{name} {share:.0%}" for name, share in true.items())
+    alt = f"Stacked bars of what the nearest word says of the thing on its patch. {said}"
+    show(facts_bars(rows), alt, f"Patches of things whose nearest word is true of the thing: {summary}.")
+
+
+def show_intervals(rows: Mapping[str, Mapping[str, Figured]], label: str) -> None:
+    """Shares with their intervals and counts; see `intervals`."""
+    told = [
+        f"{who}, {what}: {found['count']} of {found['of']}" for who, row in rows.items() for what, found in row.items()
+    ]
+    alt = f"Points with intervals, {label}. {'; '.join(told)}."
+    first, *others = rows
+    what = next(iter(rows[first]))
+    named = [f"{who} {rows[who][what]['count']} of {rows[who][what]['of']}" for who in (first, *others)]
+    show(intervals(rows, label), alt, f"{what}: {', '.join(named)}.")
+
+
+def gradient_path(
+    picture: Image.Image,
+    norms: np.ndarray,
+    tokens: Sequence[str],
+    is_image: np.ndarray,
+    learnt: np.ndarray,
+    arrives: float,
+) -> Figure:
+    """The gradient's way from the caption's words down through the language model to the patches, and on to W.
+
+    Args:
+        picture: what the row shows.
+        norms: (L + 1, T) from `lenses.gradient_map`; each row is drawn against its own largest.
+        tokens: the T tokens as text; those of the picture are not written.
+        is_image: (T,), True where a patch stands.
+        learnt: (T,), True where the next token is supervised: there the gradient begins.
+        arrives: the norm of the gradient that W keeps.
+    """
+    layers, length = len(norms) - 1, norms.shape[1]
+    places, side = np.flatnonzero(is_image), int(is_image.sum() ** 0.5)
+    with style():
+        figure = Figure(figsize=(11.8, 5.0))
+        page = figure.add_axes((0.105, 0.36, 0.885, 0.55))
+        shares = norms / norms.max(axis=1, keepdims=True)
+        page.imshow(
+            np.ma.masked_equal(shares, 0),
+            norm=LogNorm(FAINTEST, 1),
+            cmap=MAP,
+            aspect="auto",
+            origin="lower",
+            interpolation="nearest",
+        )
+        page.set_facecolor("white")
+        page.set_yticks(range(layers + 1), ["what goes in", *(f"out of layer {layer + 1}" for layer in range(layers))])
+        page.set_xticks(np.flatnonzero(~is_image), [tokens[place] for place in np.flatnonzero(~is_image)])
+        page.tick_params(axis="x", rotation=90, labelsize=7.5, length=0, pad=2)
+        page.tick_params(axis="y", length=0)
+        for edge in (places[0] - 0.5, places[-1] + 0.5):
+            page.axvline(edge, color=ORANGE, linewidth=1.5)
+        for place in np.flatnonzero(learnt):
+            page.plot(place, layers + 0.72, marker="v", color=INK, markersize=5, clip_on=False)
+        page.text(
+            np.flatnonzero(learnt).mean(), layers + 1.0, "the loss enters here", ha="center", va="bottom", fontsize=9
+        )
+        page.text(places.mean(), layers + 0.62, f"the picture's {len(places)} places", ha="center", fontsize=9)
+        page.text(
+            -0.5,
+            layers + 1.0,
+            "the brighter, the more of its row's largest gradient; white: none",
+            va="bottom",
+            fontsize=8.5,
+        )
+        page.set(xlim=(-0.5, length - 0.5), ylim=(-0.5, layers + 0.5))
+        page.spines[:].set_visible(False)
+        _down_to_w(figure, page, picture, norms[0][is_image].reshape(side, side), arrives)
+    return figure
+
+
+def _down_to_w(figure: Figure, page: Axes, picture: Image.Image, last: np.ndarray, arrives: float) -> None:
+    """Below the map: the gradient over the picture's own patches, and W, where the way ends."""
+    box, side = page.get_position(), len(last)
+    left = box.x0 + 0.16
+    seen = figure.add_axes((left, 0.0, 0.125, 0.295))
+    seen.imshow(np.asarray(picture), extent=(0, side, side, 0), interpolation="bicubic")
+    seen.imshow(np.ones((1, 1, 3)), extent=(0, side, side, 0), alpha=0.45)
+    y, x = np.mgrid[:side, :side] + 0.5
+    seen.scatter(x, y, s=70 * last / last.max(), color=BLUE, edgecolors="white", linewidths=0.6)
+    seen.axis("off")
+    way = {"arrowstyle": "-|>", "mutation_scale": 14, "color": INK, "linewidth": 1.4}
+    middle = left + 0.0625
+    figure.add_artist(FancyArrowPatch((middle, box.y0 - 0.008), (middle, 0.305), transform=figure.transFigure, **way))
+    note = figure.add_axes((left + 0.135, 0.0, 0.58, 0.295))
+    note.set(xlim=(0, 100), ylim=(0, 10))
+    note.axis("off")
+    note.text(0, 9.4, "a dot's area: how much\narrives at its patch", va="top", fontsize=8.5)
+    note.add_patch(FancyArrowPatch((0, 3.2), (24, 3.2), **way))
+    note.add_patch(Rectangle((25, 0.6), 11, 5.4, facecolor="#FFE3C8", edgecolor=ORANGE, linewidth=2.4))
+    note.text(30.5, 3.3, "W", ha="center", va="center", fontsize=15, fontweight="bold")
+    note.text(38, 3.3, f"keeps a gradient of norm {arrives:.3g};\nthe layers above keep none", va="center", fontsize=10)
+
+
+def lighting_up(picture: Image.Image, moments: Mapping[int, Moment]) -> Figure:
+    """The same picture at several steps: only patches whose nearest word is true are shown in their colours.
+
+    Args:
+        picture: what is looked at.
+        moments: steps and where W was, the first first.
+    """
+    with style():
+        figure = Figure(figsize=(2.3 * len(moments), 3.7), layout="constrained")
+        for number, (step, moment) in enumerate(moments.items(), start=1):
+            axes = figure.add_subplot(1, len(moments), number)
+            side = int(len(moment.words) ** 0.5)
+            _lit(axes, picture, [word.true for word in moment.words])
+            lit = sum(word.true for word in moment.words)
+            axes.set_title(f"step {step}", fontsize=11, loc="center")
+            axes.text(side / 2, side + 0.25, f"{lit} of {len(moment.words)} patches", ha="center", va="top", fontsize=9)
+            said = textwrap.fill(moment.said, 25)
+            axes.text(side / 2, side + 1.25, f"“{said}”", ha="center", va="top", fontsize=8.5, style="italic")
+            axes.set(xlim=(-0.05, side + 0.05), ylim=(side + 4.2, -0.05), aspect="equal")
+            axes.axis("off")
+    return figure
+
+
+def _lit(axes: Axes, picture: Image.Image, lit: Sequence[bool]) -> None:
+    """A picture of which only some patches are shown as they are; the others are pale and grey."""
+    side = int(len(lit) ** 0.5)
+    for place, (patch, shown) in enumerate(zip(patches(picture, len(lit)), lit, strict=True)):
+        y, x = divmod(place, side)
+        if not shown:
+            grey = patch.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+            patch = (255 - (255 - grey) * 0.16).astype(np.uint8)
+        axes.imshow(patch, extent=(x, x + 1, y + 1, y), interpolation="bilinear")
+        if shown:
+            axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=ORANGE, linewidth=0.7))
+
+
+def facts_bars(rows: Mapping[str, Mapping[str, int]]) -> Figure:
+    """What the nearest words of things' patches say: one bar for each way to come by the patches.
+
+    Args:
+        rows: a name, and counts as `lenses.facts_named` gives them.
+    """
+    with style():
+        figure = Figure(figsize=(9.6, 0.55 * len(rows) + 1.5), layout="constrained")
+        axes = figure.add_subplot()
+        for place, (name, counts) in enumerate(rows.items()):
+            start, total = 0.0, sum(counts.values())
+            for fact, shade, hatch in zip((*FACTS, UNTRUE), SHADES, HATCHES, strict=True):
+                share = counts[fact] / total
+                label = {"label": fact} if place == 0 else {}
+                bar = {"color": shade, "hatch": hatch, "edgecolor": "white", "height": 0.72}
+                axes.barh(name, share, left=start, **bar, **label)
+                start += share
+            true = 1 - counts[UNTRUE] / total
+            axes.annotate(f"{true:.0%} true", (1, place), (6, 0), textcoords="offset points", va="center")
+        axes.invert_yaxis()
+        axes.set(
+            xlim=(0, 1), xlabel="share of the patches that things cover, by what their nearest word says of the thing"
+        )
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.legend(ncols=6, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9, handlelength=1.6)
+    return figure
+
+
+def intervals(rows: Mapping[str, Mapping[str, Figured]], label: str) -> Figure:
+    """Shares as points with their intervals, and their counts written out.
+
+    Args:
+        rows: who is measured -> what is measured -> the figure.
+        label: of the axis.
+    """
+    measured = list(next(iter(rows.values())))
+    with style():
+        figure = Figure(figsize=(9.2, 0.3 * len(rows) * (len(measured) + 0.45) + 1.0), layout="constrained")
+        axes = figure.add_subplot()
+        ticks = []
+        for place, (who, figures) in enumerate(rows.items()):
+            for number, (what, found) in enumerate(figures.items()):
+                y = place * (len(measured) + 0.45) + number
+                ticks.append((y, who if len(measured) == 1 else f"{who}: {what}" if number == 0 else what))
+                if found["value"] is None:
+                    axes.annotate("nothing named", (0, y), (6, 0), textcoords="offset points", va="center", fontsize=9)
+                    continue
+                colour = BLUE if place == 0 else GREY
+                axes.plot([found["low"], found["high"]], [y, y], color=colour, linewidth=5, alpha=0.45)
+                axes.plot(found["value"], y, MARKERS[number % len(MARKERS)], color=colour, markersize=8)
+                text = f"{found['value']:.2f}   ({found['count']} of {found['of']})"
+                axes.annotate(
+                    text,
+                    (max(found["high"], found["value"]), y),
+                    (9, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=9,
+                )
+        axes.set_yticks(*zip(*ticks, strict=True))
+        axes.invert_yaxis()
+        axes.set(xlim=(-0.02, 1.22), xlabel=label)
+        axes.set_xticks(np.linspace(0, 1, 6))
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="x", color="#E8E8E8")
+        axes.set_axisbelow(True)
+    return figure

@@ -1,0 +1,454 @@
+"""How fast the engine is, beside the recipe that this course grew from, on the same rows in one interleaved run.
+
+The old recipe (`old_loss`) pads every row to one fixed length, runs the frozen encoder in every step, and computes
+logits at every place, on a CPU in float32. The engine (`new_loss`) is what `train` does: rows of like length together,
+padded to the longest; features of the encoder kept from before; logits where something is learnt; and 16 bits, and
+compiled layers, where these are faster. All begin with the same weights, have the same loss, and take the same
+optimizer's steps with the same threads and the library's own attention; only where the engine computes in 16 bits on a
+CPU does it have another one (`engine.lean_attention`). The old recipe also takes its steps in mixed precision, so that
+what 16 bits gain can be told from the rest. Letters as in `config.py`.
+"""
+
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lessons.cost import LENGTHS, Length, flops, kept_by, probe_row
+from matplotlib.figure import Figure
+from torch.nn import functional as F
+
+from minivlm.checkpoint import versions
+from minivlm.config import IGNORE_INDEX, STAGES, Stage
+from minivlm.data.features import encode
+from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
+from minivlm.processor import MiniVLMProcessor, Rendered
+from minivlm.runtime.precision import PRECISIONS, Engine, give_back_memory, held_memory, why_not_compiled
+from minivlm.scenes.samples import SceneRows
+from minivlm.train import PAD_TO, WINDOW, adamw, inputs_of, supervised_loss
+
+# Tokens to which every row is padded: MiniMind-V's for clip-26m; for scenes about as many times the usual row.
+PADDED = {"clip-26m": {"pretrain": 640, "sft": 1536}, "scenes": {"pretrain": 256, "sft": 512}}
+SPREAD = 0.15  # of made-up lengths around the typical one: rows are seldom alike
+CLEAR_REFS = Path("/proc/self/clear_refs")
+PRODUCT, TIMES = 4096, 10  # the matrix product that a machine's rate is measured with
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of taking a step."""
+
+    old: bool
+    precision: str
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        """For a table."""
+        return ("old recipe, " if self.old else "engine, ") + self.precision + (" compiled" if self.compiled else "")
+
+
+OLD = Way(True, "fp32")  # as it ran on a CPU
+OLD_IN_BF16 = Way(True, "bf16")  # mixed precision, as it ran on a GPU
+NEW = (Way(False, "fp32"), Way(False, "bf16"), Way(False, "fp32", True), Way(False, "bf16", True))
+
+
+class Product:
+    """The matrix product that a machine's rate is measured with, in one precision; it has warmed up."""
+
+    def __init__(self, precision: str, device: torch.device | str = "cpu", size: int | None = None):
+        size = size or PRODUCT
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.one, self.other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        self.operations = 2 * size**3
+        self.times: list[float] = []
+        self.take()
+        self.times.clear()
+
+    def take(self) -> float:
+        """Compute it, and note and return the seconds."""
+        began = time.perf_counter()
+        (self.one @ self.other)[0, 0].item()  # waits for a GPU
+        self.times.append(time.perf_counter() - began)
+        return self.times[-1]
+
+    @property
+    def rate(self) -> float:
+        """Operations a second, by the median of all times, which are made ten if they are fewer."""
+        while len(self.times) < TIMES:
+            self.take()
+        return self.operations / statistics.median(self.times)
+
+
+def matmul_rate(precision: str, device: torch.device | str = "cpu", size: int | None = None) -> float:
+    """Operations a second of a warmed-up product of square matrices, `PRODUCT` wide or `size`: the median of ten."""
+    return Product(precision, device, size).rate
+
+
+def bench_rows(
+    config, processor: MiniVLMProcessor, preset: str, name: str, count: int, seed: int = 0
+) -> list[Rendered]:
+    """Rows of a stage, the shortest first, with grey pictures.
+
+    Those of scenes are the course's own; for clip-26m they are made up, lengths spread evenly around the typical one.
+    """
+    if preset == "scenes":
+        grey = probe_row(config, Length(config.num_image_tokens + 2, 1)).pictures
+        rows = [processor.render(row.messages()) for row in SceneRows(name, count, count, seed)]
+        rows = [replace(row, pictures=grey * len(row.pictures)) for row in rows]
+        return sorted(rows, key=lambda row: len(row.input_ids))
+    random, typical, rows = np.random.default_rng(seed), LENGTHS[name], []
+    for index in range(count):
+        share = 1 + SPREAD * random.uniform(-1, 1)
+        learnt = round(typical.learnt * share)
+        tokens = max(round(typical.tokens * share), config.num_image_tokens + learnt + 8)
+        rows.append(probe_row(config, Length(tokens, learnt), seed + index))
+    return sorted(rows, key=lambda row: len(row.input_ids))
+
+
+@dataclass(frozen=True)
+class Step:
+    """The rows of one step, as both recipes are given them: read, tokenized and on the device before any clock runs."""
+
+    rows: list[Rendered]
+    old: dict[str, torch.Tensor]  # pixel_values, padded to a fixed length
+    new: dict[str, torch.Tensor]  # patch_features, padded to the longest
+
+    @property
+    def learnt(self) -> int:
+        """How many tokens have a label."""
+        return sum(label != IGNORE_INDEX for row in self.rows for label in row.labels)
+
+
+def prepare(
+    model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, rows: Sequence[Rendered], padded: int
+) -> Step:
+    """Both batches of the same rows."""
+    pixels = processor.pixels([picture for row in rows for picture in row.pictures])  # (I, 3, H, W)
+    features = encode(model, [pixels], len(pixels), title="")  # (I, N, Dv)
+    shares = features.split([len(row.pictures) for row in rows])
+    known = [replace(row, pictures=[], patch_features=share) for row, share in zip(rows, shares, strict=True)]
+    device = model.device
+    old, new = (
+        {name: tensor.to(device) for name, tensor in batch.items()}
+        for batch in (
+            processor.collate(list(rows), pad_to_multiple_of=padded),
+            processor.collate(known, pad_to_multiple_of=PAD_TO),
+        )
+    )
+    return Step(list(rows), old, new)
+
+
+def loss_everywhere(model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What `supervised_loss` computes, the old way: logits at every place, most of which have nothing to learn."""
+    logits = model(**inputs_of(batch), use_cache=False).logits  # (B, T, V), all of them
+    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T) what comes next
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+def old_loss(model: MiniVLMForConditionalGeneration, step: Step, precision: str = "fp32") -> torch.Tensor:
+    """The old recipe's loss, a mean over learnt tokens: fixed padding, encoder in the step, logits everywhere."""
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return loss_everywhere(model, step.old) / step.learnt
+
+
+def new_loss(model: MiniVLMForConditionalGeneration, step: Step) -> torch.Tensor:
+    """The engine's loss on the same rows, their features known from before: what `train` does in a step."""
+    return supervised_loss(model, step.new) / step.learnt
+
+
+class Taker:
+    """Takes optimizer steps of a stage in one way, from weights that all ways share."""
+
+    def __init__(self, way: Way, model: MiniVLMForConditionalGeneration, optimizer: torch.optim.Optimizer):
+        # the old recipe mixes precisions by itself, where it does
+        self.way, self.optimizer = way, optimizer
+        self.engine = Engine(model, "fp32" if way.old else way.precision, way.compiled, encoder=way.old)
+
+    def loss(self, step: Step) -> torch.Tensor:
+        """The loss of a step's rows."""
+        if self.way.old:
+            return old_loss(self.engine.model, step, self.way.precision)
+        return new_loss(self.engine.model, step)
+
+    def seconds(self, step: Step) -> float:
+        """Take the step and say how long that took."""
+        began = time.perf_counter()
+        self.engine.refresh()
+        loss = self.loss(step)
+        self.engine.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)
+        loss.item()  # waits for a GPU
+        return time.perf_counter() - began
+
+    def kept_bytes(self, step: Step) -> int:
+        """What a step keeps from its way forward for its way back, weights and inputs apart."""
+        own = (*self.engine.model.parameters(), *step.old.values(), *step.new.values())
+        return kept_by(lambda: self.loss(step), own)
+
+    def peak_bytes(self, step: Step) -> int | None:
+        """The most memory that a step takes beside what lies there between steps; None where no system tells."""
+        return peak_bytes(lambda: self.seconds(step), self.engine.model.device)
+
+
+def peak_bytes(compute: Callable[[], Any], device: torch.device) -> int | None:
+    """The most memory that a computation holds beside what was held before; on a CPU only Linux tells that."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        compute()
+        return torch.cuda.max_memory_allocated(device) - before
+    if not CLEAR_REFS.exists():
+        return None
+    give_back_memory()
+    CLEAR_REFS.write_text("5", "ascii")  # proc(5): the peak begins anew
+    before = _status("VmRSS")
+    compute()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    """A figure of this process as Linux gives it, in bytes."""
+    lines = CLEAR_REFS.with_name("status").read_text("ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one way of taking a step came to, in one stage. Times are of the median round, and of the extremes.
+
+    So are the shares of the processor's rate, and the ratios to the old recipe; both compare what was measured next to
+    each other: a step with the matrix products just before and after it, two ways within a round. `ratio` is to the old
+    recipe in the precision it ran in, `ratio_equal` to the old recipe in this way's precision. `share_of_matmul_rate`
+    is the median step's of the median product's rate, `share_nearby` the median of what each step has of the products
+    beside it; what a step keeps for its way back is a part of its peak.
+    """
+
+    precision: str
+    seconds_per_row: float
+    fastest: float
+    slowest: float
+    rows_per_second: float
+    learnt_tokens_per_second: float
+    share_of_matmul_rate: float
+    share_nearby: float
+    share_nearby_from: float
+    share_nearby_to: float
+    matmul_gflops: float
+    kept_megabytes_per_row: float
+    peak_megabytes_per_row: float | None
+    loss: float
+    ratio: float
+    ratio_from: float
+    ratio_to: float
+    ratio_equal: float
+    ratio_equal_from: float
+    ratio_equal_to: float
+
+
+def ways_for(device: torch.device, compiled: bool) -> tuple[Way, ...]:
+    """What is compared on a device; the old recipe comes first, in the precision it ran in there."""
+    old = (OLD, OLD_IN_BF16) if device.type == "cpu" else (OLD_IN_BF16, OLD)
+    return *old, *(way for way in NEW if compiled or not way.compiled)
+
+
+def bench(
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    preset: str,
+    name: str,
+    rows: int = 8,
+    rounds: int = 4,
+    compiled: bool | None = None,
+) -> dict[str, Arm]:
+    """Take steps of a stage in all ways by turns, on the same rows and the same weights, which move a little.
+
+    Args:
+        preset: "scenes" or "clip-26m", whose recipe and rows are taken.
+        name: the stage, "pretrain" or "sft".
+        rows: in a step.
+        rounds: of all ways, after one that is not counted. Each takes the next of four steps' rows, which were sorted
+            by length together as `train` does it.
+        compiled: also compile the engine's layers; None where that works.
+
+    Returns:
+        One `Arm` for each way, by its name, the old recipe's first. A machine that others use has fast and slow
+        minutes, so ratios compare two ways within a round, and a step's share of the processor's rate is that of the
+        products just before and after it. Losses are those of the first step, before anything moved.
+    """
+    stage = STAGES[preset][name]
+    made = bench_rows(model.config, processor, preset, name, WINDOW * rows)
+    padded = PADDED[preset][name]
+    steps = [prepare(model, processor, made[i : i + rows], padded) for i in range(0, len(made), rows)]
+    set_trainable(model, stage)
+    optimizer = adamw(model, stage)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-6  # nothing is to be learnt from made-up rows
+    chosen = ways_for(model.device, compiled if compiled is not None else not why_not_compiled())
+    torch.compiler.reset()  # it counts what it has compiled, and a stage before this one would make it give up
+    with torch.random.fork_rng(devices=[]), held_memory():
+        takers = [Taker(way, model, optimizer) for way in chosen]
+        kept = [taker.kept_bytes(steps[-1]) for taker in takers]
+        losses = [taker.loss(steps[0]).item() for taker in takers]
+        products = {precision: Product(precision, model.device) for precision in {way.precision for way in chosen}}
+        taken = _by_turns(takers, steps, rounds, products)
+        peaks = [taker.peak_bytes(steps[-1]) for taker in takers]
+        gflops = {precision: product.rate / 1e9 for precision, product in products.items()}
+    model.zero_grad()
+    like = {way.precision: turns for way, turns in zip(chosen, taken, strict=True) if way.old}
+    return {
+        str(way): _arm(
+            model,
+            stage,
+            way,
+            turns,
+            (taken[0], like[way.precision]),
+            gflops[way.precision],
+            [None if held is None else held / rows / 1e6 for held in (kept[i], peaks[i])],
+            losses[i],
+        )
+        for i, (way, turns) in enumerate(zip(chosen, taken, strict=True))
+    }
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A step that was taken, in seconds, and the operations a second of the products just before and after it."""
+
+    step: Step
+    seconds: float
+    rate: float
+
+
+def _by_turns(
+    takers: Sequence[Taker], steps: Sequence[Step], rounds: int, products: Mapping[str, Product]
+) -> list[list[Turn]]:
+    """Every taker's turns, all in each round; the first round warms up and is left out."""
+    taken: list[list[Turn]] = [[] for _ in takers]
+    for number in range(-1, rounds):
+        step = steps[number % len(steps)]
+        for taker, turns in zip(takers, taken, strict=True):
+            product = products[taker.way.precision]
+            before, seconds, after = product.take(), taker.seconds(step), product.take()
+            turns.append(Turn(step, seconds, product.operations / statistics.mean((before, after))))
+    return [turns[1:] for turns in taken]
+
+
+def needed(model: MiniVLMForConditionalGeneration, stage: Stage, way: Way, step: Step) -> int:
+    """Floating-point operations that a way has to do in a step; padding, the old or the new, is not counted."""
+    lengths = [Length(len(row.input_ids), sum(label != IGNORE_INDEX for label in row.labels)) for row in step.rows]
+    counted = [flops(model.config, stage, length, None if way.old else length.learnt) for length in lengths]
+    return sum(value for parts in counted for part, value in parts.items() if way.old or part != "encoder")
+
+
+def _arm(
+    model,
+    stage: Stage,
+    way: Way,
+    turns: Sequence[Turn],
+    old: tuple[Sequence[Turn], Sequence[Turn]],
+    gflops: float,
+    megabytes: Sequence[float | None],
+    loss: float,
+) -> Arm:
+    """What was measured; `old` are the old recipe's turns, first in its precision, then in this way's."""
+    seconds = [turn.seconds / len(turn.step.rows) for turn in turns]
+    usual = statistics.median(seconds)
+    ratios, equal = (
+        [before.seconds / now.seconds for before, now in zip(others, turns, strict=True)] for others in old
+    )
+    operations = [needed(model, stage, way, turn.step) for turn in turns]
+    shares = [count / turn.seconds / turn.rate for count, turn in zip(operations, turns, strict=True)]
+    learnt, rows = sum(turn.step.learnt for turn in turns), sum(len(turn.step.rows) for turn in turns)
+    return Arm(
+        precision=way.precision,
+        seconds_per_row=usual,
+        fastest=min(seconds),
+        slowest=max(seconds),
+        rows_per_second=1 / usual,
+        learnt_tokens_per_second=learnt / rows / statistics.mean(seconds),
+        share_of_matmul_rate=statistics.mean(operations) / statistics.median(t.seconds for t in turns) / gflops / 1e9,
+        share_nearby=statistics.median(shares),
+        share_nearby_from=min(shares),
+        share_nearby_to=max(shares),
+        matmul_gflops=gflops,
+        kept_megabytes_per_row=megabytes[0],
+        peak_megabytes_per_row=megabytes[1],
+        loss=loss,
+        ratio=statistics.median(ratios),
+        ratio_from=min(ratios),
+        ratio_to=max(ratios),
+        ratio_equal=statistics.median(equal),
+        ratio_equal_from=min(equal),
+        ratio_equal_to=max(equal),
+    )
+
+
+def as_text(stages: dict[str, dict[str, Arm]]) -> str:
+    """The figures of all stages as a table in plain text; `equal` is `ratio_equal`."""
+    head = f"{'':<32}{'s a row':>9}{'from':>8}{'to':>8}{'tokens/s':>10}{'of matmul':>11}{'MB a row':>10}"
+    head += f"{'times':>7}{'equal':>7}"
+    lines = [head]
+    for name, arms in stages.items():
+        for title, arm in arms.items():
+            lines.append(
+                f"{name + ', ' + title:<32}{arm.seconds_per_row:>9.4f}{arm.fastest:>8.4f}{arm.slowest:>8.4f}"
+                f"{arm.learnt_tokens_per_second:>10.0f}{arm.share_of_matmul_rate:>11.0%}"
+                f"{arm.kept_megabytes_per_row:>10.1f}{arm.ratio:>7.1f}{arm.ratio_equal:>7.1f}"
+            )
+    return "\n".join(lines)
+
+
+def plot(stages: dict[str, dict[str, Arm]]) -> Figure:
+    """Bars of milliseconds a row, a panel for each stage, with the spread of the rounds; lower is better."""
+    ways = max(len(arms) for arms in stages.values())
+    figure = Figure(figsize=(10, 1.1 + 0.45 * ways), layout="constrained")
+    panels = figure.subplots(1, len(stages), squeeze=False, sharey=True)[0]
+    panels[0].invert_yaxis()  # the first way on top, in all panels
+    for axes, (name, arms) in zip(panels, stages.items(), strict=True):
+        times = [1e3 * arm.seconds_per_row for arm in arms.values()]
+        spread = [[1e3 * (arm.seconds_per_row - arm.fastest) for arm in arms.values()],
+                  [1e3 * (arm.slowest - arm.seconds_per_row) for arm in arms.values()]]  # fmt: skip
+        colours = ["#8A8A8A" if title.startswith("old") else "#006BA4" for title in arms]
+        axes.barh(list(arms), times, xerr=spread, color=colours, ecolor="#3B3B3B", height=0.6)
+        for place, arm in enumerate(arms.values()):
+            text = f"{1e3 * arm.seconds_per_row:.0f} ms" + (f"  ({arm.ratio:.1f}×)" if place else "")
+            axes.annotate(text, (1e3 * arm.slowest, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.set(title=f"{name}: milliseconds a row", xlim=(0, 1.45 * max(times)))
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def write(
+    folder: Path,
+    preset: str,
+    rows: int,
+    stages: dict[str, dict[str, Arm]],
+    command: str,
+) -> Path:
+    """Keep the figures as `bench.json` and the plot as `bench.png`; returns the JSON file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arms = [arm for stage in stages.values() for arm in stage.values()]
+    gflops = {p: statistics.mean(arm.matmul_gflops for arm in arms if arm.precision == p) for p in PRECISIONS}
+    about = {
+        "command": command,
+        "preset": preset,
+        "rows_per_step": rows,
+        "matmul_gflops": gflops,
+        "bf16_over_fp32": gflops["bf16"] / gflops["fp32"],
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "stages": {
+            name: {title.replace(",", "").replace(" ", "_"): asdict(arm) for title, arm in arms.items()}
+            for name, arms in stages.items()
+        },
+    }
+    plot(stages).savefig(folder / "bench.png", dpi=144)
+    file = folder / "bench.json"
+    file.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+    return file

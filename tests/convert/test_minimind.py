@@ -1,0 +1,235 @@
+"""Published checkpoints: each generation against a computation of its own layout, and what must be refused."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from minimind import FULL, NAMES, TINY, checkpoint, logits
+from safetensors.torch import save_file
+
+from minivlm.checkpoint import CheckpointError
+from minivlm.convert.minimind import load_published
+
+IDS = torch.tensor([1, 7, 250, 34, 34, 34, 99, 12, 2, 1, 5])
+LAYER = {generation: names["layer"].format(1) for generation, names in NAMES.items()}
+
+
+def store(folder, weights: dict, name: str = "lm_512.pth"):
+    """The weights as a file of the kind that the name ends with."""
+    file = folder / name
+    if file.suffix == ".safetensors":
+        save_file({key: tensor.clone() for key, tensor in weights.items()}, file)
+    else:
+        torch.save(weights, file)
+    return file
+
+
+@pytest.mark.parametrize("generation", ["A", "B"])
+@pytest.mark.parametrize("sizes", [TINY, FULL], ids=["tiny", "full"])
+@pytest.mark.parametrize("name", ["lm_512.pth", "model.safetensors"])
+def test_its_logits_are_those_of_the_layouts_own_computation(tmp_path, generation, sizes, name):
+    weights = checkpoint(generation, sizes)
+    found = load_published(store(tmp_path, weights, name))
+    embeds = weights[NAMES[generation]["table"]][IDS]
+    expected = logits(generation, weights, embeds)
+    assert expected.std() > 0.3  # logits that could not differ would prove nothing
+    with torch.no_grad():
+        ours = found.language_model(IDS[None]).logits[0]
+    torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-5)
+    assert found.projector is None
+
+
+@pytest.mark.parametrize("generation", ["A", "B"])
+def test_a_long_text_too(tmp_path, generation):
+    """As long as a picture with its question and an answer; only the rotary angles are still rounded to 32 bits."""
+    weights = checkpoint(generation, FULL)
+    model = load_published(store(tmp_path, weights)).language_model.double()
+    ids = torch.randint(0, 6400, (420,), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        ours = model(ids[None]).logits[0]
+    expected = logits(generation, weights, weights[NAMES[generation]["table"]][ids])
+    torch.testing.assert_close(ours, expected, rtol=0, atol=5e-5)
+
+
+def test_the_other_generations_rotation_would_be_seen():
+    a, b, weights, renamed = NAMES["A"], NAMES["B"], checkpoint("A"), {}
+    for layer in range(TINY["layers"]):
+        for key in set(a) - {"layer", "table", "head", "norm"}:
+            renamed[b["layer"].format(layer) + b[key]] = weights[a["layer"].format(layer) + a[key]]
+    renamed |= {b[key]: weights[a[key]] for key in ("table", "head", "norm")}
+    embeds = weights[a["table"]][IDS]
+    assert (logits("A", weights, embeds) - logits("B", renamed, embeds)).abs().max() > 0.01
+
+
+def test_the_26m_model_is_counted_and_named(tmp_path):
+    found = load_published(store(tmp_path, checkpoint("A", FULL, vision_width=768), "sft_vlm_512.pth"))
+    assert "generation A" in found.statement and "25,829,888 parameters" in found.statement
+    assert "V 6400, Dl 512, 8 layers, 8 query and 2 key/value heads of 64, SwiGLU 1408" in found.statement
+    assert "projector 768 to 512 with bias; every key fits" in found.statement and "\n" not in found.statement
+    assert sum(p.numel() for p in found.language_model.parameters()) == 25_829_888
+
+
+@pytest.mark.parametrize("generation", ["A", "B"])
+def test_the_projector_comes_as_it_is(tmp_path, generation):
+    weights = checkpoint(generation, vision_width=16)
+    found = load_published(store(tmp_path, weights))
+    assert {name: tuple(t.shape) for name, t in found.projector.items()} == {"weight": (64, 16), "bias": (64,)}
+    for name, tensor in found.projector.items():
+        assert torch.equal(tensor, weights[f"vision_proj.vision_proj.0.{name}"])
+    without = {name: t for name, t in weights.items() if not name.endswith("0.bias")}
+    assert set(load_published(store(tmp_path, without)).projector) == {"weight"}
+
+
+def test_16_bits_become_32_without_a_change(tmp_path):
+    weights = {name: tensor.half() for name, tensor in checkpoint("A").items()}
+    found = load_published(store(tmp_path, weights)).language_model
+    assert {p.dtype for p in found.parameters()} == {torch.float32}
+    assert torch.equal(found.get_input_embeddings().weight, weights["tok_embeddings.weight"].float())
+    expected = logits("A", weights, weights["tok_embeddings.weight"][IDS])
+    with torch.no_grad():
+        torch.testing.assert_close(found(IDS[None]).logits[0].double(), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("generation", ["A", "B"])
+class TestWhatDoesNotFitIsNamed:
+    def refused(self, tmp_path, weights, **options) -> str:
+        file = store(tmp_path, weights)
+        with pytest.raises(CheckpointError) as refusal:
+            load_published(file, **options)
+        assert str(file) in str(refusal.value)
+        return str(refusal.value)
+
+    @pytest.mark.parametrize("key", ["q", "down", "between"])
+    def test_a_key_renamed(self, tmp_path, generation, key):
+        weights, name = checkpoint(generation), LAYER[generation] + NAMES[generation][key]
+        weights[name + "s"] = weights.pop(name)
+        said = self.refused(tmp_path, weights)
+        assert f"missing: {name}; not of this layout: {name}s." in said
+
+    @pytest.mark.parametrize("key", ["q", "k", "v", "o", "gate", "up", "down", "before", "between"])
+    def test_a_tensor_missing(self, tmp_path, generation, key):
+        weights, name = checkpoint(generation), LAYER[generation] + NAMES[generation][key]
+        del weights[name]
+        assert f"missing: {name}." in self.refused(tmp_path, weights)
+
+    def test_the_last_norm_missing(self, tmp_path, generation):
+        weights = checkpoint(generation)
+        del weights[NAMES[generation]["norm"]]
+        assert f"missing: {NAMES[generation]['norm']}." in self.refused(tmp_path, weights)
+
+    @pytest.mark.parametrize("key", ["q", "k", "gate", "before"])
+    def test_a_tensor_misshapen(self, tmp_path, generation, key):
+        weights, name = checkpoint(generation), LAYER[generation] + NAMES[generation][key]
+        weights[name] = weights[name][:-1].clone()
+        assert f"of another shape: {name} {tuple(weights[name].shape)} instead of" in self.refused(tmp_path, weights)
+
+    def test_a_head_that_differs_from_the_embeddings(self, tmp_path, generation):
+        weights, name = checkpoint(generation), NAMES[generation]["head"]
+        weights[name] = weights[name].clone()
+        weights[name][5, 5] += 1e-3
+        assert f"not equal to the embeddings that it is tied to: {name}" in self.refused(tmp_path, weights)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_value_that_is_not_finite(self, tmp_path, generation, value):
+        weights, name = checkpoint(generation), LAYER[generation] + NAMES[generation]["up"]
+        weights[name][0, 3] = value
+        said = self.refused(tmp_path, weights)
+        assert name in said and "not finite" in said
+
+    def test_a_key_too_much(self, tmp_path, generation):
+        weights = checkpoint(generation) | {"vision_encoder.embeddings.weight": torch.ones(2)}
+        assert "not of this layout: vision_encoder.embeddings.weight." in self.refused(tmp_path, weights)
+
+    def test_a_projector_without_its_matrix(self, tmp_path, generation):
+        weights = checkpoint(generation, vision_width=16)
+        del weights["vision_proj.vision_proj.0.weight"]
+        assert "missing: vision_proj.vision_proj.0.weight." in self.refused(tmp_path, weights)
+
+    def test_a_projector_to_another_width(self, tmp_path, generation):
+        weights = checkpoint(generation, vision_width=16)
+        weights["vision_proj.vision_proj.0.weight"] = torch.ones(65, 16)
+        assert "vision_proj.vision_proj.0.weight (65, 16) instead of (64, 16)" in self.refused(tmp_path, weights)
+
+    def test_a_table_that_is_no_matrix(self, tmp_path, generation):
+        weights = checkpoint(generation) | {NAMES[generation]["table"]: torch.ones(300)}
+        assert "is to have a row for each word" in self.refused(tmp_path, weights)
+
+    def test_whole_numbers(self, tmp_path, generation):
+        name = NAMES[generation]["norm"]
+        weights = checkpoint(generation) | {name: torch.ones(64, dtype=torch.int8)}
+        assert f"{name} holds whole numbers" in self.refused(tmp_path, weights)
+
+    def test_heads_that_cannot_be(self, tmp_path, generation):
+        assert "64 query rows and 16 key rows cannot belong to 5 heads" in self.refused(
+            tmp_path, checkpoint(generation), heads=5
+        )
+
+    def test_heads_of_an_odd_width(self, tmp_path, generation):
+        assert "cannot belong to 64 heads" in self.refused(tmp_path, checkpoint(generation), heads=64)
+
+    def test_a_table_without_a_row(self, tmp_path, generation):
+        weights = checkpoint(generation) | {NAMES[generation]["table"]: torch.ones(0, 64)}
+        assert "a row for each word" in self.refused(tmp_path, weights)
+
+    def test_tensors_without_names(self, tmp_path, generation):
+        assert "is no tensor with a name" in self.refused(tmp_path, checkpoint(generation) | {3: torch.ones(2)})
+
+    def test_no_layer_at_all(self, tmp_path, generation):
+        names = NAMES[generation]
+        weights = {names[key]: torch.ones(3, 3) for key in ("table", "head")}
+        assert f"not one layer has a {names['q'].removesuffix('s')}" in self.refused(tmp_path, weights)
+
+
+def test_generation_c_is_recognised_and_refused_by_name(tmp_path):
+    for key in ("model.layers.0.self_attn.q_norm.weight", "vision_proj.mlp.1.weight"):
+        with pytest.raises(CheckpointError, match=r"generation C \(minimind-3v") as refusal:
+            load_published(store(tmp_path, checkpoint("B") | {key: torch.ones(8)}))
+        assert key in str(refusal.value)
+
+
+def test_anything_else_is_refused_with_its_keys(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no MiniMind checkpoint.*wte\.weight, h\.0\.attn\.bias"):
+        load_published(store(tmp_path, {"wte.weight": torch.ones(3, 2), "h.0.attn.bias": torch.ones(2)}))
+
+
+def test_a_pickle_that_could_run_code_is_not_opened(tmp_path):
+    file = tmp_path / "lm_512.pth"
+    file.write_bytes(pickle.dumps(print, protocol=2))
+    with pytest.raises(CheckpointError, match="not opened"):
+        load_published(file)
+
+
+def test_a_tied_head_may_be_left_out(tmp_path):
+    weights = checkpoint("B")
+    del weights["lm_head.weight"]
+    found = load_published(store(tmp_path, weights, "model.safetensors")).language_model
+    assert found.lm_head.weight is found.model.embed_tokens.weight
+
+
+def test_the_config_beside_the_file_says_what_shapes_cannot(tmp_path):
+    weights = checkpoint("B")
+    settings = {"num_attention_heads": 4, "rope_theta": 1e4, "rms_norm_eps": 1e-6, "max_position_embeddings": 512}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "minimind-v", "use_moe": False, **settings}))
+    config = load_published(store(tmp_path, weights)).language_model.config
+    assert (config.num_attention_heads, config.num_key_value_heads, config.head_dim) == (4, 1, 16)
+    assert config.rope_parameters["rope_theta"] == 1e4 and config.rms_norm_eps == 1e-6
+    assert config.max_position_embeddings == 512
+    assert load_published(tmp_path / "lm_512.pth", heads=8).language_model.config.num_key_value_heads == 2
+    new = {
+        "num_attention_heads": 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 2e4},
+    }  # of transformers 5
+    (tmp_path / "config.json").write_text(json.dumps(new))
+    assert load_published(tmp_path / "lm_512.pth").language_model.config.rope_parameters["rope_theta"] == 2e4
+    for bad, said in (
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "stretched positions"),
+        ({"rope_scaling": {"type": "linear"}}, "stretched positions"), ({"hidden_act": "gelu"}, "another activation"),
+        ({"tie_word_embeddings": False}, "a head of its own"), ({"num_key_value_heads": 4}, "cannot belong to 8 heads"),
+        ({"rope_theta": 0}, "rope_theta is 0"), ({"num_attention_heads": "eight"}, "num_attention_heads is 'eight'"),
+        ({"rope_parameters": [1]}, "rope_parameters is no object"), ({"use_moe": True}, "mixture of experts"),
+        ([1], "not understood"), ("{", "not understood"),
+    ):  # fmt: skip
+        (tmp_path / "config.json").write_text(bad if isinstance(bad, str) else json.dumps(bad))
+        with pytest.raises(CheckpointError, match=said):
+            load_published(tmp_path / "lm_512.pth")

@@ -1,0 +1,337 @@
+"""An index holds what was read, is whole or not there, and training on it never ends at a row."""
+
+import errno
+import json
+import os
+import pickle
+import signal
+from pathlib import Path
+
+import pyarrow
+import pytest
+from rows import BAD, FORMS, GOOD, with_pictures, write, write_table
+from training import deadly, in_a_child, save_base, stage
+
+from minivlm import checkpoint, cli
+from minivlm.checkpoint import load_checkpoint, read_meta
+from minivlm.config import STAGES, clip_26m_config, scenes_config
+from minivlm.data import dataset as index
+from minivlm.data.dataset import ABOUT, ROWS, RowIndexError, read_index, write_index
+from minivlm.data.samples import read_rows
+from minivlm.data.survey import survey
+from minivlm.pipeline import recipe_for, sized_stage, train_on_index
+from minivlm.train import RowOrder, TrainingError, train
+
+MIXED = [GOOD[i % 3] for i in range(15)]  # one picture, two pictures and none by turns
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pictures, and one that is cut off."""
+    (tmp_path / "data").mkdir()
+    return with_pictures(tmp_path / "data")
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Where the index shall lie; its parent has nothing else but the data."""
+    return tmp_path / "index"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("batch", [1, 2, 256])
+def test_an_index_holds_the_usable_rows_as_they_are_read(folder, out, processor, form, batch, monkeypatch):
+    monkeypatch.setattr(index, "BATCH_ROWS", batch)
+    file = FORMS[form][0](folder, [GOOD[0], BAD["empty answer"][0], GOOD[1], BAD["picture unreadable"][0], GOOD[2]])
+    found = write_index(out, file, processor, decode=True)
+    direct, rows = survey(file, processor, decode=True), read_index(out)
+    assert [str(error) for error in found.bad] == [str(error) for error in direct.bad] and len(found.bad) == 2
+    assert (found.usable, found.tokens, found.lengths) == (direct.usable, direct.tokens, direct.lengths)
+    wanted = list(read_rows(FORMS[form][0](folder, GOOD)))
+    assert len(rows) == 3 and [(row.conversations, row.images) for row in rows] == [
+        (row.conversations, row.images) for row in wanted
+    ]
+    assert [int(row.where.split()[-1]) for row in rows] == [1, 3, 5]
+    assert rows.dataset["tokens"][:] == [len(processor.render(row.messages()).input_ids) for row in wanted]
+    with pytest.raises(IndexError):
+        rows[3]
+    with pytest.raises(IndexError):
+        rows[-1]
+
+
+def test_what_stands_beside_the_rows(folder, out, model, processor):
+    file = write(folder, [*GOOD, BAD["not JSON"][0]])
+    write_index(out, file, processor, decode=True)
+    about = json.loads((out / ABOUT).read_text("utf-8"))
+    assert {path.name for path in out.iterdir()} == {ROWS, ABOUT}
+    assert about["format"] == 1 and about["source"] == str(file) and about["decoded"] is True
+    assert about["usable"] == 3 and about["bad"] == 1 and about["pictures"] == {"0": 1, "1": 1, "2": 1}
+    save_base(out.with_name("base"), model, processor)
+    assert about["tokenizer"] == read_meta(out.with_name("base"))["hashes"]["tokenizer"]
+    assert about["versions"]["pyarrow"] == pyarrow.__version__
+    assert about["token_limit"] == processor.tokenizer.model_max_length and about["tokens_a_picture"] == 4
+
+
+def test_the_rows_stay_on_the_disk(folder, out, processor):
+    """The library's table is a memory map of the one file; a pickled index is its path, not its rows."""
+    write_index(out, write_table(folder, MIXED), processor)
+    allocated = pyarrow.total_allocated_bytes()
+    rows = read_index(out)
+    assert [Path(file["filename"]) for file in rows.dataset.cache_files] == [out / ROWS]
+    assert type(rows.dataset.data).__name__ == "MemoryMappedTable"
+    assert pyarrow.total_allocated_bytes() - allocated < (out / ROWS).stat().st_size / 2
+    packed = pickle.dumps(rows)
+    again = pickle.loads(packed)
+    assert GOOD[0]["conversations"][0]["content"].encode() not in packed
+    assert [row.images for row in again] == [row.images for row in rows]
+
+
+def test_relative_paths_are_kept_in_full(folder, out, processor, monkeypatch):
+    write(folder, GOOD)
+    monkeypatch.chdir(folder)
+    write_index(out, "train.jsonl", processor)
+    monkeypatch.chdir(folder.parent)
+    assert [row.images for row in read_index(out)] == [[folder / "0.jpg"], [folder / "0.jpg", folder / "1.jpg"], []]
+
+
+def test_an_index_without_a_usable_row_says_so_when_it_is_trained_on(folder, out, model, processor, tmp_path):
+    base = save_base(tmp_path / "base", model, processor)
+    assert len(write_index(out, write(folder, ["{"]), processor, decode=True).bad) == 1
+    assert len(read_index(out)) == 0
+    with pytest.raises(TrainingError, match="there are no rows to learn from"):
+        train_on_index(out, stage("pretrain"), model, processor, parent=base, out=tmp_path / "new", precision="fp32")
+
+
+# ---- whole or not there
+
+
+def test_a_full_disk_leaves_nothing(folder, out, processor, monkeypatch):
+    file = write(folder, GOOD)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for broken in ("_write", "add"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match=r"index was not written \(.*No space left"):
+            patch.setattr(index.RowWriter, broken, full)
+            write_index(out, file, processor)
+        assert [path.name for path in out.parent.iterdir()] == ["data"]
+
+
+def test_a_failure_leaves_the_index_of_before(folder, out, processor, monkeypatch):
+    write_index(out, write(folder, GOOD), processor)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(index.RowWriter, "_write", interrupted)
+        write_index(out, write(folder, GOOD[:1]), processor)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    write_index(out, write(folder, GOOD[:1]), processor)
+    assert len(read_index(out)) == 1 and {path.name for path in out.parent.iterdir()} == {"data", "index"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("owner", "name", "at"), [(index.RowWriter, "add", 2), (checkpoint, "_swap", 1), (Path, "rename", 2)]
+)
+def test_killed_while_writing(folder, out, processor, monkeypatch, owner, name, at):
+    """At a row, before the folders are exchanged, and between the two renames."""
+    write_index(out, write(folder, GOOD), processor)
+
+    def write_and_die():
+        monkeypatch.setattr(owner, name, deadly(getattr(owner, name), at))
+        write_index(out, write(folder, GOOD[:2]), processor)
+
+    assert in_a_child(write_and_die) == -signal.SIGKILL
+    assert len(read_index(out)) == 3
+    monkeypatch.undo()
+    write_index(out, write(folder, GOOD[:2]), processor)
+    assert len(read_index(out)) == 2 and {path.name for path in out.parent.iterdir()} == {"data", "index"}
+
+
+def test_a_folder_of_other_things_is_refused(folder, out, processor, monkeypatch):
+    file = write(folder, GOOD)
+    out.mkdir()
+    write_index(out, file, processor)  # an empty folder will do
+    (folder.parent / "thesis").mkdir()
+    (folder.parent / "thesis" / "chapter.txt").write_text("years of work")
+    monkeypatch.chdir(folder)
+    for place, complaint in [
+        (folder.parent / "thesis", "exists and is no index of rows"),
+        (file, "holds the rows or pictures that are to be checked"),
+        (folder, "holds the rows or pictures that are to be checked"),
+        (".", "go up and give its name"),
+    ]:
+        with pytest.raises(RowIndexError, match=complaint):
+            write_index(place, file, processor)
+    elsewhere = write(folder.parent, GOOD)
+    with pytest.raises(RowIndexError, match="holds the rows or pictures"):
+        write_index(folder, elsewhere, processor, images=folder)
+    assert (folder.parent / "thesis" / "chapter.txt").read_text() == "years of work" and file.is_file()
+
+
+# ---- refused
+
+
+def test_no_index_another_format_and_damaged_files_are_refused(folder, out, processor):
+    with pytest.raises(RowIndexError, match=r"there is no index of rows here.*minivlm data check PATH --out INDEX"):
+        read_index(out)
+    write_index(out, write(folder, GOOD), processor)
+    about, rows = (out / ABOUT).read_text("utf-8"), (out / ROWS).read_bytes()
+    flipped = bytearray(rows)
+    flipped[len(rows) // 2] ^= 1
+    for content in (rows[:-8], bytes(flipped), b""):
+        (out / ROWS).write_bytes(content)
+        with pytest.raises(RowIndexError, match=r"rows\.arrow: missing, cut off or changed since it was written"):
+            read_index(out)
+    (out / ROWS).unlink()
+    with pytest.raises(RowIndexError, match=r"rows\.arrow: missing"):
+        read_index(out)
+    (out / ROWS).write_bytes(rows)
+    for text, complaint in [
+        (about[:-10], "cut off or damaged"),
+        (about.replace('"format": 1', '"format": 2'), "not of format 1"),
+        ("[]", "not of format 1"),
+        ('{"format": 1, "rows": {}, "decoded": true}', "token_limit, tokenizer, tokens_a_picture is missing"),
+    ]:
+        (out / ABOUT).write_text(text, "utf-8")
+        with pytest.raises(RowIndexError, match=rf"index\.json: .*{complaint}"):
+            read_index(out)
+
+
+def test_an_index_on_which_training_could_end_at_a_row_is_refused(folder, out, processor, monkeypatch):
+    file = write(folder, GOOD)
+    write_index(out, file, processor)
+    with pytest.raises(RowIndexError, match=r"never opened.*--decode"):
+        read_index(out).require_trainable(processor)
+    write_index(out, file, processor, decode=True)
+    rows = read_index(out)
+    rows.require_trainable(processor)
+    with monkeypatch.context() as patch, pytest.raises(RowIndexError, match="another token limit than the model's"):
+        patch.setattr(processor.tokenizer, "model_max_length", 100)
+        rows.require_trainable(processor)
+    with monkeypatch.context() as patch, pytest.raises(RowIndexError, match=r"another tokens a picture .*\(4, not 9\)"):
+        patch.setattr(processor, "num_image_tokens", 9)
+        rows.require_trainable(processor)
+    with monkeypatch.context() as patch, pytest.raises(RowIndexError, match="another tokenizer than the model's"):
+        patch.setattr(index, "hash_tokenizer", lambda _: "another")
+        rows.require_trainable(processor)
+    picture = (folder / "1.jpg").read_bytes()
+    (folder / "1.jpg").write_bytes(picture[:-1])
+    with pytest.raises(RowIndexError, match=rf"line 2: the picture {folder / '1.jpg'} has {len(picture) - 1:,} bytes"):
+        rows.require_trainable(processor)
+    (folder / "1.jpg").unlink()
+    with pytest.raises(RowIndexError, match=rf"line 2: the picture {folder / '1.jpg'} is missing"):
+        rows.require_trainable(processor)
+
+
+# ---- training
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_training_on_an_index_is_training_on_its_rows(folder, out, model, make_model, processor, tmp_path, form):
+    """Rows with one picture, two and none in every step, over more than a whole epoch; the bad rows are not met."""
+    bad = [BAD[name][0] for name in BAD if name not in FORMS[form][2] and name != "too long"]
+    base = save_base(tmp_path / "base", model, processor)
+    write_index(out, FORMS[form][0](folder, [*bad[:5], *MIXED, *bad[5:]]), processor, decode=True)
+    rows, small = list(read_rows(FORMS[form][0](folder, MIXED))), stage("pretrain", steps=3, batch_size=12)
+    checked = read_index(out)
+    order = RowOrder(checked, processor, small.batch_size, seed=0)
+    steps = [order[step] for step in range(small.steps)]
+    assert all({len(row.pictures) for row in step} == {0, 1, 2} for step in steps)
+    assert {row.where for step in steps for row in step} == {row.where for row in checked} and len(checked) == 15
+    options = {"parent": base, "precision": "fp32"}
+    indexed = train_on_index(out, small, make_model(), processor, out=tmp_path / "a", **options)
+    direct = train(model, processor, rows, small, tmp_path / "b", **options)
+    assert [entry["loss"] for entry in indexed] == [entry["loss"] for entry in direct] and len(indexed) == 3
+    hashes = [read_meta(tmp_path / name)["hashes"] for name in "ab"]
+    assert hashes[0] == hashes[1]
+
+
+def test_an_unchecked_index_is_refused_before_the_first_step(folder, out, model, processor, tmp_path):
+    base = save_base(tmp_path / "base", model, processor)
+    write_index(out, write(folder, MIXED), processor)
+    with pytest.raises(RowIndexError, match="--decode"):
+        train_on_index(out, stage("pretrain"), model, processor, parent=base, out=tmp_path / "new", precision="fp32")
+    assert not (tmp_path / "new").exists()
+
+
+def test_training_on_an_index_goes_on_where_it_was(folder, out, make_model, processor, tmp_path):
+    base = save_base(tmp_path / "base", make_model(), processor)
+    write_index(out, write_table(folder, MIXED), processor, decode=True)
+
+    def stop(done, *_):
+        if done == 2:  # the step after it is still finished
+            signal.raise_signal(signal.SIGINT)
+
+    def trained(name, **options):
+        return train_on_index(
+            out, stage("pretrain"), make_model(), processor, base, tmp_path / name, precision="fp32", **options
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        trained("stopped", on_step=stop)
+    assert read_meta(tmp_path / "stopped")["steps"] == 3
+    losses = [[entry["loss"] for entry in trained(name)] for name in ("stopped", "whole")]
+    assert losses[0] == losses[1]
+    ends = [load_checkpoint(tmp_path / name)[0].projector.weight for name in ("stopped", "whole")]
+    assert (ends[0] == ends[1]).all()
+
+
+# ---- the commands
+
+
+def said(capsys, *arguments: object) -> tuple[int, str, str]:
+    code = cli.main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_check_and_train_as_commands(folder, out, model, processor, tmp_path, capsys):
+    base = save_base(tmp_path / "base", model, processor)
+    file = write(folder, [*MIXED, BAD["empty answer"][0]])
+    code, printed, errors = said(capsys, "data", "check", file, "--out", out, "--decode", "--model", base)
+    assert code == 2 and f"The index: {out}, 15 rows" in printed and f"{file}, line 16: " in errors
+    options = ("--parent", base, "--out", tmp_path / "new", "--precision", "fp32")
+    sizes = ("--recipe", "scenes", "--steps", 3, "--batch-size", 2, "--accumulation", 2)
+    assert said(capsys, "train", "pretrain", "--rows", out, *options, *sizes)[0] == 0
+    recipe = read_meta(tmp_path / "new")["recipe"]
+    usual = STAGES["scenes"]["pretrain"]
+    assert [recipe[key] for key in ("steps", "batch_size", "accumulation", "warmup_steps")] == [3, 2, 2, 1]
+    assert recipe["learning_rates"] == usual.learning_rates and read_meta(tmp_path / "new")["rows"]["count"] == 15
+    code, _, errors = said(capsys, "train", "pretrain", "--rows", out, "--parent", base, "--out", tmp_path / "x")
+    assert code == 2 and "say by --recipe" in errors
+    code, _, errors = said(capsys, "train", "pretrain", "--rows", folder, *options, *sizes)
+    assert code == 2 and "there is no index of rows here" in errors
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("train pretrain --rows x", "--pictures 9"),
+        ("train pretrain --rows x", "--scale 2"),
+        ("train pretrain", "--recipe scenes"),
+        ("train pretrain", "--steps 3"),
+        ("train pretrain", "--batch-size 3"),
+        ("train pretrain", "--accumulation 3"),
+        ("data sheet x.png", "--images x"),
+        ("data table x", "--decode"),
+        ("data table x", "--out x"),
+        ("data sheet x.png", "--model x"),
+    ],
+)
+def test_options_that_do_not_apply_are_refused(command, option, capsys):
+    code, _, errors = said(capsys, *command.split(), *option.split())
+    assert code == 2 and errors.startswith(f"minivlm: {option.split()[0]} is for ") and "leave it out" in errors
+
+
+def test_the_recipe_is_that_of_the_models_widths(config):
+    assert recipe_for(scenes_config(500)) == "scenes" and recipe_for(clip_26m_config()) == "clip-26m"
+    with pytest.raises(ValueError, match=r"widths, 16 and 24, are those of no preset; say by --recipe"):
+        recipe_for(config)
+    assert sized_stage("clip-26m", "sft") == STAGES["clip-26m"]["sft"]
+    short = sized_stage("clip-26m", "sft", steps=10, batch_size=None)
+    assert (short.steps, short.warmup_steps, short.batch_size) == (10, 5, 32)

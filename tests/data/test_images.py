@@ -1,0 +1,423 @@
+"""Every way in which a picture can be almost RGB, and every way in which a file can be no picture."""
+
+import io
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from minivlm.data.images import MAX_PIXELS, PictureError, open_picture
+
+WHITE = (255, 255, 255)
+
+
+def as_bytes(picture: Image.Image, form: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_by_hand(width: int, height: int, depth: int, colour: int, rows: list[bytes], extra: bytes = b"") -> bytes:
+    """A PNG from the specification, so that Pillow's writer is not its own judge."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
+    body = png_chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + body + png_chunk(b"IEND", b"")
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def test_rgb_comes_back_unchanged_from_every_kind_of_source(photo, tmp_path):
+    path = tmp_path / "photo.png"
+    photo.save(path)
+    for source in (path, str(path), path.read_bytes(), bytearray(path.read_bytes()), photo):
+        opened = open_picture(source)
+        assert opened.mode == "RGB"
+        assert opened.tobytes() == photo.tobytes()
+    assert open_picture(photo) is not photo
+
+
+def test_name_may_be_chinese_and_suffix_wrong(photo, tmp_path):
+    path = tmp_path / "照片 1.jpg"
+    path.write_bytes(as_bytes(photo, "PNG"))
+    assert open_picture(path).tobytes() == photo.tobytes()
+
+
+def test_rgba_lies_on_white():
+    picture = Image.new("RGBA", (3, 1))
+    picture.putdata([(255, 0, 0, 255), (0, 0, 0, 0), (0, 0, 0, 128)])
+    opened = open_picture(as_bytes(picture, "PNG"))
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(255, 0, 0), WHITE]
+    assert opened.getpixel((2, 0)) == pytest.approx((127, 127, 127), abs=1)
+
+
+def test_grey_with_alpha_lies_on_white():
+    picture = Image.new("LA", (2, 1))
+    picture.putdata([(40, 255), (0, 0)])
+    opened = open_picture(as_bytes(picture, "PNG"))
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(40, 40, 40), WHITE]
+
+
+@pytest.mark.parametrize("form", ["PNG", "GIF"])
+def test_palette_with_and_without_transparency(form):
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.putdata([0, 1])
+    plain = open_picture(as_bytes(picture, form))
+    assert [plain.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (200, 100, 50)]
+    clear = open_picture(as_bytes(picture, form, transparency=1))
+    assert [clear.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), WHITE]
+
+
+def test_palette_with_an_alpha_for_every_entry():
+    palette = png_chunk(b"PLTE", bytes([10, 20, 30, 200, 100, 50])) + png_chunk(b"tRNS", bytes([255, 0]))
+    opened = open_picture(png_by_hand(2, 1, 8, 3, [bytes([0, 1])], palette))
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), WHITE]
+
+
+def test_greyscale_and_black_and_white():
+    grey = Image.new("L", (1, 1), 77)
+    assert open_picture(as_bytes(grey, "JPEG", quality=100)).getpixel((0, 0)) == (77, 77, 77)
+    assert open_picture(as_bytes(Image.new("1", (1, 1), 1), "PNG")).getpixel((0, 0)) == WHITE
+
+
+def test_16_bit_grey_is_scaled_not_clipped():
+    values = [0, 128, 257, 32768, 40000, 65535]
+    expected = [round(value / 257) for value in values]  # 65,535 / 255 = 257
+    png = png_by_hand(len(values), 1, 16, 0, [struct.pack(">6H", *values)])
+    tiff = as_bytes(Image.fromarray(np.array([values], dtype=np.uint16)), "TIFF")
+    pgm = b"P5 6 1 65535\n" + struct.pack(">6H", *values)
+    for data in (png, tiff, pgm):
+        opened = open_picture(data)
+        assert [opened.getpixel((x, 0)) for x in range(6)] == [(v, v, v) for v in expected]
+
+
+def test_16_bit_grey_with_a_see_through_shade():
+    png = png_by_hand(2, 1, 16, 0, [struct.pack(">2H", 300, 25700)], png_chunk(b"tRNS", struct.pack(">H", 300)))
+    opened = open_picture(png)
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [WHITE, (100, 100, 100)]
+
+
+def test_16_bit_colour():
+    opened = open_picture(png_by_hand(2, 1, 16, 2, [struct.pack(">6H", 65535, 0, 32896, 257, 25700, 51400)]))
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(255, 0, 128), (1, 100, 200)]
+
+
+def test_floats_from_0_to_1_are_scaled_and_others_refused():
+    good = Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32))
+    assert [open_picture(good).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+    for values in ([-1.0, 0.5], [0.0, 300.0], [0.0, np.nan]):
+        with pytest.raises(PictureError, match=r"what is white is unknown.*8 or 16 bits"):
+            open_picture(Image.fromarray(np.array([values], dtype=np.float32)))
+    with pytest.raises(PictureError, match="what is white is unknown"):
+        open_picture(Image.fromarray(np.array([[0, 70_000]], dtype=np.int32)))
+
+
+def test_cmyk():
+    ink = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    for form in ("JPEG", "TIFF"):
+        assert open_picture(as_bytes(ink, form)).getpixel((4, 4)) == pytest.approx((255, 0, 0), abs=3)
+
+
+def test_lab():
+    opened = open_picture(as_bytes(Image.new("LAB", (2, 2), (255, 128, 128)), "TIFF"))
+    assert opened.getpixel((0, 0)) == pytest.approx(WHITE, abs=3)
+
+
+def corner_red() -> Image.Image:
+    """Red in the upper left of a wide picture, as a person sees it."""
+    picture = Image.new("RGB", (48, 32), "white")
+    picture.paste((255, 0, 0), (0, 0, 16, 16))
+    return picture
+
+
+# how a camera's sensor holds the upright picture for each EXIF orientation (the inverse of what a viewer applies)
+STORED = {
+    1: lambda p: p,
+    2: lambda p: p.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    3: lambda p: p.transpose(Image.Transpose.ROTATE_180),
+    4: lambda p: p.transpose(Image.Transpose.FLIP_TOP_BOTTOM),
+    5: lambda p: p.transpose(Image.Transpose.TRANSPOSE),
+    6: lambda p: p.transpose(Image.Transpose.ROTATE_90),
+    7: lambda p: p.transpose(Image.Transpose.TRANSVERSE),
+    8: lambda p: p.transpose(Image.Transpose.ROTATE_270),
+}
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_orientation_is_applied(orientation, form):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = as_bytes(STORED[orientation](corner_red()), form, exif=exif)
+    opened = open_picture(data)
+    assert opened.size == (48, 32)
+    assert opened.getpixel((4, 4)) == pytest.approx((255, 0, 0), abs=12)
+    assert opened.getpixel((44, 28)) == pytest.approx(WHITE, abs=12)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_damaged_exif_block_does_not_matter():
+    whole = as_bytes(corner_red(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" + b"\xaa" * 40)
+    assert open_picture(whole).size == (48, 32)
+
+
+def test_16_bit_picture_with_orientation():
+    values = np.zeros((2, 3), dtype=np.uint16)
+    values[0, 0] = 65535
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored rotated left: the viewer turns it right
+    opened = open_picture(as_bytes(Image.fromarray(values), "PNG", exif=exif))
+    assert opened.size == (2, 3)
+    assert opened.getpixel((1, 0)) == WHITE
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
+def test_animation_gives_its_first_frame(form):
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    data = as_bytes(frames[0], form, save_all=True, append_images=frames[1:], duration=50)
+    assert open_picture(data).getpixel((4, 4)) == pytest.approx((255, 0, 0), abs=4)
+
+
+def test_one_pixel():
+    assert open_picture(as_bytes(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")).getpixel((0, 0)) == (1, 2, 3)
+
+
+# ---- refused
+
+
+def test_missing_file_folder_and_address(tmp_path):
+    with pytest.raises(PictureError, match=r"nowhere\.png: there is no such file"):
+        open_picture(tmp_path / "nowhere.png")
+    with pytest.raises(PictureError, match="not a file"):
+        open_picture(tmp_path)
+    with pytest.raises(PictureError, match="save the picture as a file"):
+        open_picture("https://example.org/cat.jpg")
+    with pytest.raises(PictureError, match=r"ndarray.*fromarray"):
+        open_picture(np.zeros((4, 4, 3), dtype=np.uint8))
+
+
+def test_unreadable_file(photo, tmp_path, monkeypatch):
+    path = tmp_path / "locked.png"
+    photo.save(path)
+
+    def locked(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", locked)
+    with pytest.raises(PictureError, match=r"locked\.png.*permissions"):
+        open_picture(path)
+
+
+def test_empty_file(tmp_path):
+    path = tmp_path / "empty.jpg"
+    path.touch()
+    with pytest.raises(PictureError, match=r"empty\.jpg: the file is empty"):
+        open_picture(path)
+
+
+@pytest.mark.parametrize("data", [b"hello, world", b"%PDF-1.7 ...", b"BMW, a car; RIFF, a word", b"\0" * 40])
+def test_not_a_picture(data, tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_bytes(data)
+    with pytest.raises(PictureError, match=r"notes\.png: this is not a picture.*formats read: .*PNG"):
+        open_picture(path)
+
+
+def test_formats_that_run_other_programs_are_not_tried(tmp_path):
+    path = tmp_path / "page.eps"
+    Image.new("RGB", (4, 4)).save(path)
+    with pytest.raises(PictureError, match="this is not a picture"):
+        open_picture(path)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_cut_off_file(photo, form, share, tmp_path):
+    whole = as_bytes(photo, form)
+    path = tmp_path / f"cut.{form.lower()}"
+    path.write_bytes(whole[: int(len(whole) * share)])
+    with pytest.raises(PictureError, match=r"cut\."):
+        open_picture(path)
+
+
+@pytest.fixture
+def forbid_decoding(monkeypatch):
+    """From its call on, whoever decodes a pixel fails."""
+    whole = as_bytes(Image.new("RGB", (4, 4)), "PNG")
+
+    def decoder(*_):
+        raise AssertionError("the pixels were decoded")
+
+    def forbid():
+        monkeypatch.setattr(ImageFile.ImageFile, "load", decoder)
+        monkeypatch.setattr(Image.Image, "load", decoder)
+        with pytest.raises(AssertionError, match="decoded"):
+            open_picture(whole)
+
+    return forbid
+
+
+def with_thumbnail(picture: Image.Image) -> bytes:
+    """A JPEG with a whole JPEG in its EXIF block, as cameras write it."""
+    thumbnail = as_bytes(picture.resize((16, 12)), "JPEG")
+    data = as_bytes(picture, "JPEG", exif=b"Exif\0\0" + b"MM\0*\0\0\0\x08" + bytes(6) + thumbnail)
+    assert data.count(b"\xff\xd9") == 2
+    return data
+
+
+def with_restarts(picture: Image.Image) -> bytes:
+    data = as_bytes(picture, "JPEG", restart_marker_rows=1)
+    assert b"\xff\xd0" in data and b"\xff\xd1" in data
+    return data
+
+
+def animated(picture: Image.Image, form: str) -> bytes:
+    return as_bytes(picture, form, save_all=True, append_images=[picture.rotate(90), picture.rotate(180)], duration=50)
+
+
+# the kinds of each format whose end is found in a way of its own, and what is said when it is not there
+KINDS = {
+    "PNG": (lambda p: as_bytes(p, "PNG"), "IEND"),
+    "PNG, animated": (lambda p: animated(p, "PNG"), "IEND"),
+    "JPEG": (lambda p: as_bytes(p, "JPEG"), "EOI"),
+    "JPEG, progressive": (lambda p: as_bytes(p, "JPEG", progressive=True), "EOI"),
+    "JPEG, restarts": (with_restarts, "EOI"),
+    "JPEG, thumbnail": (with_thumbnail, "EOI"),
+    "JPEG, several pictures": (lambda p: as_bytes(p, "MPO", save_all=True, append_images=[p]), "EOI"),
+    "GIF": (lambda p: as_bytes(p, "GIF"), "trailer"),
+    "GIF, animated": (lambda p: animated(p, "GIF"), "trailer"),
+    "WebP": (lambda p: as_bytes(p, "WEBP"), "bytes and has"),
+    "WebP, animated": (lambda p: animated(p, "WEBP"), "bytes and has"),
+    "BMP": (lambda p: as_bytes(p, "BMP"), "bytes and has"),
+}
+
+
+def cuts(kind: str, whole: bytes) -> list[int]:
+    """From the first bytes of the header to one byte short of the end."""
+    end = whole.index(b"\xff\xd8\xff", 3) if kind == "JPEG, several pictures" else len(whole)  # the first counts
+    first = 30 if kind[0] in "WB" else 8  # a WebP or BMP says how long it is in its header
+    return [first, end // 4, end // 2, end - 100, end - 12, end - 3, end - 2, end - 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cut_off_file_never_reaches_the_decoder(photo, kind, tmp_path, forbid_decoding):
+    make, missing = KINDS[kind]
+    whole, path = make(photo), tmp_path / "cut.bin"
+    forbid_decoding()
+    for cut in cuts(kind, whole):
+        path.write_bytes(whole[:cut])
+        for source in (path, whole[:cut]):
+            with pytest.raises(PictureError, match=f"the file is cut off, .*{missing}.*; copy or download it again"):
+                open_picture(source)
+
+
+@pytest.mark.parametrize("after", [b"", b"\0", b"\xff\xd8", b"what a phone hides behind its pictures" * 9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_file_is_opened_whatever_follows_its_end(photo, kind, after):
+    opened = open_picture(KINDS[kind][0](photo) + after)
+    assert opened.size == photo.size and len(opened.getcolors(9999)) > 200  # decoded, not blank
+
+
+def test_a_thumbnails_end_is_not_the_pictures(photo, forbid_decoding):
+    data = with_thumbnail(photo)
+    forbid_decoding()
+    scan = data.rindex(b"\xff\xda")
+    assert data.index(b"\xff\xd9") < scan
+    for cut in (scan, scan + 40, (scan + len(data)) // 2, len(data) - 1):
+        with pytest.raises(PictureError, match=r"its end mark \(EOI\) is missing"):
+            open_picture(data[:cut])
+
+
+def test_what_decoders_forgive_in_a_whole_file_is_forgiven(photo):
+    """Fill bytes before a JPEG's marks, a zero between a GIF's blocks, a BMP that does not say its size."""
+    jpeg, gif, bmp = (as_bytes(photo, form) for form in ("JPEG", "GIF", "BMP"))
+    assert open_picture(jpeg[:-2] + b"\xff\xff\xff\xd9").size == (80, 60)
+    assert open_picture(gif[:-1] + b"\0\0;").size == (80, 60)
+    assert open_picture(bmp[:2] + bytes(4) + bmp[6:]).size == (80, 60)
+
+
+def test_a_large_file_that_is_no_picture_is_not_read_through(tmp_path):
+    pytest.importorskip("resource", reason="measures memory as Unix does")
+    path = tmp_path / "film.mp4"
+    with path.open("wb") as file:
+        file.truncate(300_000_000)  # takes no room on the disk, but would in memory
+    assert "film.mp4: this is not a picture" in refused_in_little_memory(path)
+
+
+def test_damaged_pixels(photo):
+    data = bytearray(as_bytes(photo, "PNG"))
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(PictureError, match="damaged"):
+        open_picture(bytes(data))
+
+
+def test_20_000_by_20_000_is_refused_from_its_header():
+    """The file claims 400 million pixels in 100 bytes; were it decoded, memory would grow by hundreds of MB."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0" * 60_001))
+    with pytest.raises(PictureError, match=r"make it smaller, 64,000,000 pixels at most"):
+        open_picture(data)
+
+
+def test_a_size_just_above_the_limit_never_reaches_the_decoder(forbid_decoding):
+    forbid_decoding()
+    side = int(MAX_PIXELS**0.5) + 1
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0"))
+    with pytest.raises(PictureError, match=r"8,001 x 8,001 pixels are too many"):
+        open_picture(data)
+
+
+def test_a_genuine_20_000_square_costs_no_memory(tmp_path):
+    """A real one-bit file of 50 MB unpacked, opened under a limit that decoding it to RGB would break."""
+    pytest.importorskip("resource", reason="measures memory as Unix does")
+    path = tmp_path / "huge.png"
+    rows = zlib.compressobj()
+    body = b"".join(rows.compress(b"\0" * 2_501) for _ in range(20_000)) + rows.flush()
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", body) + png_chunk(b"IEND", b""))
+    assert "huge.png" in refused_in_little_memory(path)
+
+
+def refused_in_little_memory(path: Path) -> str:
+    """What is said of a file, in a process of its own whose memory is measured."""
+    code = (
+        "import resource, sys\n"
+        "from minivlm.data.images import PictureError, open_picture\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try:\n    open_picture(sys.argv[1])\n"
+        "except PictureError as error:\n"
+        "    print(error)\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    message, grown = done.stdout.splitlines()
+    assert int(grown) < 30_000  # kilobytes
+    return message
+
+
+def test_a_thread_of_a_picture():
+    with pytest.raises(PictureError, match=r"1 x 2,000 pixels is too narrow"):
+        open_picture(Image.new("RGB", (1, 2000)))
+
+
+def test_pillows_own_limit_gives_our_error_even_as_a_warning():
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 10_000, 10_000, 8, 2, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(PictureError, match="make it smaller"):
+            open_picture(data)

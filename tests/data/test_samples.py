@@ -1,0 +1,133 @@
+"""Rows from files: what is read, and what is refused with its line."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from minivlm.data.samples import Row, read_rows
+from minivlm.processor import RowError
+
+
+def turns(question: str, answer: str = "一只狗。") -> list[dict]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with three pictures."""
+    (tmp_path / "pictures").mkdir()
+    for index, colour in enumerate(("red", "lime", "blue")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "pictures" / f"{index}.jpg")
+    return tmp_path
+
+
+def write(folder, *lines) -> str:
+    file = folder / "train.jsonl"
+    file.write_text(
+        "".join((line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)) + "\n" for line in lines),
+        encoding="utf-8",
+    )
+    return file
+
+
+def test_rows_with_one_several_and_no_pictures(folder):
+    file = write(
+        folder,
+        {"conversations": turns("提供给定图像的简要描述。\n<image>"), "image": "0.jpg"},
+        "",
+        {"conversations": turns("<image>\n<image>\nWhich?"), "image": "1.jpg, 2.jpg"},
+        {"conversations": turns("Hi")},
+        {"conversations": turns("Hi"), "image": ""},
+    )
+    pictures = folder / "pictures"
+    assert list(read_rows(file, pictures)) == [
+        Row(turns("提供给定图像的简要描述。\n<image>"), [pictures / "0.jpg"], f"{file}, line 1"),
+        Row(turns("<image>\n<image>\nWhich?"), [pictures / "1.jpg", pictures / "2.jpg"], f"{file}, line 3"),
+        Row(turns("Hi"), [], f"{file}, line 4"),
+        Row(turns("Hi"), [], f"{file}, line 5"),
+    ]
+
+
+def test_pictures_lie_beside_the_file_unless_said_otherwise(folder):
+    file = write(folder, {"conversations": turns("<image>"), "image": "pictures/0.jpg"})
+    assert next(read_rows(file)).images == [folder / "pictures" / "0.jpg"]
+
+
+def test_byte_order_mark_and_windows_line_ends(folder):
+    file = folder / "train.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps({"conversations": turns("Hi")}).encode() + b"\r\n\r\n")
+    assert [row.conversations for row in read_rows(file)] == [turns("Hi")]
+
+
+def test_a_row_becomes_a_batch(folder, processor):
+    file = write(folder, {"conversations": turns("<image>\n<image>\nWhich?"), "image": "0.jpg, 2.jpg"})
+    row = next(read_rows(file, folder / "pictures"))
+    rendered = processor.render(row.messages(), where=row.where)
+    assert rendered.where == f"{file}, line 1"
+    batch = processor.collate([rendered])
+    assert batch["images_per_row"].tolist() == [2]
+    assert batch["pixel_values"].mean(dim=(2, 3)).argmax(dim=1).tolist() == [0, 2]  # red, blue
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ('{"conversations": [', r"not a line of JSON.*correct it"),
+        ('[{"conversations": []}, ', "not a line of JSON.*correct it"),
+        ("[1, 2]", 'not an object with "conversations"'),
+        ({"image": "0.jpg"}, 'not an object with "conversations"'),
+        ({"conversations": turns("Hi"), "image": "0.jpg"}, "0 <image> in the text, but 1 pictures"),
+        ({"conversations": turns("<image>")}, "1 <image> in the text, but 0 pictures"),
+        (
+            {"conversations": turns("<image><image><image>"), "image": "0.jpg, 1.jpg"},
+            "3 <image> in the text, but 2 pictures; write one <image> for each picture",
+        ),
+        ({"conversations": turns("<image>"), "image": "gone.jpg"}, r"gone\.jpg is missing; add it or drop the row"),
+        ({"conversations": turns("<image>"), "image": ["0.jpg"]}, '"image" is list; write file names in one string'),
+        ({"conversations": turns("<image>"), "image": "../train.jsonl"}, "no name inside"),
+        ({"conversations": turns("<image>"), "image": "/etc/passwd"}, "no name inside"),
+        ({"conversations": turns("<image>"), "image": "0.jpg,"}, "'' is no name inside"),
+        ({"conversations": turns("Hi")[:1]}, "no supervised token"),
+        ({"conversations": []}, "no supervised token"),
+        ({"conversations": turns("Hi", "")}, "an assistant turn is empty"),
+        ({"conversations": turns("Hi", "<image>"), "image": "0.jpg"}, "a picture stands in an assistant turn"),
+        (
+            json.dumps({"conversations": turns("<image>"), "image": "\udcff.jpg"}),
+            r"name '\\udcff\.jpg' has half of a character; rename the file",
+        ),
+        (
+            {"conversations": turns("<image>"), "image": "x" * 5000},
+            r"no file can be called 'x{40}…' \(File name too long",
+        ),
+        ("[" * 100_000, r"not a line of JSON \(.*recursion"),
+        (json.dumps({"conversations": turns("A \ud800 B")}), r"the user's text has '\\ud800', half of a character"),
+        (json.dumps({"conversations": turns("Hi", "\udfff")}), r"the assistant's text has '\\udfff'.*take it out"),
+        ({"conversations": "Hi"}, "must be a list of turns"),
+        ({"conversations": [{"from": "human", "value": "Hi"}]}, "no supervised token"),
+        ({"conversations": [{"from": "robot", "value": "Hi"}]}, "a turn is from 'robot'; it must be one of human, gpt"),
+        ({"conversations": [{"from": ["human"], "value": "Hi"}]}, r"a turn is from \['human'\]; it must be one of"),
+        ({"conversations": turns("<image>"), "image_bytes": "/9j/"}, '"image_bytes" has str.*"image" names files'),
+        ({"conversations": turns("Hi")[::-1]}, "turn 1 is the assistant's where the user's is expected"),
+        ({"conversations": [turns("Hi")[0], *turns("Hi")]}, "turn 2 is the user's where the assistant's is expected"),
+        ({"conversations": [{"role": "robot", "content": "Hi"}]}, "role 'robot'"),
+    ],
+)
+def test_refused_with_file_and_line(folder, row, problem):
+    file = write(folder, {"conversations": turns("Hi")}, row)
+    rows = read_rows(file, folder / "pictures")
+    next(rows)
+    with pytest.raises(RowError, match=rf"train\.jsonl, line 2: .*{problem}"):
+        next(rows)
+
+
+def test_not_utf_8(folder):
+    file = folder / "train.jsonl"
+    file.write_bytes(json.dumps({"conversations": turns("图像")}, ensure_ascii=False).encode("gb18030"))
+    with pytest.raises(RowError, match=r"line 1: not a line of JSON.*utf-8"):
+        list(read_rows(file))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(RowError, match=r"nowhere\.jsonl: there is no such file"):
+        list(read_rows(tmp_path / "nowhere.jsonl"))

@@ -1,0 +1,246 @@
+"""A file of rows is read once and described; every bad row is found, with its line and its reason."""
+
+import gc
+import io
+import json
+import random
+import re
+import tracemalloc
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+from rows import BAD, FORMS, GOOD, REASONS, turns, with_pictures, write, write_table
+
+from minivlm import cli
+from minivlm.config import IGNORE_INDEX
+from minivlm.data.images import open_picture
+from minivlm.data.samples import read_rows
+from minivlm.data.survey import BIN, as_text, survey
+from minivlm.processor import RowError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two pictures, and one that is cut off."""
+    return with_pictures(tmp_path)
+
+
+@pytest.fixture
+def strict(processor, monkeypatch):
+    """The processor with a limit; the tokenizer is shared by all tests."""
+    monkeypatch.setattr(processor.tokenizer, "model_max_length", 200)
+    return processor
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_all_twelve_bad_rows_are_found_and_named(folder, strict, form):
+    writer, word, impossible = FORMS[form]
+    planted = [name for name in BAD if name not in impossible]
+    rows = [BAD[name][0] for name in planted]
+    file = writer(folder, [GOOD[0], *rows[:6], GOOD[1], *rows[6:], GOOD[2]])
+    found = survey(file, strict, decode=True)
+    places = [2, 3, 4, 5, 6, 7, *range(9, 3 + len(rows))]
+    assert len(BAD) == 12 and found.usable == 3
+    for error, place, name in zip(found.bad, places, planted, strict=True):
+        said, reason = str(error), REASONS.get((form, name), BAD[name][1])
+        assert said.startswith(f"{file}, {word} {place}: ") and reason in said, name
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_forms_hold_the_same_rows(folder, strict, form):
+    writer, word, _ = FORMS[form]
+    rows = list(read_rows(writer(folder, GOOD)))
+    assert [row.conversations for row in rows] == [row["conversations"] for row in GOOD]
+    shown = [[open_picture(picture).getpixel((0, 0)) for picture in row.images] for row in rows]
+    colours = [open_picture(folder / f"{name}.jpg").getpixel((0, 0)) for name in (0, 1)]
+    assert shown == [[colours[0]], colours, []]
+    assert [row.where.rsplit(", ")[-1] for row in rows] == [f"{word} 1", f"{word} 2", f"{word} 3"]
+
+
+def black(size: tuple[int, int], dot: bool = False) -> bytes:
+    picture, file = Image.new("RGB", size), io.BytesIO()
+    if dot:
+        picture.putpixel((0, 0), (0, 0, 9))
+    picture.save(file, "png")
+    return file.getvalue()
+
+
+def test_a_tables_black_stand_in_is_no_picture_of_a_text_only_row(folder, strict):
+    stand_in = black((8, 8))
+    held = [stand_in, stand_in, black((8, 9)), black((8, 8), dot=True), b"", b"x" * 5000, None]
+    texts = ["Hi", "<image>\nHi", *["Hi"] * 5]
+    file = folder / "text.parquet"
+    table = {"conversations": [json.dumps(turns(text, "Hi")) for text in texts], "image_bytes": held}
+    pyarrow.parquet.write_table(pyarrow.table(table), file)
+    found = survey(file, strict, decode=True)
+    assert found.pictures == {0: 2, 1: 1}
+    said = [f"{file}, row {row}: 0 <image> in the text, but 1 pictures" for row in (3, 4, 5, 6)]
+    assert [str(error)[: len(one)] for error, one in zip(found.bad, said, strict=True)] == said
+    table = {"conversations": [json.dumps(turns("Hi", "Hi"))] * 2, "image_bytes": [[stand_in] * 2, [stand_in, held[3]]]}
+    pyarrow.parquet.write_table(pyarrow.table(table), file)
+    assert survey(file, strict).pictures == {0: 1}
+
+
+def test_rows_of_a_table_are_named_across_its_row_groups(folder, strict):
+    file = write_table(folder, [GOOD[0]] * 70 + [BAD["empty answer"][0]] + [GOOD[2]] * 30, row_group_size=40)
+    found = survey(file, strict)
+    assert found.usable == 100 and [str(error).split(":")[0] for error in found.bad] == [f"{file}, row 71"]
+    assert [row.where for row in read_rows(write_table(folder, [GOOD[2]] * 45))][44] == f"{file}, row 45"
+
+
+def test_a_row_group_is_never_whole_in_memory(folder):
+    pictures = [random.Random(i).randbytes(20_000) for i in range(800)]
+    table = {"conversations": [json.dumps(turns("<image>", "Hi"))] * 800, "image_bytes": pictures}
+    file = folder / "one.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(table), file, use_dictionary=False, write_batch_size=16)
+    assert pyarrow.parquet.ParquetFile(file).num_row_groups == 1
+    del table
+    before, most = pyarrow.total_allocated_bytes(), 0
+    for row, picture in zip(read_rows(file), pictures, strict=True):
+        most = max(most, pyarrow.total_allocated_bytes() - before)
+        assert row.images == [picture]
+    assert most < file.stat().st_size / 3
+
+
+def test_a_table_that_cannot_be_read_is_named_once(folder, strict):
+    file = write_table(folder, [GOOD[0]] * 300, row_group_size=100, compression="none", use_dictionary=False)
+    whole = file.read_bytes()
+    for content in (whole[:-30], whole[: len(whole) // 2], b"", b"[1]"):
+        file.write_bytes(content)
+        found = survey(file, strict)
+        assert found.usable == 0 and len(found.bad) == 1
+        assert str(found.bad[0]).startswith(f"{file}: cut off, or not a Parquet file (")
+    for column in ("conversations", "image_bytes"):
+        others = {"conversations": ["[]"], "image_bytes": [b""]}
+        del others[column]
+        pyarrow.parquet.write_table(pyarrow.table(others), file)
+        assert [str(error) for error in survey(file, strict).bad] == [
+            f"{file}: there is no column '{column}' (only {next(iter(others))}); each row needs one"
+        ]
+
+
+def test_a_damaged_row_group_hides_no_other(folder, strict):
+    file = write_table(folder, [GOOD[0]] * 300, row_group_size=100, compression="zstd")
+    content = bytearray(file.read_bytes())
+    column = pyarrow.parquet.ParquetFile(file).metadata.row_group(1).column(0)
+    for place in range(column.total_compressed_size):
+        content[column.dictionary_page_offset + place] ^= 0xFF
+    file.write_bytes(content)
+    found = survey(file, strict)
+    assert found.usable == 200 and len(found.bad) == 1
+    assert str(found.bad[0]).startswith(f"{file}, row group 2 (up to row 200): damaged (")
+
+
+def test_a_tables_row_that_is_no_text_or_no_bytes_is_named(folder, strict):
+    file = folder / "odd.parquet"
+    texts = pyarrow.array([b'[{"role": "user", "content": "\xff"}]', json.dumps(turns("Hi", "Hi")).encode()])
+    texts = pyarrow.StringArray.from_buffers(2, *texts.buffers()[1:])
+    pyarrow.parquet.write_table(pyarrow.table({"conversations": texts, "image_bytes": ["0.jpg", None]}), file)
+    found = survey(file, strict)
+    assert found.usable == 1 and str(found.bad[0]).startswith(f"{file}, row 1: its text is not UTF-8 (")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"conversations": [turns("Hi", "Hi")] * 3, "image_bytes": ["0.jpg", "1.jpg", None]}), file
+    )
+    said = [f'{file}, row {row}: "image_bytes" has str; it must be the bytes of picture files' for row in (1, 2)]
+    found = survey(file, strict)  # turns that are lists already are read, too
+    assert found.usable == 1
+    assert [str(error)[: len(one)] for error, one in zip(found.bad, said, strict=True)] == said
+
+
+def test_a_folders_files_are_read_by_name_and_a_broken_one_hides_no_other(folder, strict):
+    table = write_table(folder, GOOD).rename(folder / "b.parquet")
+    broken = folder / "c.parquet"
+    broken.write_bytes(table.read_bytes()[:100])
+    first, last = (write(folder, [GOOD[0], "{"]).rename(folder / name) for name in ("a.jsonl", "d.jsonl"))
+    (folder / "notes.json").write_text("{}")
+    found = survey(folder, strict)
+    assert found.usable == 1 + 3 + 1
+    assert [str(error).split(":")[0] for error in found.bad] == [
+        f"{first}, line 2",
+        str(broken),
+        f"{last}, line 2",
+    ]
+    with pytest.raises(RowError, match=r"no file in this folder ends in \.jsonl or \.parquet"):
+        survey(folder / "..", strict)
+
+
+def test_a_picture_is_opened_only_where_that_is_asked_for(folder, strict):
+    file = write(folder, [BAD["picture unreadable"][0]])
+    assert survey(file, strict).bad == [] and len(survey(file, strict, decode=True).bad) == 1
+
+
+def test_what_is_usable_is_counted(folder, strict):
+    file = write(folder, GOOD)
+    found = survey(file, strict)
+    rendered = [strict.render(row.messages()) for row in read_rows(file)]
+    assert found.pictures == {0: 1, 1: 1, 2: 1} and found.languages == {"en": 2, "zh": 1}
+    assert found.tokens == sum(len(one.input_ids) for one in rendered)
+    assert found.learnt == sum(label != IGNORE_INDEX for one in rendered for label in one.labels)
+    assert found.lengths == {
+        place: sum(len(one.input_ids) // BIN == place for one in rendered) for place in found.lengths
+    }
+    said = as_text(found)
+    assert said.startswith("3 rows, all of them usable") and "0: 1, 1: 1, 2: 1" in said and "en: 2, zh: 1" in said
+    assert sum(map(int, re.findall(r"to \d+ +(\d+)", said))) == 3
+
+
+def test_llavas_array_and_names_are_read(folder, strict):
+    def named(conversation):
+        return [{"from": {"user": "human", "assistant": "gpt"}[t["role"]], "value": t["content"]} for t in conversation]
+
+    rows = [{"id": i, **row, "conversations": named(row["conversations"])} for i, row in enumerate(GOOD[:2])]
+    file = folder / "llava.json"
+    file.write_text(json.dumps([*rows, {"id": 9, "image": "0.jpg"}], indent=1), "utf-8")
+    found = survey(file, strict)
+    assert found.usable == 2 and [str(error).split(":")[0] for error in found.bad] == [f"{file}, item 3"]
+    with pytest.raises(RowError, match="item 3"):
+        list(read_rows(file))
+    file.write_text(json.dumps(rows), "utf-8")
+    assert [row.conversations for row in read_rows(file)] == [row["conversations"] for row in GOOD[:2]]
+
+
+def test_an_array_that_ends_too_early_is_named(folder, strict):
+    (folder / "llava.json").write_text('[{"conversations": []},', "utf-8")
+    found = survey(folder / "llava.json", strict)
+    assert found.usable == 0 and len(found.bad) == 1
+    assert str(found.bad[0]).startswith(f"{folder / 'llava.json'}: not a JSON array (")
+
+
+def test_an_answer_of_spaces_is_empty_and_a_column_may_not_be_there_twice(folder, strict):
+    found = survey(write(folder, [{"conversations": turns("Hi", " \n")}, GOOD[2]]), strict)
+    assert found.usable == 1 and "an assistant turn is empty" in str(found.bad[0])
+    twice = pyarrow.table(
+        [pyarrow.array(["[]"])] * 2 + [pyarrow.array([b""])], names=["conversations"] * 2 + ["image_bytes"]
+    )
+    pyarrow.parquet.write_table(twice, folder / "twice.parquet")
+    (problem,) = survey(folder / "twice.parquet", strict).bad
+    assert str(problem) == f"{folder / 'twice.parquet'}: there are two columns 'conversations'; leave one of them"
+
+
+@pytest.mark.parametrize("form", ["lines", "table"])
+def test_memory_does_not_grow_with_the_rows(folder, strict, form):
+    peaks = []
+    for count in (300, 3000):
+        rows = [GOOD[0]] * count
+        file = write(folder, rows) if form == "lines" else write_table(folder, rows)
+        gc.collect()
+        tracemalloc.start()
+        assert survey(file, strict).usable == count
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 300 * 2700  # that many bytes for each further row would be little for one kept
+
+
+def test_nothing_is_divided_by_zero(folder, strict):
+    assert as_text(survey(write(folder, [""]), strict)) == "0 rows, all of them usable"
+    assert as_text(survey(write(folder, ["{"]), strict)) == "1 rows, 0 of them usable"
+
+
+def test_the_command_prints_counts_and_every_bad_row(folder, capsys):
+    file = write(folder, [*GOOD, BAD["empty answer"][0], BAD["picture unreadable"][0]])
+    assert cli.main(["data", "check", str(file), "--decode"]) == 2
+    said = capsys.readouterr()
+    assert "5 rows, 3 of them usable" in said.out and "line 4" in said.err and "line 5" in said.err
+    assert cli.main(["data", "check", str(write(folder, GOOD)), "--images", str(folder)]) == 0

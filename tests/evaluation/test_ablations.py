@@ -1,0 +1,269 @@
+"""The three experiments: what differs between arms and what does not, hand-counted scores, and a whole small run."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from training import save_base
+
+from minivlm.checkpoint import load_checkpoint, read_meta
+from minivlm.cli import main
+from minivlm.config import PROMPTS, scenes_config
+from minivlm.evaluation import ablations as experiments
+from minivlm.evaluation.ablations import (
+    ARMS,
+    EXPERIMENTS,
+    SHIPPED,
+    SMALL_LM,
+    STEPS,
+    Arm,
+    Plan,
+    as_text,
+    effect,
+    experiment,
+    invented_by_mention,
+    make_small_lm,
+    sampled,
+    small_config,
+    usual_share,
+    values,
+)
+from minivlm.generate import Asked, prompt_ids
+from minivlm.pretraining import loop
+from minivlm.pretraining.language_model import ROUNDS
+from minivlm.runtime.paths import BASE, data_folder
+from minivlm.scenes.facts import Scene, Thing, sample_scene
+from minivlm.scenes.language import read_facts
+from minivlm.scenes.samples import SceneRows
+
+PICTURES, ROWS = 40, 120
+
+
+def scene(*kinds: str, setting: str = "beach") -> Scene:
+    places = [("left", "near"), ("right", "near"), ("middle", "far")]
+    things = (Thing(kind, "red", *place, "medium") for kind, place in zip(kinds, places, strict=False))
+    return Scene(setting, tuple(things), 0)
+
+
+class TestArms:
+    def test_each_experiment_turns_one_knob(self):
+        for names in EXPERIMENTS.values():
+            arms = [ARMS[name] for name in names]
+            differ = [knob for knob in ("base", "short", "noise") if len({getattr(arm, knob) for arm in arms}) > 1]
+            assert len(differ) == 1, names
+        assert [ARMS[name].noise for name in EXPERIMENTS["noise"]] == [0.0, 0.1, 0.3]
+        assert {name for names in EXPERIMENTS.values() for name in names} == set(ARMS)
+
+    @pytest.fixture
+    def long(self):
+        return list(Arm().rows(PICTURES, ROWS, seed=1))
+
+    def test_long_answers_are_the_shipped_recipe(self, long):
+        assert long == list(SceneRows("sft", PICTURES, ROWS, 1))
+
+    def test_short_answers_name_the_same_things_in_one_clause_and_change_nothing_else(self, long):
+        short, described = list(Arm(short=True).rows(PICTURES, ROWS, seed=1)), 0
+        assert len(short) == len(long)
+        for brief, full in zip(short, long, strict=True):
+            assert (brief.images, brief.where) == (full.images, full.where)
+            if "(description)" not in full.where:
+                assert brief == full
+                continue
+            described += 1
+            prompt, told, *rest = brief.conversations
+            assert prompt["content"] == full.conversations[0]["content"] and rest == full.conversations[2:]
+            assert read_facts(told["content"]).setting == read_facts(full.conversations[1]["content"]).setting
+            assert set(read_facts(told["content"]).things) == set(read_facts(full.conversations[1]["content"]).things)
+            assert len(told["content"]) < len(full.conversations[1]["content"])
+            assert not any(end in told["content"] for end in (". ", "。")), "one clause"
+            assert ("的" in told["content"]) == (PROMPTS["zh"] in prompt["content"])
+        assert described > ROWS / 4
+
+    def test_short_answers_depend_on_index_and_seed_alone(self):
+        rows = Arm(short=True).rows(PICTURES, ROWS, seed=1)
+        assert [rows[i] for i in reversed(range(ROWS))][::-1] == list(rows)
+        assert list(Arm(short=True).rows(PICTURES, ROWS, seed=2)) != list(rows)
+
+    def test_noise_adds_one_untrue_thing_to_its_share_of_the_descriptions(self, long):
+        noisy = list(Arm(noise=0.3).rows(PICTURES, 400, seed=1))
+        untrue = described = 0
+        for row in noisy:
+            if "(description)" in row.where:
+                there = {thing.kind for thing in sample_scene("train", row.images[0]).things}
+                more = [kind for kind, _ in read_facts(row.conversations[1]["content"]).things if kind not in there]
+                assert len(more) <= 1
+                described, untrue = described + 1, untrue + len(more)
+        assert untrue / described == pytest.approx(0.3, abs=0.08)
+
+
+class TestScores:
+    SCENES = (scene("dog", "boat"), scene("cat", setting="park"))
+    TEXTS = (
+        "This picture shows a beach. There is a red dog. There is a red kite. There is a red boat.",
+        "We are in a park. There is a red car. There is a red tree.",
+    )
+
+    def test_invented_by_mention_by_hand(self):
+        found = invented_by_mention(self.SCENES, self.TEXTS, mentions=2)
+        # first mentions: dog (there), car (not); second and later ones: kite (not), boat (there), tree (not)
+        assert [(one["count"], one["of"]) for one in found] == [(1, 2), (2, 3)]
+
+    def test_usual_share_by_hand(self):
+        found = usual_share(self.SCENES, self.TEXTS)  # kite is usual at the beach, tree in the park, car in neither
+        assert (found["count"], found["of"]) == (2, 3)
+
+    @pytest.mark.parametrize(
+        ("before", "after", "claimed"),
+        [
+            ([0.01, 0.02, 0.03], [0.06, 0.07, 0.08], True),  # means 0.05 apart, spread 0.02
+            ([0.01, 0.02, 0.03], [0.03, 0.03, 0.04], False),  # about 0.013 apart
+            ([0.01, 0.01, 0.01], [0.02, 0.06, 0.10], False),  # 0.05 apart, but the second arm spreads over 0.08
+            ([0.9, 0.9, 0.9], [0.5, 0.5, 0.5], True),
+        ],
+    )
+    def test_an_effect_counts_where_it_exceeds_the_spread_of_the_seeds(self, before, after, claimed):
+        found = effect(before, after)
+        assert found.claimed is claimed
+        assert found.difference == pytest.approx(sum(after) / 3 - sum(before) / 3)
+        assert found.spread == pytest.approx(max(max(before) - min(before), max(after) - min(after)))
+
+
+class TestSampled:
+    """Sampled answers are the model's own: as probable as it finds them, and the same again for the same seed."""
+
+    def features(self, model, count):
+        random = torch.Generator().manual_seed(1)
+        return torch.randn(1, model.config.num_image_tokens, model.config.vision_width, generator=random).expand(
+            count, -1, -1
+        )
+
+    def test_first_words_come_as_often_as_they_are_probable(self, model, processor, monkeypatch):
+        monkeypatch.setattr(experiments, "LONG", 1)
+        count = 2000
+        texts = sampled(model, processor, self.features(model, count), "What?", batch_size=count)
+        shared, own = prompt_ids(processor, Asked("What?", 0))
+        ids = torch.tensor([shared + own])
+        with torch.no_grad():
+            logits = model(input_ids=ids, patch_features=self.features(model, 1)).logits[0, -1]
+        chances = Counter()  # several ids may be written alike
+        for token, chance in enumerate(logits.softmax(-1).tolist()):
+            chances[processor.tokenizer.decode([token], skip_special_tokens=True)] += chance
+        for text, chance in chances.most_common(5):
+            error = (chance * (1 - chance) / count) ** 0.5
+            assert texts.count(text) / count == pytest.approx(chance, abs=5 * error)
+
+    def test_the_same_seed_says_the_same_and_leaves_randomness_alone(self, model, processor, monkeypatch):
+        monkeypatch.setattr(experiments, "LONG", 4)
+        before = torch.random.get_rng_state()
+        first, again, other = (sampled(model, processor, self.features(model, 3), "What?", seed) for seed in (0, 0, 1))
+        assert first == again != other
+        assert torch.equal(before, torch.random.get_rng_state())
+
+
+class TestRun:
+    @pytest.fixture
+    def data(self, tmp_path, model, processor):
+        """A folder with two tiny bases, as `data/` has them."""
+        save_base(tmp_path / "data" / BASE, model, processor)
+        save_base(tmp_path / "data" / SMALL_LM, model, processor)
+        for name in (BASE, SMALL_LM):
+            file = tmp_path / "data" / name / "minivlm.json"
+            meta = json.loads(file.read_text("utf-8")) | {"metrics": {"language_model": {"list en": {"recall": 0.5}}}}
+            file.write_text(json.dumps(meta), "utf-8")
+        return tmp_path / "data"
+
+    @pytest.fixture
+    def plan(self, tmp_path, data, monkeypatch):
+        stages = {
+            "scenes": {
+                name: replace(stage, batch_size=2, accumulation=1)
+                for name, stage in experiments.STAGES["scenes"].items()
+            }
+        }
+        monkeypatch.setattr(experiments, "STAGES", stages)
+        monkeypatch.setattr(experiments, "LONG", 4)
+        monkeypatch.setattr(experiments, "SHORT", 2)
+        return Plan(tmp_path / "out", data, (0, 1), {"pretrain": 1, "sft": 1}, 4, 4, ("en",), "fp32", "minivlm test")
+
+    def test_a_whole_run_and_its_second_sitting(self, plan, monkeypatch):
+        results = experiment(plan)
+        assert set(results["arms"]) == set(ARMS)
+        for arm in results["arms"].values():
+            assert [run["seed"] for run in arm["runs"]] == [0, 1]
+        assert results == json.loads((plan.out / "experiments.json").read_text("utf-8"))
+        assert results["language_models"][SMALL_LM]["from_words"] == {"list en": {"recall": 0.5}}
+        assert len(values(results, "short", "sampled chair_s")) == 2 and len(values(results, "long", "pope")) == 2
+        assert "sft, noise 30%" in as_text(results)
+        monkeypatch.setattr(experiments, "train", lambda *_, **__: pytest.fail("it was trained before"))
+        assert experiment(plan)["arms"] == results["arms"]
+
+    def test_arms_of_a_seed_share_stage_1(self, plan):
+        runs = experiment(replace(plan, seeds=(0,)), ["length"])["arms"]
+        assert set(runs) == {"short", "long"}
+        folder = plan.out / "seed-0"
+        parents = [read_meta(folder / arm)["parent"]["hashes"]["projector"] for arm in runs]
+        assert parents == [read_meta(folder / f"pretrain-of-{BASE}")["hashes"]["projector"]] * 2
+        assert runs["short"]["runs"][0]["pretrain"] == runs["long"]["runs"][0]["pretrain"]
+
+    def test_runs_of_another_plan_are_refused(self, plan):
+        experiment(replace(plan, seeds=(0,)), ["length"])
+        with pytest.raises(ValueError, match="made by another plan"):
+            experiment(replace(plan, seeds=(0,), scored=5), ["length"])
+
+    def test_an_unknown_experiment_is_refused(self, plan):
+        with pytest.raises(ValueError, match="no experiment colour; choose from length, noise, lm"):
+            experiment(plan, ["colour"])
+
+
+class TestSmallLanguageModel:
+    def test_its_shape(self):
+        config = scenes_config()
+        small = small_config(config)
+        assert small.language_width == 128 and small.text_config.head_dim * small.text_config.num_attention_heads == 128
+        assert config.language_width == 256, "the one it was made from stays as it was"
+
+    def test_it_is_made_by_the_given_rounds_and_trains_upon(self, tmp_path):
+        rounds = [(replace(loop.Recipe(1, 2, 0.02, 3e-3), save_every=1), ROUNDS[0][1])]
+        out = make_small_lm(tmp_path / "small", tmp_path / "work", data_folder(), rounds, exam=2)
+        model, _, meta = load_checkpoint(out)
+        assert meta["stage"] == "base" and set(meta["holds"]) == {"projector", "language_model"}
+        assert meta["hashes"]["vision"] == read_meta(data_folder() / BASE)["hashes"]["vision"]
+        assert model.projector.weight.shape == (128, 192) and torch.isfinite(model.projector.weight).all()
+        assert set(meta["metrics"]["language_model"]) >= {"list en", "mosaic zh"}
+        assert (out / "language_model.log.jsonl").read_text("utf-8").count("\n") == 1
+
+
+def test_the_command_says_what_it_wants(capsys):
+    with pytest.raises(SystemExit):
+        main(["experiment", "--help"])
+    assert "small-lm" in capsys.readouterr().out
+
+
+class TestShipped:
+    @pytest.fixture
+    def results(self):
+        return json.loads((data_folder() / SHIPPED).read_text("utf-8"))
+
+    def test_every_arm_has_three_seeds_and_was_made_by_the_documented_command(self, results):
+        assert results["command"] == "minivlm experiment" and results["seeds"] == [0, 1, 2]
+        assert set(results["arms"]) == set(ARMS)
+        for arm in results["arms"].values():
+            assert [run["seed"] for run in arm["runs"]] == results["seeds"]
+            assert all(len(run["losses"]) == results["steps"]["sft"] == STEPS["sft"] for run in arm["runs"])
+
+    def test_both_language_models_are_the_ones_that_lie_here(self, results):
+        for name, about in results["language_models"].items():
+            meta = read_meta(data_folder() / name)
+            assert about["hash"] == meta["hashes"]["language_model"][:12]
+            assert about["from_words"] == meta["metrics"]["language_model"]
+        sizes = [about["parameters"] for about in results["language_models"].values()]
+        assert max(sizes) > 5 * min(sizes)
+
+    def test_the_smaller_language_model_is_small_and_trained_beside_the_same_encoder(self):
+        folder = data_folder() / SMALL_LM
+        assert sum(file.stat().st_size for file in folder.iterdir()) < 2e6
+        model, _, meta = load_checkpoint(folder)
+        assert meta["command"] == "minivlm experiment small-lm"
+        assert model.config.language_width == 128 and model.config.text_config.num_hidden_layers == 3

@@ -1,0 +1,280 @@
+"""Attention from words to patches: by hand, against what the library hands out as it generates, and how it is shown."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from lessons import attention
+from lessons.attention import (
+    Looks,
+    attention_figure,
+    attention_to_patches,
+    eager_attention,
+    faded,
+    strongest,
+    where,
+    words_of,
+)
+from lessons.figures import png, readable
+from lessons.lenses import things_patches
+from PIL import Image
+
+from minivlm.processor import RowError
+from minivlm.scenes.facts import sample_scene
+from minivlm.scenes.vocabulary import KIND_WORDS
+
+QUESTION = "What is in this picture?"
+ANSWER = "a small blue bird"
+
+
+def messages(*pictures, question=QUESTION) -> list[dict]:
+    """A question about pictures."""
+    shown = [{"type": "image", "image": picture} for picture in pictures]
+    return [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
+
+
+def prompt_of(processor, conversation) -> dict:
+    """The conversation up to the head of the answer, ready for `generate`."""
+    return processor.apply_chat_template(
+        conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+
+
+def blind(model) -> None:
+    """Queries of zeros: every position looks at all positions up to itself alike."""
+    for layer in model.language_model.model.layers:
+        layer.self_attn.q_proj.weight.data.zero_()
+
+
+class TestByHand:
+    def test_even_attention_is_one_over_what_can_be_seen(self, model, processor, picture):
+        blind(model)
+        looks = attention_to_patches(model, processor, messages(picture), ANSWER)
+        prompt = prompt_of(processor, messages(picture))["input_ids"].shape[1]
+        expected = []
+        for _, tokens in words_of(processor.tokenizer, ANSWER):
+            seen = [prompt + token for token in tokens]  # the position before the token, and all before that
+            expected.append(np.mean([1 / count for count in seen]))
+        assert looks.words == ANSWER.split()
+        np.testing.assert_allclose(looks.patches, np.tile(np.array(expected)[:, None], (1, 4)), rtol=1e-6)
+
+    def test_the_second_picture_has_columns_of_its_own(self, model, processor, picture):
+        other = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        both = [attention_to_patches(model, processor, messages(picture, other), ANSWER, picture=i) for i in (0, 1)]
+        assert not np.allclose(both[0].patches, both[1].patches)
+        total = both[0].patches.sum(axis=1) + both[1].patches.sum(axis=1)
+        assert (total < 1).all()
+
+
+class TestAgainstTheLibrary:
+    @pytest.mark.parametrize("layer", [None, 0, 1, -1])
+    def test_what_generate_hands_out_step_by_step(self, model, processor, picture, layer):
+        """`generate` goes through the cache, one token at a time: step k's table has the row that wrote token k."""
+        batch = prompt_of(processor, messages(picture))
+        ids = processor.tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
+        forced = iter(ids)
+        steps = []
+
+        def force(_ids, scores):
+            only = torch.full_like(scores, -torch.inf)
+            only[:, next(forced)] = 0
+            return only
+
+        with eager_attention(model.language_model):
+            out = model.generate(
+                **batch, max_new_tokens=len(ids), do_sample=False, logits_processor=[force],
+                output_attentions=True, return_dict_in_generate=True,
+            )  # fmt: skip
+        assert out.sequences[0, batch["input_ids"].shape[1] :].tolist() == ids
+        columns = (batch["input_ids"][0] == processor.image_token_id).nonzero()[:, 0]
+        for step in out.attentions:
+            table = torch.stack([one[0, :, -1] for one in step]).mean(dim=1)  # (L, T)
+            steps.append((table.mean(dim=0) if layer is None else table[layer])[columns])
+        expected = [
+            torch.stack([steps[t] for t in tokens]).mean(0) for _, tokens in words_of(processor.tokenizer, ANSWER)
+        ]
+        looks = attention_to_patches(model, processor, messages(picture), ANSWER, layer=layer)
+        torch.testing.assert_close(torch.tensor(looks.patches), torch.stack(expected), rtol=1e-5, atol=1e-7)
+
+    def test_a_row_is_a_share_of_one(self, model, processor, picture):
+        looks = attention_to_patches(model, processor, messages(picture), ANSWER)
+        assert looks.patches.shape == (4, 4) and looks.patches.dtype == np.float32
+        assert (looks.patches >= 0).all() and (looks.patches.sum(axis=1) < 1).all()
+
+    def test_features_in_place_of_pixels(self, model, processor, picture):
+        features = model.vision(processor.pixels([picture]))
+        bare = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+        mine = attention_to_patches(model, processor, bare, ANSWER, patch_features=features)
+        np.testing.assert_array_equal(
+            mine.patches, attention_to_patches(model, processor, messages(picture), ANSWER).patches
+        )
+
+    def test_a_conversation_of_several_turns(self, model, processor, picture):
+        blind(model)
+        talk = [*messages(picture), {"role": "assistant", "content": "a car"}, {"role": "user", "content": "Which?"}]
+        looks = attention_to_patches(model, processor, talk, "red")
+        prompt = prompt_of(processor, talk)["input_ids"].shape[1]
+        tokens = len(processor.tokenizer("red", add_special_tokens=False)["input_ids"])
+        expected = np.mean([1 / (prompt + token) for token in range(tokens)])
+        np.testing.assert_allclose(looks.patches, np.full((1, 4), expected), rtol=1e-6)
+
+    def test_the_fast_attention_is_back_afterwards(self, model, processor, picture):
+        before = model.language_model.config._attn_implementation
+        attention_to_patches(model, processor, messages(picture), ANSWER)
+        assert model.language_model.config._attn_implementation == before == "sdpa"
+        with pytest.raises(RuntimeError, match="stop"), eager_attention(model.language_model):
+            assert model.language_model.config._attn_implementation == "eager"
+            raise RuntimeError("stop")
+        assert model.language_model.config._attn_implementation == "sdpa"
+
+
+class TestThings:
+    def test_looking_everywhere_alike_is_chance(self, model, processor):
+        """Without queries every position looks at all before it alike, so the thing gets its share of patches."""
+        blind(model)
+        scenes = [sample_scene("dev", i) for i in range(3)]
+        found = attention.attention_to_things(model, processor, scenes, torch.randn(3, 4, 16))
+        assert found.on_thing == pytest.approx(found.by_chance, rel=1e-5) and 0 < found.by_chance < 1
+        assert 0 < found.on_picture < 4 / 5
+
+    def test_by_hand(self, model, processor, monkeypatch):
+        scene = next(scene for scene in (sample_scene("dev", i) for i in range(40)) if len(scene.things) == 1)
+        thing, patches = things_patches(scene, 4)[0]
+        row = np.array([0.1, 0.2, 0.3, 0.2])
+        words = ["a", KIND_WORDS["en"][thing.kind].split()[-1].upper(), "somewhere"]
+        looks = Looks(words, np.stack([np.zeros(4), row, np.ones(4)]))
+        monkeypatch.setattr(attention, "attention_to_patches", lambda *_, **__: looks)
+        found = attention.attention_to_things(model, processor, [scene], torch.zeros(1, 4, 16))
+        assert found == pytest.approx((0.8, row[patches].sum() / 0.8, len(patches) / 4))
+
+    def test_no_scene_is_refused(self, model, processor):
+        with pytest.raises(ValueError, match="no description names a thing"):
+            attention.attention_to_things(model, processor, [], torch.zeros(0, 4, 16))
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"layer": 2}, "no layer 2; the language model has 2"),
+            ({"layer": -3}, "no layer -3"),
+            ({"picture": 1}, "no picture 1; the conversation has 1"),
+            ({"picture": -1}, "no picture -1"),
+        ],
+    )
+    def test_what_is_not_there(self, model, processor, picture, options, message):
+        with pytest.raises(ValueError, match=message):
+            attention_to_patches(model, processor, messages(picture), ANSWER, **options)
+
+    @pytest.mark.parametrize("answer", ["", " \n"])
+    def test_an_answer_without_words(self, model, processor, picture, answer):
+        with pytest.raises(ValueError, match="no word"):
+            attention_to_patches(model, processor, messages(picture), answer)
+
+    def test_no_messages(self, model, processor):
+        with pytest.raises(RowError):
+            attention_to_patches(model, processor, [], ANSWER)
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("a red car, and a green tree.", ["a", "red", "car", ",", "and", "a", "green", "tree", "."]),
+            ("  zebra\n\nquagga42  ", ["zebra", "quagga42"]),
+            ("", []),
+            ("<image>", ["<", "image", ">"]),
+        ],
+    )
+    def test_latin(self, tokenizer, text, words):
+        assert [word for word, _ in words_of(tokenizer, text)] == words
+
+    def test_chinese_keeps_its_characters_whole(self, tokenizer):
+        found = words_of(tokenizer, "海滩上有斑马。")  # 斑 is three bytes that this tokenizer never merged
+        assert "".join(word for word, _ in found) == "海滩上有斑马。"
+        assert "\ufffd" not in "".join(word for word, _ in found)
+        assert len(dict(found)["斑"]) == 3
+
+    @pytest.mark.parametrize("text", ["a zebra, 海滩上有斑马。", "x y", "red-green 7x"])
+    def test_every_token_is_in_at_most_one_word_and_only_blanks_in_none(self, tokenizer, text):
+        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        used = [token for _, tokens in words_of(tokenizer, text) for token in tokens]
+        assert used == sorted(set(used))
+        assert all(not tokenizer.decode([ids[i]]).strip() for i in set(range(len(ids))) - set(used))
+
+
+class TestFigures:
+    looks = Looks(["On", ",", "the", "左"], np.array([[0.1, 0.2, 0, 0], [0.9, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0.5]]))
+
+    def test_the_strongest_words_in_the_order_of_the_answer(self):
+        assert strongest(self.looks, 2) == [0, 3]
+        assert strongest(self.looks) == [0, 2, 3]
+
+    def test_the_patch_looked_at_most_keeps_its_colours(self):
+        red = Image.new("RGB", (30, 20), (200, 0, 0))
+        pixels = np.asarray(faded(red, np.array([0.4, 0.1, 0.0, 0.0]), side=4)).astype(int)
+        assert pixels[0, 0].tolist() == [200, 0, 0]
+        half = [200 + 0.4 * 44, 0.4 * 242, 0.4 * 238]  # the root of a quarter: half of the way back
+        np.testing.assert_allclose(pixels[0, 3], half, atol=1.5)
+        np.testing.assert_allclose(pixels[3, 0], [200 + 0.8 * 44, 0.8 * 242, 0.8 * 238], atol=1.5)
+
+    def test_no_attention_at_all_is_all_faded(self):
+        pixels = np.asarray(faded(Image.new("RGB", (4, 4)), np.zeros(4), side=4))
+        assert (pixels == pixels[0, 0]).all() and pixels[0, 0, 0] > 150
+
+    @pytest.mark.parametrize(
+        ("patch", "name"),
+        [(0, "top left"), (7, "top right"), (27, "middle"), (31, "middle right"), (60, "bottom middle")],
+    )
+    def test_places_in_words(self, patch, name):
+        assert where(patch, 64) == name
+
+    def test_each_word_has_a_panel_with_its_share(self, picture):
+        axes = attention_figure(picture, self.looks).axes
+        assert [one.get_xlabel() for one in axes] == ["30% on the picture", "0% on the picture", "50% on the picture"]
+        frame = axes[0].patches[0]
+        assert frame.get_xy() == (111.5, -0.5) and frame.get_width() == 112
+
+    def test_it_can_be_stored(self, picture):
+        stored = Image.open(io.BytesIO(png(attention_figure(picture, self.looks, [0] * 7))))
+        assert stored.width > 800
+
+    def test_a_small_thing_keeps_its_colour_when_stored(self):
+        """Also in a figure of many colours, of which 256 are kept."""
+        ramp = np.linspace(0, 255, 224).astype(np.uint8)
+        pixels = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], 128), axis=-1).astype(np.uint8)
+        pixels[:14, :14] = (250, 220, 0)
+        figure = attention_figure(Image.fromarray(pixels), Looks(["a"], np.eye(1, 256)), [0])
+        stored = np.asarray(Image.open(io.BytesIO(png(figure))).convert("RGB")).astype(int)
+        assert np.abs(stored - (250, 220, 0)).max(axis=-1).min() < 12
+
+    def test_it_is_told_in_words(self, picture, monkeypatch):
+        shown = []
+        monkeypatch.setattr(attention, "show", lambda figure, alt, summary: shown.append((alt, summary)))
+        attention.show_attention(picture, self.looks, [0, 3])
+        assert shown[0][0].endswith("Looked at most: On: top right; 左: bottom right")
+        assert shown[0][1].startswith("2 words")
+
+    def test_no_word_is_refused(self, picture):
+        with pytest.raises(ValueError, match="no word is chosen"):
+            attention_figure(picture, self.looks, [])
+
+    def test_two_models_in_rows_with_the_same_words(self, picture, monkeypatch):
+        other = self.looks._replace(patches=self.looks.patches[:, ::-1])
+        models = {"before": self.looks, "after": other}
+        panels = attention.compared_figure(picture, models, [0, 3]).axes
+        assert [one.get_title() for one in panels[:2]] == ["On", "左" if readable("左") else "word 4"]
+        assert [one.get_ylabel() for one in panels] == ["before", "", "after", ""]
+        assert panels[2].patches[0].get_xy() == (-0.5, 111.5)
+        shown = []
+        monkeypatch.setattr(attention, "show", lambda figure, alt, summary: shown.append((alt, summary)))
+        attention.show_compared(picture, models, [0, 3])
+        assert "after, looked at most: On: bottom left; 左: top left." in shown[0][0]
+        assert shown[0][1].endswith("before 40%, after 40%.")
+
+    @pytest.mark.parametrize("chosen", [[], [0]])
+    def test_different_words_cannot_be_compared(self, picture, chosen):
+        other = self.looks._replace(words=["In", *self.looks.words[1:]]) if chosen else self.looks
+        with pytest.raises(ValueError, match="at least one word"):
+            attention.compared_figure(picture, {"before": self.looks, "after": other}, chosen)

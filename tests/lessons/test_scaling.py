@@ -1,0 +1,116 @@
+"""Notebook 06: what its figures show is what goes in, and its cell for the network works with one."""
+
+import http.server
+import json
+import threading
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from huggingface_hub import constants
+from lessons import scaling
+from lessons.cost import PARTS, Memory
+from PIL import Image
+
+from minivlm.checkpoint import CheckpointError
+from minivlm.convert import hub as pretrained
+from minivlm.data.images import open_picture
+
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "06_scaling_to_26m.ipynb"
+
+
+def test_the_picture_shown_is_the_one_that_goes_in(processor):
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    assert np.array_equal(np.asarray(scaling.as_picture(processor, photo)), np.asarray(photo))  # already of that size
+
+
+def test_the_frame_is_the_square_that_the_processor_keeps(processor):
+    photo = Image.new("RGB", (40, 60), "red")
+    photo.paste("blue", (0, 0, 40, 10))
+    photo.paste("blue", (0, 50, 40, 60))  # what stands above and below the square is blue
+    kept = np.asarray(scaling.as_picture(processor, photo)).astype(int)
+    assert (kept[1:-1, :, 2] < 40).all()
+    figure = scaling.photo_plate(photo, processor, side=2)
+    (frame,) = figure.axes[0].patches
+    assert (frame.get_x(), frame.get_y(), frame.get_width(), frame.get_height()) == (0, 10, 40, 40)
+    assert "2 × 2 = 4 patches" in figure.axes[2].get_title("left")
+
+
+def test_patches_are_shown_apart_and_whole():
+    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    apart = scaling._apart(picture, side=2, gap=1)
+    assert apart.shape == (5, 5, 3) and (apart[2] == 255).all() and (apart[:, 2] == 255).all()
+    assert np.array_equal(np.delete(np.delete(apart, 2, 0), 2, 1), np.asarray(picture))
+
+
+@pytest.mark.parametrize("kind", ["arithmetic", "memory"])
+def test_bars_bear_their_parts_and_sums(kind):
+    if kind == "arithmetic":
+        figure = scaling.arithmetic({"one": dict(zip(PARTS, (10e9, 20e9, 30e9, 40e9, 0.5e9), strict=True))})
+        texts, expected = ["10", "20", "30", "40", "100"], [10, 20, 30, 40, 0.5]
+    else:
+        figure = scaling.memory_bars({"one": Memory(1_000_000_000, 2_000_000_000, 3_000_000_000, 4_000_000_000)})
+        texts, expected = ["1.0", "2.0", "3.0", "4.0", "10.0"], [1, 2, 3, 4]
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx(expected)
+    assert [text.get_text() for text in axes.texts] == texts
+    assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in axes.patches}) == len(expected)
+
+
+def test_losses_stand_beside_that_of_a_model_that_knows_nothing():
+    (axes,) = scaling.losses_bars({"loaded": 0.5, "not": 7.1}, nothing=6.93).axes
+    assert [bar.get_width() for bar in axes.patches] == [0.5, 7.1]
+    assert [text.get_text() for text in axes.texts] == ["0.50", "7.10", "ln V = 6.93"]
+
+
+class TestNetwork:
+    def test_offline_is_believed_without_asking(self, monkeypatch):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr("urllib.request.urlopen", lambda *given, **options: pytest.fail("it asked"))
+        assert pretrained.reachable() is False
+
+    def test_a_place_that_answers_is_reachable_and_one_that_does_not_is_not(self, monkeypatch):
+        server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
+        server.RequestHandlerClass.log_message = lambda *given: None
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        try:
+            assert pretrained.reachable() is True
+        finally:
+            server.shutdown()
+            server.server_close()
+        assert pretrained.reachable(seconds=1) is False
+
+    @pytest.mark.parametrize("case", ["online", "offline", "gone"])
+    def test_the_cell_describes_the_photograph_with_a_network_and_says_so_without(
+        self, monkeypatch, capsys, case, model, processor
+    ):
+        """With one: the model that `build` gives, here a tiny one, sees the photograph and the reader's own."""
+        cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]]
+        (cell,) = (source for source in cells if source.startswith("WEIGHTS ="))
+        photo = f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg"
+        asked, seen = [], []
+
+        def build(weights):
+            asked.append(weights)
+            if case == "gone":
+                raise CheckpointError(f"{weights}: neither a file here nor to be fetched")
+            return model, processor, ["read"]
+
+        def describe(*given):
+            seen.append(given)
+            return ["一个穿制服的人。"]
+
+        monkeypatch.setattr(scaling, "reachable", lambda: case != "offline")
+        monkeypatch.setattr(scaling, "build", build)
+        names = {"scaling": scaling, "describe": describe, "photo": open_picture(photo), "PROMPTS": {"zh": "?"}}
+        exec(cell.replace("PHOTOS = []", f"PHOTOS = [{photo!r}]"), names)
+        said = capsys.readouterr().out
+        if case == "online":
+            assert len(seen) == 2 and said.count("一个穿制服的人。") == 2 and said.startswith("read\n")
+        else:
+            assert seen == [] and "random weights of the true shape" in said
+            assert ("no network here" if case == "offline" else "nor to be fetched") in said
+        assert asked == ([] if case == "offline" else ["jingyaogong/MiniMind2-V-PyTorch/sft_vlm_512.pth"])

@@ -1,0 +1,196 @@
+"""Lenses on the encoder: probes that read what is there, twins, and the figures and the widget of notebook 01."""
+
+import io
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from lessons import seeing
+from lessons.figures import BLUE, ORANGE, png
+from lessons.seeing import PatchExamples, Twin, cosines, fit_probe, pairs, shown, twin_of
+from PIL import Image
+
+from minivlm.pretraining.encoder import covered, normalised
+from minivlm.scenes.drawing.draw import draw, layout
+from minivlm.scenes.facts import Scene, Thing, sample_scene
+
+
+def thing(kind="car", colour="red", place="left", distance="near", size="medium") -> Thing:
+    """A thing, by default a red car on the left."""
+    return Thing(kind, colour, place, distance, size)
+
+
+class TestExamples:
+    def test_depths_begin_before_the_first_layer_and_end_with_what_w_is_given(self, model):
+        pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+        tokens = seeing.depths(model.vision, pictures)
+        assert tokens.shape == (3, 3, 4, 16)  # the embeddings and two layers, I, N, Dv
+        assert np.allclose(tokens[-1], model.vision(normalised(pictures)).numpy(), atol=1e-6)
+        moved = seeing.depths(model.vision, pictures[:, ::-1, ::-1])
+        assert not np.allclose(tokens[0], moved[0])
+
+    def test_many_pictures_go_through_in_parts(self, model):
+        pictures = np.random.default_rng(0).integers(0, 256, (103, 8, 8, 3), dtype=np.uint8)
+        assert np.allclose(
+            seeing.depths(model.vision, pictures)[:, 100:], seeing.depths(model.vision, pictures[100:]), atol=1e-6
+        )
+
+    def test_a_patch_that_two_things_share_is_nobodys(self):
+        scene = Scene("park", (thing(), thing("dog", "blue")), seed=1)  # both in one slot: they overlap
+        both = [set(covered(box, 8).tolist()) for box in layout(scene)]
+        assert both[0] & both[1]
+        assert set(shown(scene, 8)) == both[0] ^ both[1]
+        assert all(shown(scene, 8)[patch].kind == "car" for patch in both[0] - both[1])
+
+    def test_each_patch_is_told_its_thing(self, model):
+        scenes = [Scene("park", (thing("panda", None),), 1), Scene("sky", (thing("kite", "blue", "right"),), 2)]
+        examples = seeing.patch_examples(model.vision, scenes)
+        assert examples.features.shape[0] == 3 and examples.features.shape[2] == 16
+        assert examples.of("kind").tolist() == ["panda" if index == 0 else "kite" for index in examples.pictures]
+        assert set(examples.of("colour")) == {"no colour", "blue"}
+        first = covered(layout(scenes[0])[0], 2)
+        pictures = np.stack([np.asarray(draw(scenes[0]).resize((8, 8), Image.Resampling.BICUBIC))])
+        assert np.allclose(examples.features[:, : len(first)], seeing.depths(model.vision, pictures)[:, 0, first])
+
+
+class TestProbe:
+    def examples(self, readable: bool) -> PatchExamples:
+        """Forty pictures of five patches; at depth 1 the kind is one of the numbers, or nothing is."""
+        rng = np.random.default_rng(0)
+        kinds = rng.choice(["car", "dog"], 200)
+        features = rng.normal(size=(2, 200, 6))
+        if readable:
+            features[1, :, 3] += 12 * (kinds == "dog")
+        return PatchExamples(features, kinds, np.full(200, "red"), np.repeat(np.arange(40), 5))
+
+    def test_it_reads_what_is_there_and_guesses_where_nothing_is(self):
+        assert fit_probe(self.examples(True), "kind", depth=1, held_out=10).accuracy > 0.95
+        assert fit_probe(self.examples(True), "kind", depth=0, held_out=10).accuracy < 0.75
+        assert fit_probe(self.examples(False), "kind", depth=1, held_out=10).accuracy < 0.75
+
+    def test_held_out_pictures_fit_nothing(self):
+        """What only the last pictures would teach is not known, and they alone are counted."""
+        examples = self.examples(True)
+        examples.kinds[-50:] = "cat"
+        probe = fit_probe(examples, "kind", depth=1, held_out=10)
+        assert probe.accuracy == probe.guessing == 0
+        assert set(probe.reader.classes_) == {"car", "dog"}
+
+    def test_guessing_is_the_commonest_word_of_the_fitted(self):
+        examples = self.examples(True)
+        examples.kinds[:] = ["car"] * 120 + ["dog"] * 60 + ["car"] * 5 + ["dog"] * 15
+        assert fit_probe(examples, "kind", depth=1, held_out=4).guessing == pytest.approx(5 / 20)
+
+
+class TestTwins:
+    def test_cosines_of_known_directions(self):
+        features = torch.tensor([[1.0, 0], [5, 0], [0, 2], [-3, 0]])
+        expected = torch.tensor([[1.0, 1, 0, -1], [1, 1, 0, -1], [0, 0, 1, 0], [-1, -1, 0, 1]])
+        assert torch.equal(cosines(features), expected)
+        assert cosines(features.expand(2, 4, 2)).shape == (2, 4, 4)
+
+    def test_a_twin_is_the_most_alike_that_is_not_near(self):
+        cosine = torch.zeros(64, 64)
+        cosine[9, 10], cosine[9, 27], cosine[9, 36], cosine[9, 63] = 0.9, 0.8, 0.7, 0.6  # 9 is row 1, column 1
+        assert twin_of(cosine, 9) == 36  # 10 and 27 are one and two rows or columns away
+        assert twin_of(cosine, 9, apart=1) == 10 and twin_of(cosine, 9, apart=2) == 27
+
+    @pytest.mark.parametrize("alike", [("kind", "colour"), ("kind",), ("colour",), ()])
+    def test_pairs_share_what_is_named_and_nothing_else(self, alike):
+        scenes = pairs(alike, 30)
+        assert scenes == pairs(alike, 30) and len(scenes) == 30
+        for scene in scenes:
+            left, right = scene.things
+            assert (left.kind == right.kind) == ("kind" in alike) and (left.colour == right.colour) == (
+                "colour" in alike
+            )
+            assert (left.place, right.place) == ("left", "right")
+
+    def test_an_encoder_that_sees_only_brightness_is_found_to_find_twins(self, monkeypatch, model):
+        """On a black field two white things are each other's twins; with one of them gone there is none."""
+        scenes, side = pairs(("kind", "colour"), 4), 8
+
+        def white_at(boxes_of):
+            tokens = torch.ones(len(scenes), side * side, 2) * torch.tensor([1.0, 0])
+            for place, scene in enumerate(scenes):
+                for box in boxes_of(layout(scene)):
+                    tokens[place, covered(box, side)] = torch.tensor([0.0, 1])
+            return lambda vision, pictures: tokens[None].numpy()
+
+        monkeypatch.setattr(seeing, "depths", white_at(lambda boxes: boxes))
+        assert seeing.twin_rate(model.vision, scenes) == 1
+        monkeypatch.setattr(seeing, "depths", white_at(lambda boxes: boxes[:1]))
+        assert seeing.twin_rate(model.vision, scenes) < 0.5
+
+
+class TestFigures:
+    @pytest.fixture(autouse=True)
+    def no_empty_boxes(self):
+        """A character that no font has is a warning of matplotlib's: here an error."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Glyph .* missing")
+            yield
+
+    def test_all_of_them_become_pictures(self):
+        picture, cosine = draw(sample_scene("dev", 0), 64), torch.eye(64)
+        words = {0: ("car", True), 9: ("no colour", False)}
+        for figure in (
+            seeing.probe_curve({"kind": [0.1, 0.9], "colour": [0.5, 0.9]}, {"kind": 0.1, "colour": 0.1}),
+            seeing.reading_plate(picture, {"kind": words, "colour": words}, 8),
+            seeing.reading_plate(picture, {"kind": words}, 8),
+            seeing.cut_plate(picture, 8, (0, 1, 8, 9)),
+            seeing.twin_plate([Twin(picture, cosine, 0, "corner"), Twin(picture, cosine, 63, "corner")]),
+            seeing.twin_plate([Twin(picture, cosine, 9, "alone")]),
+            seeing.to_scale({"a": {"vision": 9, "projector": 1, "language_model": 4}}),
+        ):
+            assert Image.open(io.BytesIO(png(figure))).width > 350
+
+    def test_areas_are_to_scale(self):
+        parts = {"vision": 900, "projector": 100, "language_model": 400}
+        page = seeing.to_scale({"small": parts, "large": {name: 4 * count for name, count in parts.items()}}).axes[0]
+        areas = [square.get_width() * square.get_height() for square in page.patches]
+        assert areas == pytest.approx([9 / 36, 4 / 36, 1 / 36, 1, 16 / 36, 4 / 36])
+        assert "W\n100" in [text.get_text() for text in page.texts]
+
+    def test_a_wrong_word_is_struck_through_bold_and_dashed(self):
+        axes = seeing.reading_plate(
+            draw(sample_scene("dev", 0), 64), {"kind": {0: ("car", True), 1: ("dog", False)}}, 8
+        )
+        right, wrong = axes.axes[0].texts
+        assert right.get_text() == "car" and wrong.get_text().replace("\u0336", "") == "dog" != wrong.get_text()
+        assert (right.get_fontweight(), wrong.get_fontweight()) == ("normal", "bold")
+        assert [frame.get_linestyle() for frame in axes.axes[0].patches] == ["-", "--"]
+
+    def test_light_falls_on_what_is_alike(self):
+        cosine = torch.zeros(64, 64)
+        cosine[0, 0] = cosine[0, 63] = 1
+        axes = seeing.twin_plate([Twin(Image.new("RGB", (64, 64), "red"), cosine, 0, "red")]).axes[0]
+        light = np.asarray(axes.images[0].get_array())
+        assert light[60, 60].tolist() == [1, 0, 0] and light[30, 30].max() < 0.1
+        chosen, found = axes.patches
+        assert chosen.get_xy() == (0, 0) and found.get_xy() == (7, 7)
+        assert chosen.get_linestyle() != found.get_linestyle()
+
+    def test_the_lines_of_the_curve_are_told_apart_without_colour(self):
+        axes = seeing.probe_curve({"kind": [0.1, 0.9], "colour": [0.5, 0.8]}, {"kind": 0.1, "colour": 0.2}).axes[0]
+        lines = [line for line in axes.lines if line.get_marker() not in ("", "None", None)]
+        assert [(line.get_marker(), line.get_color()) for line in lines] == [("o", BLUE), ("s", ORANGE)]
+        written = [text.get_text() for text in axes.texts]
+        assert {"kind", "colour", "10%", "90%", "50%", "80%", "guessing"} <= set(written)
+
+
+class TestChooser:
+    def test_the_map_follows_the_sliders(self):
+        cosine = torch.zeros(64, 64)
+        cosine[9, 63], cosine[17, 7] = 0.75, 0.5
+        row, column, view = seeing.twin_chooser(draw(sample_scene("dev", 0), 64), cosine, 9).children
+        assert (row.value, column.value) == (1, 1)
+        said = "Patch 9 (row 1, column 1): most like patch 63 (row 7, column 7), cosine 0.75."
+        assert f'<p role="status">{said}</p>' in view.value
+        assert re.search(r'<img src="data:image/png;base64,[^"]+" alt="[^"]*' + re.escape(said), view.value)
+        row.value = 2
+        assert "Patch 17 (row 2, column 1): most like patch 7 (row 0, column 7), cosine 0.50." in view.value
+        column.value = 0
+        assert "Patch 16 (row 2, column 0)" in view.value

@@ -1,0 +1,160 @@
+"""The main job's own decisions; a whole small run is in `test_cli.py`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from training import deadly, in_a_child, save_base, some_features, some_rows, stage
+
+import minivlm.pipeline
+from minivlm.checkpoint import META, CheckpointError, read_meta, save_checkpoint
+from minivlm.pipeline import RESULTS, Clock, Plan, run
+from minivlm.runtime.paths import BASE, PRETRAIN, SFT
+from minivlm.train import train
+
+
+@pytest.fixture
+def plan(tmp_path, model, processor) -> Plan:
+    """A run from the tiny model as its base."""
+    save_base(tmp_path / BASE, model, processor)
+    return Plan(tmp_path / "out", tmp_path)
+
+
+@pytest.fixture
+def done(monkeypatch, config) -> list[str]:
+    """A run in tiny: six steps a stage, an exam and a page without content. What it did, in order."""
+    order = []
+    exam = SimpleNamespace(scenes=[], holdout=[], questioned=0)
+
+    def trained(plan, name, model, processor, parent, out, cache, precision):
+        order.append(name)
+        options = {"parent": parent, "features": cache, "precision": precision, "resume": plan.resume}
+        return train(model, processor, some_rows(), stage(name), out, save_every=2, **options)
+
+    monkeypatch.setattr(minivlm.pipeline, "training_features", lambda *_: some_features(config))
+    monkeypatch.setattr(minivlm.pipeline, "prepare_exam", lambda *_, **__: order.append("exam") or exam)
+    monkeypatch.setattr(minivlm.pipeline, "evaluate", lambda *_: {})
+    monkeypatch.setattr(minivlm.pipeline, "table_answers", lambda *_: {"en": [""] * 7, "zh": [""] * 7})
+    monkeypatch.setattr(minivlm.pipeline, "write_report", lambda *_: None)
+    monkeypatch.setattr(minivlm.pipeline, "train_stage", trained)
+    return order
+
+
+def probe_finds(precision: str, monkeypatch) -> None:
+    monkeypatch.setattr(minivlm.pipeline, "choose_precision", lambda model: precision)
+
+
+@pytest.mark.parametrize("place", [PRETRAIN, f"{PRETRAIN}.replaced", "", ".replaced"])
+def test_the_precision_of_what_was_begun_holds_whatever_the_probe_finds(plan, model, processor, monkeypatch, place):
+    """Of a run or of a single stage; both also killed between two renames."""
+    folder = plan.out / place if place != ".replaced" else plan.out.with_name("out.replaced")
+    save_base(folder, model, processor)
+    meta = json.loads((folder / META).read_text("utf-8")) | {"precision": "bf16"}
+    (folder / META).write_text(json.dumps(meta), "utf-8")
+    probe_finds("fp32", monkeypatch)
+    assert minivlm.pipeline._precision(plan, model) == "bf16"
+    assert minivlm.pipeline._precision(Plan(plan.out, plan.data, resume=False), model) == "fp32"
+    assert minivlm.pipeline._precision(Plan(plan.out, plan.data, precision="fp32"), model) == "fp32"
+    assert minivlm.pipeline._precision(Plan(plan.out / "elsewhere", plan.data), model) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("parent", "out", "complaint"),
+    [
+        ("base", "new", "starts from a 'pretrain' checkpoint, but this one is of stage 'base'"),
+        ("pretrain", "pretrain", "checkpoint that the new one builds on"),
+        ("pretrain", "thesis", "thesis exists and is no checkpoint"),
+        ("pretrain", "thesis/chapter.txt/new", "cannot be written"),
+    ],
+)
+def test_a_stage_that_would_be_refused_is_refused_before_pictures_are_drawn(
+    plan, model, processor, monkeypatch, parent, out, complaint
+):
+    save_checkpoint(plan.data / PRETRAIN, model, processor, {"stage": PRETRAIN})
+    (plan.data / "thesis").mkdir()
+    (plan.data / "thesis" / "chapter.txt").write_text("years of work")
+    monkeypatch.setattr(minivlm.pipeline, "training_features", lambda *_: pytest.fail("drawn"))
+    with pytest.raises((CheckpointError, OSError), match=complaint):
+        minivlm.pipeline.train_stage(plan, SFT, model, processor, plan.data / parent, plan.data / out)
+
+
+def test_a_checkpoint_that_no_stage_wrote_has_no_precision_to_keep(plan, model, monkeypatch):
+    probe_finds("fp32", monkeypatch)
+    assert minivlm.pipeline._precision(Plan(plan.data / BASE, plan.data), model) == "fp32"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_run_killed_between_two_renames_goes_on_in_its_precision(plan, done, monkeypatch):
+    def run_and_die():
+        probe_finds("bf16", monkeypatch)
+        monkeypatch.setattr(Path, "rename", deadly(Path.rename, 3))
+        run(plan)
+
+    assert in_a_child(run_and_die) == -signal.SIGKILL
+    assert not (plan.out / PRETRAIN).exists() and (plan.out / f"{PRETRAIN}.replaced").is_dir()
+    probe_finds("fp32", monkeypatch)
+    assert run(plan)["precision"] == "bf16"
+    assert [read_meta(plan.out / name)["precision"] for name in (PRETRAIN, SFT)] == ["bf16", "bf16"]
+
+
+def test_the_exam_is_drawn_once_before_any_training(plan, done, monkeypatch):
+    probe_finds("fp32", monkeypatch)
+    run(plan)
+    assert done == ["exam", PRETRAIN, SFT]
+
+
+def test_a_run_that_went_on_took_the_time_of_all_its_sittings(plan, done, monkeypatch):
+    """As its logs tell, here of 100 seconds a step; twelve steps were made in an earlier sitting."""
+    probe_finds("fp32", monkeypatch)
+    run(plan)
+    for name in (PRETRAIN, SFT):
+        log = [json.loads(line) for line in (plan.out / name / "log.jsonl").read_text("utf-8").splitlines()]
+        lines = [json.dumps(entry | {"seconds": 100.0}) for entry in log]
+        (plan.out / name / "log.jsonl").write_text("\n".join(lines), "utf-8")
+    seconds = run(plan)["seconds"]
+    assert seconds[PRETRAIN] == seconds[SFT] == 600.0
+    assert seconds["total"] >= sum(seconds[phase] for phase in ("pictures", "exam", PRETRAIN, SFT)) >= 1200
+    assert json.loads((plan.out / RESULTS).read_text("utf-8"))["seconds"] == seconds
+
+
+def test_a_total_is_never_less_than_its_rounded_phases():
+    clock = Clock()
+    clock.seconds = {"pictures": 0.26, "exam": 0.26}
+    assert clock.with_total(0.52) == {"pictures": 0.3, "exam": 0.3, "total": 0.6}
+    assert clock.with_total(9.0)["total"] == 9.0
+
+
+@pytest.mark.parametrize("name", [PRETRAIN, SFT])
+def test_a_run_finds_a_place_of_other_things_before_it_draws_anything(plan, done, name):
+    (plan.out / name).mkdir(parents=True)
+    (plan.out / name / "chapter.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match=f"{name} exists and is no checkpoint"):
+        run(plan)
+    assert done == []
+
+
+def test_a_run_finds_out_that_it_cannot_write_before_it_draws_anything(plan, done):
+    plan.out.write_text("a file")
+    with pytest.raises(OSError, match="cannot be written"):
+        run(plan)
+    assert done == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="this system does not tell")
+def test_memory_is_that_of_this_process_and_of_its_helpers_beside_it():
+    code = (
+        "import subprocess, sys\n"
+        "from minivlm.pipeline import helpers_memory_gb, most_memory_gb\n"
+        "subprocess.run([sys.executable, '-c', 'held = bytearray(900_000_000)'], check=True)\n"
+        "print(helpers_memory_gb(2), most_memory_gb(), most_memory_gb(1.5), most_memory_gb(None))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    helpers, own, both = map(float, said[:3])
+    # own may be what the tests' process held when it started this one: see helpers_memory_gb
+    assert 2 * 0.9 < helpers < 2 * 1.0 and own > 0.05
+    assert both == pytest.approx(own + 1.5, abs=0.05) and said[3] == "None"
