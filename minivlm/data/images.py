@@ -1,11 +1,9 @@
-"""Opening a picture, whatever it comes as, in such a way that the model sees what a person would see.
+"""Opens an image, whatever it comes as, as 8-bit RGB: the model sees what a person would see.
 
-Every picture that reaches the model goes through `open_picture`: one place where files are distrusted, and one
-place where the eight ways in which a picture can be "almost RGB" are put right.
+Every image that reaches the model goes through `open_picture`. Pillow decodes; what it cannot decode whole is refused.
 """
 
 import io
-import re
 import struct
 import zlib
 from pathlib import Path
@@ -52,9 +50,9 @@ def open_picture(source: str | Path | bytes | Image.Image) -> Image.Image:
         A picture in mode "RGB", fully read, of any size from 1 x 1 up to `MAX_PIXELS`.
 
     Raises:
-        PictureError: no such file, empty, not a picture, too large, far too narrow or cut off (all of these are known
-            before any pixel is decoded; of AVIF, JPEG 2000, PPM and TIFF only the decoder knows where they end),
-            damaged, or with numbers whose range is unknown.
+        PictureError: no such file, empty, not a picture, too large or far too narrow (known before any pixel is
+            decoded); cut off or damaged, so that its decoder does not find all pixels; or with numbers whose range is
+            unknown.
     """
     if isinstance(source, Image.Image):
         _refuse_size(source, "the picture")
@@ -91,13 +89,11 @@ def _open_file(file: io.BufferedIOBase, name: str, size: int) -> Image.Image:
             f"{name}: its header promises too many pixels to decode; make it smaller, {MAX_PIXELS:,} pixels at most"
         ) from error
     except _BROKEN as error:
-        _refuse_cut(file, name, size)  # Pillow wants all of a WebP to read its header
         raise PictureError(
-            f"{name}: this is not a picture, or its first bytes are damaged; formats read: {', '.join(FORMATS)}"
+            f"{name}: this is not a picture, or the file is cut off or damaged; formats read: {', '.join(FORMATS)}"
         ) from error
     with picture:
         _refuse_size(picture, name)
-        _refuse_cut(file, name, size)
         return _decode(picture, name)
 
 
@@ -113,16 +109,6 @@ def _refuse_size(picture: Image.Image, name: str) -> None:
             f"{name}: {width:,} x {height:,} pixels is too narrow to be looked at; crop it, "
             f"its long side may be {MAX_ASPECT} times the short one at most"
         )
-
-
-def _refuse_cut(file: io.BufferedIOBase, name: str, size: int) -> None:
-    """Refuse a file that ends too early, by its own structure; the file is left where it was read."""
-    place = file.tell()
-    file.seek(0)
-    missing = _missing(file, size)
-    file.seek(place)
-    if missing:
-        raise PictureError(f"{name}: the file is cut off, {missing}; copy or download it again")
 
 
 def _decode(picture: Image.Image, name: str) -> Image.Image:
@@ -162,71 +148,3 @@ def _to_8_bits(picture: Image.Image, name: str) -> Image.Image:
     if (clear := picture.info.get("transparency")) is not None:  # a PNG's one see-through shade of grey
         grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     return grey
-
-
-# ---- cut off? Told by the file's own marks and sizes, without a decoder. What follows the end does not matter.
-
-
-def _missing(file: io.BufferedIOBase, size: int) -> str:
-    """What the file should have but has not; nothing if it is whole, or of a format that only its decoder can judge."""
-    head = file.read(18)
-    file.seek(0)
-    if head.startswith(b"\x89PNG"):
-        return "" if _png_ends(file, size) else "its last chunk (IEND) is missing"
-    if head.startswith(b"\xff\xd8"):
-        return "" if _jpeg_ends(file.read()) else "its end mark (EOI) is missing"
-    if head.startswith(b"GIF8"):
-        return "" if _gif_ends(file.read()) else "its end mark (the trailer) is missing"
-    promised = 0
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        promised = 8 + int.from_bytes(head[4:8], "little")
-    elif head.startswith(b"BM") and int.from_bytes(head[14:18], "little") <= 124:  # a header's size: no text that
-        promised = int.from_bytes(head[2:6], "little")  # begins with BM is meant
-    return f"it should have {promised:,} bytes and has {size:,}" if promised > size else ""
-
-
-def _png_ends(file: io.BufferedIOBase, size: int) -> bool:
-    """From chunk to chunk (length, kind, data, checksum) up to the last."""
-    at = 8
-    while at + 12 <= size:
-        file.seek(at)
-        length, kind = struct.unpack(">I4s", file.read(8))
-        at += 12 + length
-        if kind == b"IEND":
-            return at <= size
-    return False
-
-
-# A mark that ends a scan or begins a segment: no stuffed zero, no restart, none of those that stand alone.
-_JPEG_MARK = re.compile(rb"\xff+([^\x00\x01\xd0-\xd8\xff])")
-
-
-def _jpeg_ends(data: bytes) -> bool:
-    """From mark to mark; segments are stepped over, for a thumbnail in one of them has an end of its own."""
-    at = 2
-    while mark := _JPEG_MARK.search(data, at):
-        if mark[1] == b"\xd9":
-            return True
-        at = mark.end() + int.from_bytes(data[mark.end() : mark.end() + 2], "big")
-    return False
-
-
-def _gif_ends(data: bytes) -> bool:
-    """From block to block, each with its sub-blocks, up to the trailer; unknown bytes between are passed over."""
-
-    def palette(flags: int) -> int:
-        return 3 * 2 ** (flags % 8 + 1) if flags & 0x80 else 0
-
-    data += bytes(13)  # so that no header is too short to look into; a zero is no trailer
-    at = 13 + palette(data[10])
-    while at < len(data):
-        if data[at] == 0x3B:
-            return True
-        if data[at] not in (0x2C, 0x21):
-            at += 1
-            continue
-        at += 11 + palette(data[at + 9]) if data[at] == 0x2C else 2  # an image, or an extension
-        while at < len(data) and data[at]:
-            at += 1 + data[at]
-        at += 1
-    return False
