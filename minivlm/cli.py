@@ -292,7 +292,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _experiment(options: argparse.Namespace) -> None:
-    from minivlm.evaluation.ablations import EXPERIMENTS, Plan, as_text, experiment, make_small_lm
+    from minivlm.evaluation.ablations import EXPERIMENTS, Plan, as_text, experiment
+    from minivlm.pretraining.small_lm import make_small_lm
 
     if options.what == "small-lm":
         out = options.out or Path("runs/small-lm")

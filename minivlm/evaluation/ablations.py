@@ -23,15 +23,14 @@ Letters as in `config.py`.
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from minivlm.checkpoint import load_checkpoint, read_meta, save_checkpoint
-from minivlm.config import PROMPTS, STAGES, MiniVLMConfig, Stage
+from minivlm.checkpoint import load_checkpoint, read_meta
+from minivlm.config import PROMPTS, STAGES, Stage
 from minivlm.data.features import FeatureCache
 from minivlm.data.samples import Row
 from minivlm.evaluation.exam import (
@@ -47,26 +46,17 @@ from minivlm.evaluation.exam import (
     score_pope,
 )
 from minivlm.generate import Asked, answer, prompt_ids
-from minivlm.model import MiniVLMForConditionalGeneration, assemble
-from minivlm.pretraining import language_model, loop
+from minivlm.model import MiniVLMForConditionalGeneration
+from minivlm.pretraining.small_lm import SMALL_LM
 from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.paths import BASE
 from minivlm.runtime.precision import choose_precision
 from minivlm.scenes.facts import USUAL, Scene, random_stream, sample_scene
 from minivlm.scenes.language import caption, read_facts
 from minivlm.scenes.samples import SceneRows, language_of
-from minivlm.train import text_probe, train
+from minivlm.train import train
 
 SHIPPED = "results/experiments.json"
-SMALL_LM = "small_lm"  # a base checkpoint beside `base`, with a smaller language model
-SMALL_SHAPE = {
-    "hidden_size": 128,
-    "intermediate_size": 320,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-}
 STEPS = {"pretrain": 250, "sft": 100}  # about a third and a quarter of the shipped stages
 SPLIT = "dev"
 MENTIONS = 5  # the fifth mention stands for all later ones
@@ -433,58 +423,6 @@ def as_text(results: Mapping[str, Any], lang: str = "en") -> str:
                 cells.append(f"{'{} ({}–{})'.format(*(f'{v:.{digits}f}' for v in shown)) if shown else '–':>20}")
             lines.append(f"{f'{stage}, {arm}':<22}" + "".join(cells))
     return "\n".join(lines)
-
-
-# ---- the smaller language model
-
-
-def small_config(config: MiniVLMConfig) -> MiniVLMConfig:
-    """The same model with the smaller language model: Dl = 128, 3 layers."""
-    config = deepcopy(config)
-    for name, value in SMALL_SHAPE.items():
-        setattr(config.text_config, name, value)
-    return config
-
-
-def make_small_lm(
-    out: Path,
-    work: Path,
-    data: Path,
-    rounds: Sequence[tuple[loop.Recipe, language_model.Lessons]] = language_model.ROUNDS,
-    exam: int = 500,
-    command: str = "minivlm experiment small-lm",
-) -> Path:
-    """Train the smaller language model on text alone, by the recipe of the shipped one; save a base checkpoint `out`.
-
-    Encoder and tokenizer are those of `data/base`. What it makes on the way stays in `work`, so that it can be stopped
-    and go on.
-
-    Raises:
-        ValueError: `work` holds the state of another recipe.
-        CheckpointError, OSError: as `load_checkpoint` and `save_checkpoint` do.
-    """
-    large, processor, _ = load_checkpoint(data / BASE)
-    config = small_config(large.config)
-    spoken, metrics = language_model.train(processor, config, work, rounds=rounds, exam=exam)
-    model = assemble(large.vision.clip, spoken, config.image_token_id, rounds[0][0].seed)
-    model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
-    meta = {
-        "stage": "base",
-        "seed": rounds[0][0].seed,
-        "command": command,
-        "threads": torch.get_num_threads(),
-        "metrics": {"language_model": metrics},
-        "text_probe": text_probe(model, processor),
-    }
-    logs = {"language_model.log.jsonl": _thinned(sorted(work.glob("round*/log.jsonl")))}
-    parts = ("projector", "language_model")
-    return save_checkpoint(out, model, processor, meta, parts, base=data / BASE, dtype=torch.float16, extra=logs)
-
-
-def _thinned(logs: Sequence[Path], every: int = 20) -> bytes:
-    """Every twentieth line of some logs."""
-    lines = [line for log in logs for line in log.read_text("utf-8").splitlines()[::every]]
-    return "".join(line + "\n" for line in lines).encode()
 
 
 def _about(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:

@@ -126,11 +126,11 @@ def _save(
     # the values as they are stored, in 16 bits: what a user loads is what the probe is measured on
     model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
     meta = {"stage": "base", **meta, "text_probe": text_probe(model, processor)}
-    logs = {f"{part}.log.jsonl": _thinned(work / part) for part in ("encoder", "language_model")}
+    logs = {f"{part}.log.jsonl": thinned(work / part) for part in ("encoder", "language_model")}
     return save_checkpoint(out, model, processor, meta, dtype=torch.float16, extra=logs)
 
 
-def _thinned(folder: Path) -> bytes:
+def thinned(folder: Path) -> bytes:
     """Every `LOG_EVERY`-th line of the logs in a folder (one, or one of each round), and the last of each."""
     kept = []
     for log in sorted(folder.glob("**/log.jsonl")):

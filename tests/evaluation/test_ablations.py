@@ -10,13 +10,12 @@ from training import save_base
 
 from minivlm.checkpoint import load_checkpoint, read_meta
 from minivlm.cli import main
-from minivlm.config import PROMPTS, scenes_config
+from minivlm.config import PROMPTS
 from minivlm.evaluation import ablations as experiments
 from minivlm.evaluation.ablations import (
     ARMS,
     EXPERIMENTS,
     SHIPPED,
-    SMALL_LM,
     STEPS,
     Arm,
     Plan,
@@ -24,15 +23,12 @@ from minivlm.evaluation.ablations import (
     effect,
     experiment,
     invented_by_mention,
-    make_small_lm,
     sampled,
-    small_config,
     usual_share,
     values,
 )
 from minivlm.generate import Asked, prompt_ids
-from minivlm.pretraining import loop
-from minivlm.pretraining.language_model import ROUNDS
+from minivlm.pretraining.small_lm import SMALL_LM
 from minivlm.runtime.paths import BASE, data_folder
 from minivlm.scenes.facts import Scene, Thing, sample_scene
 from minivlm.scenes.language import read_facts
@@ -215,24 +211,6 @@ class TestRun:
     def test_an_unknown_experiment_is_refused(self, plan):
         with pytest.raises(ValueError, match="no experiment colour; choose from length, noise, lm"):
             experiment(plan, ["colour"])
-
-
-class TestSmallLanguageModel:
-    def test_its_shape(self):
-        config = scenes_config()
-        small = small_config(config)
-        assert small.language_width == 128 and small.text_config.head_dim * small.text_config.num_attention_heads == 128
-        assert config.language_width == 256, "the one it was made from stays as it was"
-
-    def test_it_is_made_by_the_given_rounds_and_trains_upon(self, tmp_path):
-        rounds = [(replace(loop.Recipe(1, 2, 0.02, 3e-3), save_every=1), ROUNDS[0][1])]
-        out = make_small_lm(tmp_path / "small", tmp_path / "work", data_folder(), rounds, exam=2)
-        model, _, meta = load_checkpoint(out)
-        assert meta["stage"] == "base" and set(meta["holds"]) == {"projector", "language_model"}
-        assert meta["hashes"]["vision"] == read_meta(data_folder() / BASE)["hashes"]["vision"]
-        assert model.projector.weight.shape == (128, 192) and torch.isfinite(model.projector.weight).all()
-        assert set(meta["metrics"]["language_model"]) >= {"list en", "mosaic zh"}
-        assert (out / "language_model.log.jsonl").read_text("utf-8").count("\n") == 1
 
 
 def test_the_command_says_what_it_wants(capsys):

@@ -1,0 +1,67 @@
+"""The smaller language model of the ablations, trained on text alone by the recipe of the shipped one."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+
+from minivlm.checkpoint import load_checkpoint, save_checkpoint
+from minivlm.config import MiniVLMConfig
+from minivlm.model import assemble
+from minivlm.pretraining import language_model, loop
+from minivlm.pretraining.build import thinned
+from minivlm.runtime.paths import BASE
+from minivlm.train import text_probe
+
+SMALL_LM = "small_lm"  # a base checkpoint beside `base`, with a smaller language model
+SMALL_SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 320,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+
+
+def small_config(config: MiniVLMConfig) -> MiniVLMConfig:
+    """The same model with the smaller language model: Dl = 128, 3 layers."""
+    config = deepcopy(config)
+    for name, value in SMALL_SHAPE.items():
+        setattr(config.text_config, name, value)
+    return config
+
+
+def make_small_lm(
+    out: Path,
+    work: Path,
+    data: Path,
+    rounds: Sequence[tuple[loop.Recipe, language_model.Lessons]] = language_model.ROUNDS,
+    exam: int = 500,
+    command: str = "minivlm experiment small-lm",
+) -> Path:
+    """Train the smaller language model; save a base checkpoint `out` with encoder and tokenizer of `data/base`.
+
+    Unfinished work stays in `work`, so that it can be stopped and go on.
+
+    Raises:
+        ValueError: `work` holds the state of another recipe.
+        CheckpointError, OSError: as `load_checkpoint` and `save_checkpoint` do.
+    """
+    large, processor, _ = load_checkpoint(data / BASE)
+    config = small_config(large.config)
+    small, metrics = language_model.train(processor, config, work, rounds=rounds, exam=exam)
+    model = assemble(large.vision.clip, small, config.image_token_id, rounds[0][0].seed)
+    model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
+    meta = {
+        "stage": "base",
+        "seed": rounds[0][0].seed,
+        "command": command,
+        "threads": torch.get_num_threads(),
+        "metrics": {"language_model": metrics},
+        "text_probe": text_probe(model, processor),
+    }
+    logs = {"language_model.log.jsonl": thinned(work)}
+    parts = ("projector", "language_model")
+    return save_checkpoint(out, model, processor, meta, parts, base=data / BASE, dtype=torch.float16, extra=logs)
