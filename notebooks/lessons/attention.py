@@ -17,8 +17,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image, ImageOps
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from lessons.figures import BLUE, readable, show, style
 from lessons.lenses import things_patches
+from lessons.plots import BLUE, readable, show, style
 from minivlm.config import PROMPTS
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor

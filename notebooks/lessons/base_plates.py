@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from lessons.figures import BLUE, GREY, INK, ORANGE, show, smoothed, style
-from lessons.tables import CELL
+from lessons.plots import BLUE, CELL, GREY, INK, ORANGE, show, smoothed, style
 from minivlm.evaluation.ablations import Effect
 
 GRID = "#E8E8E8"

@@ -15,7 +15,7 @@ from transformers import TextStreamer
 
 from lessons.attention import Looks, attention_to_patches, faded, strongest, where
 from lessons.familiar import Familiar
-from lessons.figures import data_uri
+from lessons.plots import data_uri
 from minivlm.config import PROMPTS
 from minivlm.data.images import PictureError, open_picture
 from minivlm.generate import reply

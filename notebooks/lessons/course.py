@@ -9,8 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from lessons.figures import GREY, INK, ORANGE, show, style
-from lessons.flow import BOXES, HEIGHT, WIDTH
+from lessons.plots import BOXES, GREY, HEIGHT, INK, ORANGE, WIDTH, show, style
 
 
 class Station(NamedTuple):

@@ -13,8 +13,7 @@ from IPython.display import display
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from lessons.figures import chinese_font
-from lessons.tables import CELL
+from lessons.plots import CELL, chinese_font
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
 
 PACKAGE = "minivlm"

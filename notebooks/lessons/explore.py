@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from IPython.display import display
 
-from lessons.figures import BLUE, INK, ORANGE, data_uri
 from lessons.learning import Moment
 from lessons.lenses import (
     NO_WORD,
@@ -25,7 +24,7 @@ from lessons.lenses import (
     read_patches,
     things_patches,
 )
-from lessons.plates import border
+from lessons.plots import BLUE, INK, ORANGE, border, data_uri
 from minivlm.config import PROMPTS
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor

@@ -16,7 +16,7 @@ import safetensors.torch
 import torch
 from matplotlib.figure import Figure
 
-from lessons.figures import BLUE, GREY, INK, ORANGE, style
+from lessons.plots import BLUE, GREY, INK, ORANGE, style
 from minivlm.checkpoint import hash_tensors
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.runtime.paths import data_folder

@@ -31,7 +31,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lessons.attention import attention_to_things
-from lessons.figures import BLUE, GREY, INK, ORANGE, show, style
+from lessons.plots import BLUE, GREY, INK, ORANGE, show, style
 from lessons.stages import blocks, only, size
 from minivlm.checkpoint import load_checkpoint
 from minivlm.config import PROMPTS, STAGES

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from lessons.figures import BLUE, GREY, INK, MAP, ORANGE, data_uri, smoothed, style
+from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, data_uri, smoothed, style
 from minivlm.evaluation import exam as evaluate
 from minivlm.evaluation.ablations import EXPERIMENTS, effect, values
 from minivlm.generate import Asked, describe, prompt_ids

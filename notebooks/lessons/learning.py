@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from PIL import Image
 
-from lessons.figures import BLUE, GREY, INK, MAP, ORANGE, readable, show, style
-from lessons.lenses import FACTS, UNTRUE, PatchWord, listed, things_patches
-from lessons.plates import ZH, patch_words, patches
+from lessons.lenses import FACTS, NO_WORD, UNTRUE, PatchWord, listed, things_patches
+from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, border, patches, readable, show, style
 from minivlm.config import IGNORE_INDEX
 from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes.facts import Scene
 from minivlm.scenes.language import noun_phrase
 
+ZH = "ᶻʰ"  # marks an English word that stands for a Chinese one
 FAINTEST = 0.002  # of a row's largest gradient: what is below is drawn alike
 MARKERS = "os^Dv"
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "")  # so that bars differ without colour, too
@@ -328,3 +328,89 @@ def intervals(rows: Mapping[str, Mapping[str, Figured]], label: str) -> Figure:
         axes.grid(axis="x", color="#E8E8E8")
         axes.set_axisbelow(True)
     return figure
+
+
+def patch_words(
+    picture: Image.Image,
+    panels: Mapping[str, Sequence[PatchWord]],
+    outlines: Sequence[tuple[str, np.ndarray]] = (),
+) -> Figure:
+    """The word nearest to each projected patch, written over the picture; what is true of its patch is framed.
+
+    Without a Chinese font, a Chinese word is written in English and marked "zh".
+
+    Args:
+        picture: what is looked at.
+        panels: a title and N words for each panel.
+        outlines: a label and the patches of each thing, to be drawn around them.
+    """
+    with style():
+        figure = Figure(figsize=(5.9 * len(panels), 6.4), layout="constrained")
+        for number, (title, words) in enumerate(panels.items(), start=1):
+            axes, side = figure.add_subplot(1, len(panels), number), int(len(words) ** 0.5)
+            axes.imshow(_pale(picture), extent=(0, side, side, 0), interpolation="bicubic")
+            for label, covered in outlines:
+                _outline(axes, covered, side, label)
+            for place, word in enumerate(words):
+                y, x = divmod(place, side)
+                _patch_word(axes, x + 0.5, y + 0.5, word)
+            axes.set_title(title, fontsize=12, pad=8)
+            axes.set(xlim=(-0.03, side + 0.03), ylim=(side + 0.03, -0.03))
+            axes.axis("off")
+    return figure
+
+
+def written(word: PatchWord) -> str:
+    """A patch's word as the figures' fonts can write it."""
+    if readable(word.word):
+        return word.word
+    return word.english if word.english == NO_WORD else f"{word.english}{ZH}"
+
+
+def _pale(picture: Image.Image, share: float = 0.38) -> np.ndarray:
+    """A picture faded towards white, so that words can be read on it."""
+    return np.round(255 - (255 - np.asarray(picture, dtype=float)) * share).astype(np.uint8)
+
+
+def _patch_word(axes: Axes, x: float, y: float, word: PatchWord) -> None:
+    """One word in its patch: framed and bold if it is true."""
+    text = written(word)
+    axes.text(
+        x,
+        y,
+        text,
+        ha="center",
+        va="center",
+        fontsize=min(9.0, 58 / max(6, len(text.removesuffix(ZH)) + 1)),
+        fontweight="bold" if word.true else "normal",
+        color=INK if word.true else "#5A5A5A",
+        bbox={
+            "boxstyle": "round,pad=0.22",
+            "facecolor": "#FFF6EC" if word.true else "white",
+            "edgecolor": ORANGE if word.true else "none",
+            "alpha": 0.95 if word.true else 0.45,
+            "linewidth": 1.5,
+        },
+        zorder=4 if word.true else 3,
+    )
+
+
+def _outline(axes: Axes, covered: np.ndarray, side: int, label: str) -> None:
+    """A line around patches, and what stands there."""
+    lines = border(covered, side)
+    for colour, width in (("white", 5.0), (BLUE, 2.2)):
+        for x0, y0, x1, y1 in lines:
+            axes.plot([x0, x1], [y0, y1], color=colour, linewidth=width, solid_capstyle="round", zorder=2)
+    top = covered.min() // side
+    middle = (covered[covered // side == top] % side).mean() + 0.5
+    axes.text(
+        min(max(middle, 1.2), side - 1.2),
+        top if top else 0.02,
+        label,
+        ha="center",
+        va="center" if top else "top",
+        fontsize=8,
+        color="white",
+        bbox={"boxstyle": "round,pad=0.25", "facecolor": BLUE, "edgecolor": "white"},
+        zorder=5,
+    )

@@ -13,11 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from PIL import Image
 
-from lessons.figures import BLUE, GREY, INK, MAP, ORANGE, readable, style
-from lessons.lenses import NO_WORD, PatchWord
+from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, patches, style
 
 GROUND = {BLUE: "#E6F0F7", ORANGE: "#FFF0E2", GREY: "#F4F4F4"}  # a pale ground for each line colour
-ZH = "ᶻʰ"  # marks an English word that stands for a Chinese one
 PATCH_HEIGHT = 0.52  # of a patch in a line of them, in the units of `swap`, where it is about square
 Box = tuple[float, float, float, float]  # left, bottom, width, height
 
@@ -184,134 +182,4 @@ def swap(
         page.text(places.mean() + 0.5, -1.6, "only these have changed", ha="center", fontsize=9)
         page.set(xlim=(0, length), ylim=(-2, 16.5), aspect="auto")
         page.axis("off")
-    return figure
-
-
-def patch_words(
-    picture: Image.Image,
-    panels: Mapping[str, Sequence[PatchWord]],
-    outlines: Sequence[tuple[str, np.ndarray]] = (),
-) -> Figure:
-    """The word nearest to each projected patch, written over the picture; what is true of its patch is framed.
-
-    Without a Chinese font, a Chinese word is written in English and marked "zh".
-
-    Args:
-        picture: what is looked at.
-        panels: a title and N words for each panel.
-        outlines: a label and the patches of each thing, to be drawn around them.
-    """
-    with style():
-        figure = Figure(figsize=(5.9 * len(panels), 6.4), layout="constrained")
-        for number, (title, words) in enumerate(panels.items(), start=1):
-            axes, side = figure.add_subplot(1, len(panels), number), int(len(words) ** 0.5)
-            axes.imshow(_pale(picture), extent=(0, side, side, 0), interpolation="bicubic")
-            for label, covered in outlines:
-                _outline(axes, covered, side, label)
-            for place, word in enumerate(words):
-                y, x = divmod(place, side)
-                _patch_word(axes, x + 0.5, y + 0.5, word)
-            axes.set_title(title, fontsize=12, pad=8)
-            axes.set(xlim=(-0.03, side + 0.03), ylim=(side + 0.03, -0.03))
-            axes.axis("off")
-    return figure
-
-
-def written(word: PatchWord) -> str:
-    """A patch's word as the figures' fonts can write it."""
-    if readable(word.word):
-        return word.word
-    return word.english if word.english == NO_WORD else f"{word.english}{ZH}"
-
-
-def _pale(picture: Image.Image, share: float = 0.38) -> np.ndarray:
-    """A picture faded towards white, so that words can be read on it."""
-    return np.round(255 - (255 - np.asarray(picture, dtype=float)) * share).astype(np.uint8)
-
-
-def _patch_word(axes: Axes, x: float, y: float, word: PatchWord) -> None:
-    """One word in its patch: framed and bold if it is true."""
-    text = written(word)
-    axes.text(
-        x,
-        y,
-        text,
-        ha="center",
-        va="center",
-        fontsize=min(9.0, 58 / max(6, len(text.removesuffix(ZH)) + 1)),
-        fontweight="bold" if word.true else "normal",
-        color=INK if word.true else "#5A5A5A",
-        bbox={
-            "boxstyle": "round,pad=0.22",
-            "facecolor": "#FFF6EC" if word.true else "white",
-            "edgecolor": ORANGE if word.true else "none",
-            "alpha": 0.95 if word.true else 0.45,
-            "linewidth": 1.5,
-        },
-        zorder=4 if word.true else 3,
-    )
-
-
-def _outline(axes: Axes, covered: np.ndarray, side: int, label: str) -> None:
-    """A line around patches, and what stands there."""
-    lines = border(covered, side)
-    for colour, width in (("white", 5.0), (BLUE, 2.2)):
-        for x0, y0, x1, y1 in lines:
-            axes.plot([x0, x1], [y0, y1], color=colour, linewidth=width, solid_capstyle="round", zorder=2)
-    top = covered.min() // side
-    middle = (covered[covered // side == top] % side).mean() + 0.5
-    axes.text(
-        min(max(middle, 1.2), side - 1.2),
-        top if top else 0.02,
-        label,
-        ha="center",
-        va="center" if top else "top",
-        fontsize=8,
-        color="white",
-        bbox={"boxstyle": "round,pad=0.25", "facecolor": BLUE, "edgecolor": "white"},
-        zorder=5,
-    )
-
-
-def border(covered: np.ndarray, side: int) -> list[tuple[int, int, int, int]]:
-    """The line around a thing's patches (of side x side): pieces from (x0, y0) to (x1, y1), in patches."""
-    inside, pieces = set(covered.tolist()), []
-    for patch in sorted(inside):
-        y, x = divmod(patch, side)
-        for neighbour, exists, piece in (
-            (patch - side, y > 0, (x, y, x + 1, y)),
-            (patch + side, y < side - 1, (x, y + 1, x + 1, y + 1)),
-            (patch - 1, x > 0, (x, y, x, y + 1)),
-            (patch + 1, x < side - 1, (x + 1, y, x + 1, y + 1)),
-        ):
-            if not (exists and neighbour in inside):
-                pieces.append(piece)
-    return pieces
-
-
-def patches(picture: Image.Image, count: int) -> list[np.ndarray]:
-    """A square picture cut into `count` squares, row by row, as uint8 arrays."""
-    side = int(count**0.5)
-    size = picture.width // side
-    pixels = np.asarray(picture.resize((size * side, size * side)))
-    rows = pixels.reshape(side, size, side, size, 3).swapaxes(1, 2)
-    return list(rows.reshape(count, size, size, 3))
-
-
-def bars(shares: Mapping[str, float], title: str, label: str) -> Figure:
-    """Horizontal bars with their values written out; an exact zero says so."""
-    with style():
-        figure = Figure(figsize=(8, 0.34 * len(shares) + 1.1), layout="constrained")
-        axes = figure.add_subplot()
-        values = list(shares.values())
-        colours = [GREY if value == 0 else BLUE for value in values]
-        axes.barh(list(shares), values, color=colours, height=0.7)
-        axes.invert_yaxis()
-        for place, value in enumerate(values):
-            text = "exactly 0: frozen" if value == 0 else f"{value:.1%}"
-            axes.annotate(text, (value, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
-        axes.set(xlabel=label, xlim=(0, max(values) * 1.2 or 1))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.tick_params(axis="y", length=0)
-        axes.set_title(title)
     return figure

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from lessons.cost import PARTS, Memory
-from lessons.figures import BLUE, GREY, INK, ORANGE, style
+from lessons.plots import BLUE, GREY, INK, ORANGE, style
 from minivlm.checkpoint import CheckpointError
 from minivlm.convert.hub import build, reachable
 from minivlm.model import MiniVLMForConditionalGeneration

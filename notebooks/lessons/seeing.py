@@ -18,7 +18,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch.nn import functional as F
 
-from lessons.figures import BLUE, GREY, INK, ORANGE, png, style
+from lessons.plots import BLUE, GREY, INK, ORANGE, png, style
 from minivlm.pretraining.encoder import covered, normalised
 from minivlm.scenes.drawing.draw import Box, layout
 from minivlm.scenes.drawing.gallery import draw_many

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from transformers import BatchFeature
 
-from lessons.figures import BLUE, GREY, INK, ORANGE, style
+from lessons.plots import BLUE, GREY, INK, ORANGE, style
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from tqdm.auto import tqdm
 
 from lessons.cost import Length, flops
-from lessons.figures import BLUE, GREY, INK, ORANGE, style
+from lessons.plots import BLUE, GREY, INK, ORANGE, style
 from minivlm.config import IGNORE_INDEX, MiniVLMConfig, Stage
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.runtime.precision import Engine, attend, attend_back, give_back_memory

@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from lessons.figures import BLUE, GREY, INK, ORANGE, png, show, style
-from lessons.flow import flow
+from lessons.plots import BLUE, GREY, INK, ORANGE, flow_figure, png, show, style
 from minivlm.config import STAGES, Stage
 from minivlm.model import PARTS, Ledger, LedgerRow, MiniVLMForConditionalGeneration
 from minivlm.train import learning_rates
@@ -261,7 +260,7 @@ def explained(model: MiniVLMForConditionalGeneration, names: Collection[str], ti
     return (
         f"<pre>{html.escape(str(account))}</pre><p role='status'>{html.escape(sentence)}</p>"
         f"{_image(strips(model, {title: names}), f'The model as a strip, to scale. {sentence}')}"
-        f"{_image(flow(lit, notes), diagram)}"
+        f"{_image(flow_figure(lit, notes), diagram)}"
     )
 
 

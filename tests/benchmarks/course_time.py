@@ -30,7 +30,7 @@ from minivlm.runtime.paths import data_folder
 FILE = data_folder() / "results" / "course_time.json"
 IMPORTS = {
     "import_minivlm": "import minivlm",
-    "import_in_03": "import minivlm; from lessons import figures, learning, lenses, stages, tables",
+    "import_in_03": "import minivlm; from lessons import learning, lenses, plots, stages",
 }
 SLICE = 0.5  # seconds
 SHORT = ["--scale", "0.1", "--pictures", "400", "--exam", "40", "--precision", "bf16", "--anew"]

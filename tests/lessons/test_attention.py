@@ -16,8 +16,8 @@ from lessons.attention import (
     where,
     words_of,
 )
-from lessons.figures import png, readable
 from lessons.lenses import things_patches
+from lessons.plots.figures import png, readable
 from PIL import Image
 
 from minivlm.processor import RowError

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from lessons import explore, figures, learning, plates
+from lessons import explore, learning
 from lessons.explore import Album, PatchExplorer, StepExplorer, drawing
 from lessons.lenses import (
     FACTS,
@@ -26,6 +26,7 @@ from lessons.lenses import (
     things_patches,
     typed_picture,
 )
+from lessons.plots import figures
 from PIL import Image
 from training import stage
 
@@ -286,7 +287,7 @@ class TestFigures:
         found = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 5, "of": 10}
         nothing = {"value": None, "low": None, "high": None, "count": 0, "of": 0}
         for figure in (
-            plates.patch_words(picture, {"before": words, "after": words}, [("a red car", np.array([0, 1]))]),
+            learning.patch_words(picture, {"before": words, "after": words}, [("a red car", np.array([0, 1]))]),
             learning.gradient_path(picture, norms, ["a"] * 7, is_image, ~is_image, 0.5),
             learning.lighting_up(picture, {0: learning.Moment(words, "a car"), 5: learning.Moment(words, "a red car")}),
             learning.facts_bars({"before": counts, "after": counts}),
@@ -298,20 +299,20 @@ class TestFigures:
 
     def test_true_words_are_framed_and_bold(self):
         words = [PatchWord(word, word, word == "car") for word in ("red", "car", "far", "sky")]
-        axes = plates.patch_words(draw(RED_CAR, 64), {"panel": words}).axes[0]
+        axes = learning.patch_words(draw(RED_CAR, 64), {"panel": words}).axes[0]
         assert [text.get_text() for text in axes.texts] == ["red", "car", "far", "sky"]
         assert [text.get_text() for text in axes.texts if text.get_fontweight() == "bold"] == ["car"]
 
     def test_without_a_chinese_font_a_word_is_written_in_english(self, no_chinese):
-        assert plates.written(PatchWord("car", "car", True)) == "car"
-        assert plates.written(PatchWord("汽车", "car", True)) == "carᶻʰ"
-        assert plates.written(PatchWord("一", NO_WORD, False)) == NO_WORD
+        assert learning.written(PatchWord("car", "car", True)) == "car"
+        assert learning.written(PatchWord("汽车", "car", True)) == "carᶻʰ"
+        assert learning.written(PatchWord("一", NO_WORD, False)) == NO_WORD
 
     def test_a_border_runs_around_what_is_covered_and_nowhere_else(self):
-        assert sorted(plates.border(np.array([0]), 2)) == [(0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 1, 1), (1, 0, 1, 1)]
-        both = plates.border(np.array([0, 1]), 2)
+        assert sorted(figures.border(np.array([0]), 2)) == [(0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 1, 1), (1, 0, 1, 1)]
+        both = figures.border(np.array([0, 1]), 2)
         assert len(both) == 6 and (1, 0, 1, 1) not in both
-        assert len(plates.border(np.array([1, 2]), 2)) == 8  # they touch at a corner only
+        assert len(figures.border(np.array([1, 2]), 2)) == 8  # they touch at a corner only
 
     def test_only_true_patches_are_lit(self):
         words = [PatchWord("a", "a", place == 2) for place in range(4)]

@@ -9,9 +9,10 @@ import warnings
 import matplotlib
 import numpy as np
 import pytest
-from lessons import figures, plates, refresh, tables
-from lessons.figures import LiveCurve, loss_curve, readable, show, smoothed
-from lessons.tables import show_answers, show_picture, show_supervision, show_taught
+from lessons import plates, refresh
+from lessons.plots import figures, tables
+from lessons.plots.figures import LiveCurve, loss_curve, readable, show, smoothed
+from lessons.plots.tables import show_answers, show_picture, show_supervision, show_taught
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -119,7 +120,7 @@ class TestPlates:
         for figure in (
             plates.anatomy(picture, values[:4], values[:4], values, is_image, parameters, "a red car"),
             plates.swap(picture, ["a"] * 9, values, values, is_image),
-            plates.bars({"vision": 0.0, "projector": 0.5}, "moved", "share"),
+            figures.bars({"vision": 0.0, "projector": 0.5}, "moved", "share"),
             small_figure(),
         ):
             assert Image.open(io.BytesIO(figures.png(figure))).width > 500
@@ -127,11 +128,11 @@ class TestPlates:
     def test_patches_are_cut_row_by_row(self):
         pixels = np.zeros((4, 4, 3), dtype=np.uint8)
         pixels[:2, 2:], pixels[2:, :2], pixels[2:, 2:] = 1, 2, 3
-        cut = plates.patches(Image.fromarray(pixels), 4)
+        cut = figures.patches(Image.fromarray(pixels), 4)
         assert [int(patch.mean()) for patch in cut] == [0, 1, 2, 3]
 
     def test_an_exact_zero_is_said_in_words(self):
-        texts = [text.get_text() for text in plates.bars({"a": 0.0, "b": 0.25}, "t", "l").axes[0].texts]
+        texts = [text.get_text() for text in figures.bars({"a": 0.0, "b": 0.25}, "t", "l").axes[0].texts]
         assert texts == ["exactly 0: frozen", "25.0%"]
 
     def test_without_a_chinese_font_only_english_is_readable(self, no_chinese):

@@ -1,8 +1,8 @@
 """The map of the course: every box is drawn, and what is lit is said without colour, too."""
 
 import pytest
-from lessons import flow
-from lessons.flow import ARROWS, BOXES, ICONS, LETTERS, show_flow
+from lessons.plots import flow
+from lessons.plots.flow import ARROWS, BOXES, ICONS, LETTERS, show_flow
 from matplotlib.figure import Figure
 
 
@@ -12,7 +12,7 @@ def texts(figure: Figure) -> list:
 
 
 def test_every_box_and_everything_that_flows_is_named():
-    written = [text.get_text() for text in texts(flow.flow())]
+    written = [text.get_text() for text in texts(flow.flow_figure())]
     assert set(BOXES) <= set(written) and set(BOXES) == set(ICONS)
     assert all(
         any(what in one for one in written) and any(shape in one for one in written) for *_, what, shape in ARROWS
@@ -21,7 +21,7 @@ def test_every_box_and_everything_that_flows_is_named():
 
 
 def test_lit_boxes_are_bold_and_notes_stand_on_the_page():
-    figure = flow.flow(["W", "replace"], {"encoder": "frozen"})
+    figure = flow.flow_figure(["W", "replace"], {"encoder": "frozen"})
     bold = {text.get_text() for text in texts(figure) if text.get_fontweight() == "bold"}
     assert bold & set(BOXES) == {"W", "replace"}
     assert "frozen" in [text.get_text() for text in texts(figure)]
@@ -30,7 +30,7 @@ def test_lit_boxes_are_bold_and_notes_stand_on_the_page():
 @pytest.mark.parametrize("arguments", [(["eye"],), ([], {"eye": "frozen"})], ids=["lit", "note"])
 def test_an_unknown_box_is_refused_with_the_names_of_all(arguments):
     with pytest.raises(ValueError, match="no box eye; the boxes are picture, encoder, W, text"):
-        flow.flow(*arguments)
+        flow.flow_figure(*arguments)
 
 
 def test_alternative_text_says_what_is_lit_and_noted(monkeypatch):
@@ -43,7 +43,7 @@ def test_alternative_text_says_what_is_lit_and_noted(monkeypatch):
 
 
 def test_texts_do_not_run_out_of_their_boxes():
-    figure = flow.flow(list(BOXES))
+    figure = flow.flow_figure(list(BOXES))
     figure.draw_without_rendering()
     for text in texts(figure):
         if text.get_text() in BOXES:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lessons import figures, forgetting
+from lessons import forgetting, plots
 from lessons.attention import AtThings
 from lessons.forgetting import ARMS, CHOICES, TEXT_TASKS, WITH, WITHOUT, Arm, Exam, in_words
 from PIL import Image
@@ -171,7 +171,7 @@ class TestShipped:
         live = dict.fromkeys(TEXT_TASKS, 0.4)
         measures = {"questions": "questions right", "words": "words"}
         for figure in (forgetting.forgetting_figure(shipped, live), forgetting.choices_figure(shipped, measures)):
-            assert Image.open(io.BytesIO(figures.png(figure))).width > 500
+            assert Image.open(io.BytesIO(plots.png(figure))).width > 500
 
     def test_they_are_told_in_words(self, shipped, monkeypatch):
         told = []

@@ -146,7 +146,7 @@ class TestEveryNotebook:
             assert 'src="data:image/' in tag, "nothing is fetched"
         for output in outputs(file):
             bare = {kind for kind in output.get("data", {}) if kind.startswith("image/")}
-            assert not bare, f"{bare}: show it through lessons.figures.show"
+            assert not bare, f"{bare}: show it through lessons.plots.show"
 
     def test_every_figure_has_a_summary(self, file):
         figures = [html_of(output) for output in outputs(file) if "<figure" in html_of(output)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lessons import seeing
-from lessons.figures import BLUE, ORANGE, png
+from lessons.plots.figures import BLUE, ORANGE, png
 from lessons.seeing import PatchExamples, Twin, cosines, fit_probe, pairs, shown, twin_of
 from PIL import Image
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lessons.figures import BLUE, ORANGE, png
+from lessons.plots.figures import BLUE, ORANGE, png
 from lessons.sequences import LOOKS, answers, cache_plate, prompts, rows_plate, user
 
 IMAGE = 9

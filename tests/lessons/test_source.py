@@ -3,8 +3,8 @@
 import ast
 
 import pytest
-from lessons import source
-from lessons.source import show_source, source_of
+from lessons.plots import source
+from lessons.plots.source import show_source, source_of
 
 from minivlm.model import positions
 from minivlm.placeholders import PlaceholderError, expand_placeholders, replace_placeholders

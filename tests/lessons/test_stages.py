@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lessons import figures, stages
+from lessons import plots, stages
 from lessons.stages import OWN, StageExplorer, blocks, blocks_of, chosen, ledger_of, only, size, strips
 from PIL import Image
 from training import save_base, some_features, some_rows, stage
@@ -84,7 +84,7 @@ class TestFigures:
         assert any(text.startswith(f"{16 * 24:,} train\n") for text in texts)
         hatched = [bar for bar in figure.axes[0].patches if bar.get_hatch()]
         assert len(hatched) == 5, "what trains is not said by colour alone"
-        assert Image.open(io.BytesIO(figures.png(figure))).width > 500
+        assert Image.open(io.BytesIO(plots.png(figure))).width > 500
 
     def test_an_unknown_block_is_refused(self, model):
         with pytest.raises(ValueError, match=r"no block layer 3; the blocks are encoder, W, "):

@@ -7,7 +7,7 @@ from IPython.display import display
 from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
-from lessons.figures import data_uri
+from lessons.plots.figures import data_uri
 from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN
 from minivlm.processor import Rendered
 

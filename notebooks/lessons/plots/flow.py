@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Ellipse, FancyArrowPatch, FancyBboxPatch, Patch, Polygon, Rectangle
 
-from lessons.figures import BLUE, GREY, INK, ORANGE, show, style
+from lessons.plots.figures import BLUE, GREY, INK, ORANGE, show, style
 
 # name: (left, bottom) of its box; W stands right above the place where its output goes
 BOXES = {
@@ -40,7 +40,7 @@ LETTERS = (
 )
 
 
-def flow(lit: Sequence[str] = (), notes: Mapping[str, str] | None = None) -> Figure:
+def flow_figure(lit: Sequence[str] = (), notes: Mapping[str, str] | None = None) -> Figure:
     """The one way everything flows, drawn as boxes and arrows.
 
     Args:
@@ -76,7 +76,7 @@ def show_flow(lit: Sequence[str], summary: str, notes: Mapping[str, str] | None 
         "language model, answer. W's arrow leads down into replace. Each arrow bears what flows there, and its shape. "
         f"Lit in this notebook: {', '.join(lit) if lit else 'nothing'}.{noted}"
     )
-    show(flow(lit, notes), alt, summary)
+    show(flow_figure(lit, notes), alt, summary)
 
 
 def _box(page: Axes, name: str, lit: bool, note: str) -> None:

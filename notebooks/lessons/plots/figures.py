@@ -6,7 +6,7 @@ A notebook shows every figure through `show`. Nothing is said by colour alone. L
 import base64
 import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from itertools import pairwise
@@ -187,4 +187,48 @@ def loss_curve(losses: Sequence[float], steps: int, title: str) -> Figure:
         axes.set_title(title)
         axes.grid(axis="y", color="#E8E8E8")
         axes.set_axisbelow(True)
+    return figure
+
+
+def border(covered: np.ndarray, side: int) -> list[tuple[int, int, int, int]]:
+    """The line around a thing's patches (of side x side): pieces from (x0, y0) to (x1, y1), in patches."""
+    inside, pieces = set(covered.tolist()), []
+    for patch in sorted(inside):
+        y, x = divmod(patch, side)
+        for neighbour, exists, piece in (
+            (patch - side, y > 0, (x, y, x + 1, y)),
+            (patch + side, y < side - 1, (x, y + 1, x + 1, y + 1)),
+            (patch - 1, x > 0, (x, y, x, y + 1)),
+            (patch + 1, x < side - 1, (x + 1, y, x + 1, y + 1)),
+        ):
+            if not (exists and neighbour in inside):
+                pieces.append(piece)
+    return pieces
+
+
+def patches(picture: Image.Image, count: int) -> list[np.ndarray]:
+    """A square picture cut into `count` squares, row by row, as uint8 arrays."""
+    side = int(count**0.5)
+    size = picture.width // side
+    pixels = np.asarray(picture.resize((size * side, size * side)))
+    rows = pixels.reshape(side, size, side, size, 3).swapaxes(1, 2)
+    return list(rows.reshape(count, size, size, 3))
+
+
+def bars(shares: Mapping[str, float], title: str, label: str) -> Figure:
+    """Horizontal bars with their values written out; an exact zero says so."""
+    with style():
+        figure = Figure(figsize=(8, 0.34 * len(shares) + 1.1), layout="constrained")
+        axes = figure.add_subplot()
+        values = list(shares.values())
+        colours = [GREY if value == 0 else BLUE for value in values]
+        axes.barh(list(shares), values, color=colours, height=0.7)
+        axes.invert_yaxis()
+        for place, value in enumerate(values):
+            text = "exactly 0: frozen" if value == 0 else f"{value:.1%}"
+            axes.annotate(text, (value, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.set(xlabel=label, xlim=(0, max(values) * 1.2 or 1))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(title)
     return figure

@@ -1,0 +1,56 @@
+"""Plots and tables that all notebooks show, with alternative text and colours that colour-blind readers tell apart.
+
+`show` shows a figure, `show_flow` the map of the course, `show_answers` answers beside their images.
+"""
+
+from lessons.plots.figures import (
+    BLUE,
+    GREY,
+    INK,
+    MAP,
+    ORANGE,
+    LiveCurve,
+    bars,
+    border,
+    chinese_font,
+    data_uri,
+    patches,
+    png,
+    readable,
+    show,
+    smoothed,
+    style,
+)
+from lessons.plots.flow import BOXES, HEIGHT, WIDTH, flow_figure, show_flow
+from lessons.plots.source import show_source
+from lessons.plots.tables import CELL, show_answers, show_picture, show_supervision, show_taught
+
+__all__ = [
+    "BLUE",
+    "BOXES",
+    "CELL",
+    "GREY",
+    "HEIGHT",
+    "INK",
+    "MAP",
+    "ORANGE",
+    "WIDTH",
+    "LiveCurve",
+    "bars",
+    "border",
+    "chinese_font",
+    "data_uri",
+    "flow_figure",
+    "patches",
+    "png",
+    "readable",
+    "show",
+    "show_answers",
+    "show_flow",
+    "show_picture",
+    "show_source",
+    "show_supervision",
+    "show_taught",
+    "smoothed",
+    "style",
+]
