@@ -1,69 +1,63 @@
-"""Fill the measured numbers into README.md and its sisters (`PAGES`): `python docs/build.py`. Nobody types them.
+"""Write README.md and the other pages from their templates and the measured numbers: `python docs/build.py`.
 
-A slot is a comment that names its source, its present content, and a closing comment:
-
-    <!-- n: data/results/measured.json#run.bf16.minutes:.1f -->8.7<!-- /n -->
-    <!-- n: data/results/table.md -->
-    (a whole file)
-    <!-- /n -->
-
-The first takes one value of a JSON file, by dotted key (a number picks from a list) and format; `#seconds/60:.1f`
-divides it first. The second takes a whole file, whose links to other files are turned to fit. A slot whose source does
-not exist yet shows `…`. A test holds that no slot is empty and that the page says what the files say.
+A template `docs/templates/PAGE.md.j2` becomes the page PAGE.md; `PAGES` says where it lies. In a template a file
+`data/results/NAME.json` is the variable NAME, so nobody types a measured number. A test holds that every committed page
+is what this command writes.
 """
 
 import json
-import os.path
-import re
-from functools import reduce
 from pathlib import Path
+from typing import Any
 
-EMPTY = "…"
-PAGES = ("README.md", "README.zh.md", "notebooks/README.md")
-SLOT = re.compile(
-    r"<!-- n: (?P<file>[^#\s]+?)(?:#(?P<key>[^:/\s]+)(?:/(?P<unit>\d+))?(?::(?P<format>\S+))?)? -->.*?<!-- /n -->",
-    re.DOTALL,
-)
-LINK = re.compile(r"""(?P<before>\]\(|\b(?:src|href)=")(?P<target>(?![\w+.-]+:|[/#])[^)"\s]+)""")
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+ROOT = Path(__file__).resolve().parents[1]
+TEMPLATES, RESULTS = ROOT / "docs/templates", ROOT / "data/results"
+PLACES = {"README.md": "README.md", "README.zh.md": "README.zh.md", "teachers.md": "notebooks/README.md"}
+EXAMPLES = (
+    "sunset",
+    "reader",
+    "panda",
+)  # the images of README.md; not all answers are right
+NUMBER_WORDS = {"en": ("1 thing", "2 things", "3 things", "4 things"), "zh": ("一样", "两样", "三样", "四样")}
 
 
-def slot_content(root: Path, slot: re.Match) -> str:
-    """What belongs into a slot, `…` while its file is missing.
-
-    Raises:
-        KeyError, IndexError: the JSON file has no such key.
-    """
-    file = root / slot["file"]
-    if not file.is_file():
-        return EMPTY if slot["key"] else f"\n{EMPTY}\n"
-    text = file.read_text(encoding="utf-8")
-    if slot["key"] is None:
-        return f"\n{with_links_from(text.strip(), os.path.dirname(slot['file']))}\n"
-    value = reduce(
-        lambda v, part: v[int(part) if isinstance(v, list) else part], slot["key"].split("."), json.loads(text)
+def pages() -> dict[str, str]:
+    """Every page by its path from the root, as its template and the numbers make it."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True
     )
-    return format(value / int(slot["unit"]) if slot["unit"] else value, slot["format"] or "")
+    variables = _results() | {"included": lambda file: (ROOT / file).read_text("utf-8").strip()}
+    names = sorted(file.name.removesuffix(".j2") for file in TEMPLATES.glob("*.md.j2"))
+    return {
+        PLACES.get(name, f"docs/{name}"): environment.get_template(f"{name}.j2").render(variables) for name in names
+    }
 
 
-def with_links_from(text: str, folder: str) -> str:
-    """A text from `folder` whose relative links shall work from the root."""
+def _results() -> dict[str, Any]:
+    """The variables of the templates."""
+    results = {file.stem: json.loads(file.read_text("utf-8")) for file in sorted(RESULTS.glob("*.json"))}
+    for name in ("bench-scenes", "bench-clip-26m"):
+        results[name.replace("-", "_")] = json.loads((RESULTS / name / "bench.json").read_text("utf-8"))
+    notebooks = json.loads((ROOT / "notebooks/measured.json").read_text("utf-8"))
+    by_name = {entry["name"]: entry["answers"] for entry in results["table"]}
+    return results | {
+        "notebooks": {name: entry for name, entry in notebooks.items() if "/" not in name},
+        "examples": {name: by_name[name] for name in EXAMPLES},
+        "headline": {lang: _headline(results["seeds"][0]["near"], lang) for lang in NUMBER_WORDS},
+    }
 
-    def turn(link: re.Match) -> str:
-        return link["before"] + os.path.normpath(os.path.join(folder, link["target"])).replace(os.sep, "/")
 
-    return LINK.sub(turn, text)
-
-
-def filled(text: str, root: Path) -> str:
-    """The page with every slot filled from the files below `root`."""
-
-    def fill(slot: re.Match) -> str:
-        return slot[0].split("-->")[0] + "-->" + slot_content(root, slot) + "<!-- /n -->"
-
-    return SLOT.sub(fill, text)
+def _headline(near: dict[str, Any], lang: str) -> list[list[str]]:
+    """Precision and recall of English answers by the number of things: one row a number, two cells a stage."""
+    rows = []
+    for number, words in enumerate(NUMBER_WORDS[lang], start=1):
+        scores = [near[stage]["en"][str(number)][measure] for stage in near for measure in ("precision", "recall")]
+        rows.append([words, *(f"{score['value']:.3f}" for score in scores)])
+    return rows
 
 
 if __name__ == "__main__":
-    root = Path(__file__).parents[1]
-    for page in PAGES:
-        (root / page).write_text(filled((root / page).read_text(encoding="utf-8"), root), encoding="utf-8")
+    for place, text in pages().items():
+        (ROOT / place).write_text(text, encoding="utf-8")
+        print(f"{place}: {len(text.split())} words")

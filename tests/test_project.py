@@ -1,19 +1,19 @@
-"""The promises of the project itself: one file of pins, a true README, rooms in order, a short reading path."""
+"""The promises of the project itself: one file of pins, true pages, imports that run one way, small files."""
 
 import ast
 import importlib.metadata
 import os
 import re
-import runpy
 import stat
 import subprocess
 import sys
 import tomllib
-from functools import cache
 from pathlib import Path
 
+import build
 import pytest
 import yaml
+from jinja2 import UndefinedError
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -24,7 +24,20 @@ from minivlm import cli
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "minivlm"
 READING_PATH = ("config", "placeholders", "vision", "projector", "model", "processor", "train")
+DOCS = ROOT / "docs"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+LESSONS = sorted((ROOT / "notebooks/lessons").rglob("*.py"))
+OURS = [*MODULES, *LESSONS]
+PAGES = ["README.md", "README.zh.md", "notebooks/README.md", "data/README.md"]
+PAGES += sorted(f"docs/{file.name}" for file in DOCS.glob("*.md"))
+LINES = {
+    "minivlm": 10_900,
+    "minivlm without scenes": 7_900,
+    "reading path": 1_400,
+    "lessons": 6_900,
+    "tests": 14_000,
+    "benchmarks": 2_000,
+}
 INSTALLERS = ("environment.yml", "Makefile", ".ci/run", ".github/workflows/test.yml")
 LENIENT = {"strict", "weights_only"}
 PASSED_ON = {"VENV", "PYTHON", "TORCH_INDEX", "ARGS", "OMP_NUM_THREADS"}  # by a make to what it runs
@@ -142,10 +155,9 @@ class TestVersions:
         assert seen - set(pins()) == set()
 
     def test_dependencies_are_what_the_code_imports(self):
-        core = third_party(path for path in MODULES if PACKAGE / "notebook" not in path.parents)
-        assert core == set(declared())
-        assert third_party(MODULES) <= set(declared("course"))
-        assert third_party((ROOT / "tests").glob("*.py")) <= {*declared("course", "test"), "packaging"}
+        assert third_party(MODULES) == set(declared())
+        assert third_party(LESSONS) <= set(declared("course"))
+        assert third_party((ROOT / "tests").rglob("*.py")) <= {*declared("course", "test"), "packaging"}
 
 
 def test_importing_the_package_imports_nothing_that_only_some_commands_need():
@@ -157,7 +169,7 @@ def test_importing_the_package_imports_nothing_that_only_some_commands_need():
 
 def third_party(files) -> set[str]:
     """The distributions that these files import, the standard library and ourselves left out."""
-    ours = {"minivlm", "tests", "conftest", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    ours = {"minivlm", "lessons", "tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
     tops = {name.split(".")[0] for path in files for name, _ in imports(path)} - ours - set(sys.stdlib_module_names)
     return {canonicalize_name(DISTRIBUTIONS.get(top, top)) for top in tops}
 
@@ -194,19 +206,7 @@ class TestMake:
         assert end.value.code in (0, None)
         shown = capsys.readouterr().out
         named = set(re.findall(r"\bminivlm ([a-z]+)", "\n".join(code_of_readme())))
-        commands = {
-            "run",
-            "train",
-            "evaluate",
-            "caption",
-            "chat",
-            "data",
-            "base",
-            "experiment",
-            "export",
-            "import",
-            "bench",
-        }
+        commands = {"run", "train", "evaluate", "caption", "chat", "data", "base", "experiment", "export", "import"}
         assert named and named <= commands
         assert {name for name in commands if not re.search(rf"\b{name}\b", shown)} == set()
 
@@ -249,35 +249,6 @@ class TestMake:
         stamp.touch()
         assert "pip" not in make("-n", "environment", f"VENV={tmp_path / 'venv'}").stdout
 
-    @staticmethod
-    def said(tmp_path, target) -> list[str]:
-        """What `make target` says when its Python only repeats how it was called."""
-        python, venv = tmp_path / "venv/bin/python", f"VENV={tmp_path / 'venv'}"
-        python.parent.mkdir(parents=True)
-        python.write_text('#!/bin/sh\necho "threads: $OMP_NUM_THREADS, python $*"\n', encoding="utf-8")
-        python.chmod(0o755)
-        Path(re.search(r"touch (\S+)", make("-n", "environment", venv).stdout)[1]).touch()
-        return make(target, venv).stdout.splitlines()
-
-    def test_two_notebooks_run_at_once_and_share_the_cores(self, tmp_path):
-        said = self.said(tmp_path, "nbval")
-        cores = os.sysconf("SC_NPROCESSORS_ONLN")
-        threads = cores // 2 if cores > 3 else 1
-        for run, took, name in zip(said[::2], said[1::2], ("notebooks", "solutions"), strict=True):
-            assert run.startswith(f"threads: {threads}, python -m pytest --timeout=0 --nbval-lax ")
-            assert " -n logical --maxprocesses 2 --dist loadfile notebooks/" in run
-            assert re.fullmatch(rf"== {name}: \d+ s", took)
-
-    @pytest.mark.parametrize("target", ["unit", "check"])
-    def test_tests_run_in_a_process_per_core_of_two_each_with_one_thread(self, tmp_path, target):
-        said = self.said(tmp_path, target)
-        assert len(said) == 2 and re.fullmatch(r"== (quick )?tests: \d+ s", said[1])
-        assert said[0].startswith("threads: 1, python -m pytest ")
-        assert " -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder" in said[0]
-
-    def test_pytest_by_hand_stays_in_one_process(self):
-        assert project()["tool"]["pytest"]["ini_options"]["addopts"] == ["--strict-markers", "--strict-config"]
-
 
 def code_of_readme() -> list[str]:
     """Every block and span of code in the README."""
@@ -294,51 +265,53 @@ def readme_tree() -> list[tuple[int, str, str]]:
     return [(len(line[1]) // 2, line[2], line[3]) for line in lines]
 
 
-@cache
-def rooms() -> list[str]:
-    """The rooms of the package, in the order of the README's tree."""
-    return [name.removesuffix(".py").rstrip("/") for depth, name, _ in readme_tree() if depth == 1][1:]
+def words(*files: Path) -> int:
+    """How many words some pages have, code and tables counted."""
+    return sum(len(file.read_text(encoding="utf-8").split()) for file in files)
 
 
-class TestReadme:
+class TestPages:
     def test_tree_is_the_real_one(self):
         files = [path.relative_to(ROOT).parts for path in git_files()]
         top = {parts[0] + "/" * (len(parts) > 1) for parts in files}
         inside = {parts[1] + "/" * (len(parts) > 2) for parts in files if parts[0] == "minivlm"}
         assert {name for depth, name, _ in readme_tree() if depth == 0} == top
         assert {name for depth, name, _ in readme_tree() if depth == 1} == inside
+        assert len(inside) <= 21
 
-    @pytest.mark.parametrize("page", ["README.md", "README.zh.md", "notebooks/README.md", "data/README.md"])
+    def test_pages_are_short(self):
+        assert words(ROOT / "README.md") <= 1800
+        assert words(*DOCS.glob("*.md")) <= 7000
+
+    @pytest.mark.parametrize("page", PAGES)
     def test_links_lead_somewhere(self, page):
         targets = re.findall(r"\]\(([^)#\s]+)", read(page)) + re.findall(r'src="([^"]+)"', read(page))
         folder = (ROOT / page).parent
         assert [name for name in targets if "://" not in name and not (folder / name).exists()] == []
 
-    @pytest.mark.parametrize("name", ["README.md", "README.zh.md", "notebooks/README.md"])
-    def test_every_number_is_measured(self, name):
-        page = read(name)
-        script = runpy.run_path(str(ROOT / "docs/build.py"))
-        assert name in script["PAGES"]
-        slots = list(script["SLOT"].finditer(page))
-        if name != "notebooks/README.md":
-            assert {"data/results/table.md", "data/results/metrics.md"} <= {slot["file"] for slot in slots}
-        assert slots and [slot["file"] for slot in slots if script["EMPTY"] in slot.group(0)] == [], "empty slots"
-        assert script["filled"](page, ROOT) == page, "run: python docs/build.py"
+    def test_every_page_is_what_its_template_and_the_results_make(self):
+        pages = build.pages()
+        assert {"README.md", "README.zh.md", "notebooks/README.md"} < set(pages) <= set(PAGES)
+        assert [name for name, text in pages.items() if read(name) != text] == [], "run: python docs/build.py"
+
+    def test_a_template_cannot_name_a_number_that_is_not_there(self, tmp_path, monkeypatch):
+        (tmp_path / "README.md.j2").write_text("{{ measured.run.int4.minutes }}", encoding="utf-8")
+        monkeypatch.setattr(build, "TEMPLATES", tmp_path)
+        with pytest.raises(UndefinedError, match="int4"):
+            build.pages()
 
     def test_the_chinese_page_has_the_same_commands_and_slots(self):
         def commands(page: str) -> list[str]:
             blocks = re.findall(r"^```(?:sh|bat|python)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
             return [line.split("#")[0].strip() for line in "".join(blocks).splitlines() if line.split("#")[0].strip()]
 
-        slots = [re.findall(r"<!-- n: (\S+)", read(page)) for page in ("README.md", "README.zh.md")]
         assert commands(read("README.zh.md")) == commands(read("README.md"))
-        assert slots[0] == slots[1]
 
     def test_commands_for_several_processes_are_understood(self, monkeypatch):
         """By torchrun's own parser what comes before `-m minivlm`, by ours what follows."""
         parsed, launched = [], []
         monkeypatch.setattr(cli, "_train", parsed.append)
-        blocks = [block for block in code_of_readme() if block.startswith("```")]
+        blocks = re.findall(r"^```.*?^```", read("docs/several_machines.md"), re.DOTALL | re.MULTILINE)
         for line in (line for block in blocks for line in block.splitlines() if " -m minivlm " in line):
             words = line.split()
             if words[0] == "torchrun":
@@ -352,48 +325,50 @@ class TestReadme:
         for options in parsed:
             assert (options.stage, options.parent, options.out) == ("sft", Path("CHECKPOINT"), Path("FOLDER"))
 
-    def test_slots_are_filled_from_files(self, tmp_path):
-        filled = runpy.run_path(str(ROOT / "docs/build.py"))["filled"]
-        (tmp_path / "data").mkdir()
-        (tmp_path / "m.json").write_text('{"a": {"b": 8.66}, "s": [60, 90]}', encoding="utf-8")
-        (tmp_path / "data/t.md").write_text('![x](../x.png) <img src="y.png"> [z](https://z.org)\n', encoding="utf-8")
-        page = "\n".join(
-            f"<!-- n: {source} -->{{}}<!-- /n -->"
-            for source in ("m.json#a.b:.1f", "m.json#s.1/60:.1f", "m.json#a.b", "data/t.md", "no.json#a", "no.md")
-        )
-        table = '\n![x](x.png) <img src="data/y.png"> [z](https://z.org)\n'
-        wanted = page.format("8.7", "1.5", "8.66", table, "…", "\n…\n")
-        assert filled(page.format("0", "", "8", "old\nrows", "3", ""), tmp_path) == wanted == filled(wanted, tmp_path)
 
-
-def room_of(dotted: str) -> str | None:
-    """The room that a dotted name of ours belongs to."""
+def target_of(dotted: str) -> str | None:
+    """The top-level module or folder of the package that a dotted name belongs to; "lessons" for the lessons."""
     parts = dotted.split(".")
-    return parts[1] if parts[0] == "minivlm" and len(parts) > 1 and parts[1] in rooms() else None
+    if parts[0] == "lessons":
+        return "lessons"
+    known = parts[0] == "minivlm" and len(parts) > 1 and list(PACKAGE.glob(f"{parts[1]}*"))
+    return parts[1] if known else None
 
 
-class TestRooms:
-    @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-    def test_imports_only_from_rooms_above(self, path):
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if room == "__init__":
-            return  # the front door: it shows the classes of the rooms
-        order = rooms()
-        wrong = [
-            f"{path.relative_to(ROOT)}:{line} imports {name}, which is below {room}"
-            for name, line in imports(path)
-            if (other := room_of(name)) and other != room and order.index(other) > order.index(room)
-        ]
-        assert wrong == []
+class TestImports:
+    """The one direction of imports, as `docs/architecture.md` states it."""
 
-    def test_no_room_reads_another_rooms_private_names(self):
+    @pytest.mark.parametrize("name", READING_PATH)
+    def test_the_reading_path_imports_from_few_folders(self, name):
+        folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+        found = {target_of(dotted) for dotted, _ in imports(PACKAGE / f"{name}.py")} & folders
+        assert found <= {"processor": {"data"}, "train": {"data", "runtime"}}.get(name, set())
+
+    @pytest.mark.parametrize("folder", ["data", "runtime"])
+    def test_what_the_reading_path_imports_does_not_import_it_back(self, folder):
+        """At import time; for type checkers only is another matter."""
+        for file in (PACKAGE / folder).glob("*.py"):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            modules = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+            assert not modules & {"minivlm.processor", "minivlm.model", "minivlm.train", "minivlm.checkpoint"}
+
+    def test_the_package_never_imports_the_lessons(self):
+        found = {path.name for path in MODULES for dotted, _ in imports(path) if target_of(dotted) == "lessons"}
+        assert found == set()
+
+    def test_nobody_reads_another_modules_private_names(self):
         wrong = [
             f"{path.relative_to(ROOT)}:{line} imports {name}"
-            for path in MODULES
+            for path in (*MODULES, *LESSONS)
             for name, line in imports(path)
-            if name.startswith("minivlm.") and re.search(r"\._[a-z]", name)
+            if name.startswith(("minivlm.", "lessons.")) and re.search(r"\._[a-z]", name)
         ]
         assert wrong == []
+
+
+def lines_of(path: Path) -> int:
+    """How many lines a file has."""
+    return len(path.read_text(encoding="utf-8").splitlines())
 
 
 def docstring_lines(tree: ast.AST) -> set[int]:
@@ -422,17 +397,34 @@ def public(tree: ast.AST):
 
 
 class TestCode:
-    def test_the_reading_path_is_under_1000_lines(self):
-        lines = {name: len(code_lines(PACKAGE / f"{name}.py")) for name in READING_PATH}
-        assert 0 < sum(lines.values()) < 1000, lines
+    def test_the_house_stays_small(self):
+        tests = list((ROOT / "tests").rglob("*.py"))
+        benchmarks = [path for path in tests if "benchmarks" in path.parts]
+        groups = {
+            "minivlm": MODULES,
+            "minivlm without scenes": [path for path in MODULES if PACKAGE / "scenes" not in path.parents],
+            "reading path": [PACKAGE / f"{name}.py" for name in READING_PATH],
+            "lessons": LESSONS,
+            "tests": [path for path in tests if path not in benchmarks],
+            "benchmarks": benchmarks,
+        }
+        found = {name: sum(map(lines_of, files)) for name, files in groups.items()}
+        assert {name: count for name, count in found.items() if not 0 < count <= LINES[name]} == {}
 
-    @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+    def test_files_fit_into_a_head(self):
+        drawing = PACKAGE / "scenes/drawing"
+        long = {str(path.relative_to(ROOT)): lines_of(path) for path in OURS if lines_of(path) > 500}
+        tables = {str(path.relative_to(ROOT)) for path in drawing.glob("*.py")}
+        tests = {str(p.relative_to(ROOT)): lines_of(p) for p in (ROOT / "tests").rglob("*.py") if lines_of(p) > 800}
+        assert {name: count for name, count in long.items() if name not in tables or count > 800} | tests == {}
+
+    @pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))
     def test_docstrings(self, path):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         assert ast.get_docstring(tree), "a module says what it is"
         assert [f"{node.name}, line {node.lineno}" for node in public(tree) if not ast.get_docstring(node)] == []
 
-    @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+    @pytest.mark.parametrize("path", OURS, ids=lambda path: str(path.relative_to(ROOT)))
     def test_functions_fit_on_a_screen(self, path):
         code, tree = code_lines(path), ast.parse(path.read_text(encoding="utf-8"))
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
@@ -441,7 +433,7 @@ class TestCode:
 
     def test_no_blanket_except_and_no_lenient_load(self):
         wrong = []
-        for path in MODULES:
+        for path in OURS:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.ExceptHandler):
                     blanket = node.type is None or getattr(node.type, "id", "") in {"Exception", "BaseException"}
