@@ -7,40 +7,38 @@ stage trained; then `minivlm.json` says in which folder the other parts lie, and
 trained with.
 """
 
-import errno
-import glob
 import hashlib
 import json
-import math
 import os
 import pickle
-import platform
-import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryFile, mkdtemp
 from textwrap import shorten
 from typing import Any
 
 import safetensors.torch
 import torch
-import transformers
 from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from minivlm.config import IMAGE_TOKEN, MiniVLMConfig, Stage
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
+from minivlm.runtime.files import (
+    former_folder,
+    hash_tensors,
+    hash_tokenizer,
+    latest_folder,
+    replace_folder,
+    require_replaceable,
+    require_writable,
+    versions,
+)
 
 FORMAT = 1
 META = "minivlm.json"
 OWN = "put the checkpoint's own file back"
-UNNAMED = ("", "..")  # the names of Path(".") and Path("..")
-WHILE_IN = "would be exchanged as a whole while you are in it; go up and give its name"
-MARK = ".minivlm-temporary"  # lies in folders that saving made or put aside; it deletes no others
-BUILT_ON = "is, or holds, a checkpoint that the new one builds on; it is not replaced, choose another folder"
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
@@ -51,25 +49,10 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used. The message names the file and the key, and says what to do."""
 
 
-def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of names, shapes and values as 32-bit floats; neither order nor storage in 16 bits changes it."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        values = tensors[name].detach().to("cpu", torch.float32).contiguous()
-        digest.update(f"{name} {tuple(values.shape)}\n".encode())
-        digest.update(values.numpy().astype("<f4", copy=False))
-    return digest.hexdigest()
-
-
 def part_hashes(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> dict[str, str]:
     """The hashes of vision, projector, language_model and tokenizer as they are now: a checkpoint's lineage."""
     hashes = {part: hash_tensors(_part_tensors(model, part)) for part in PARTS}
-    return hashes | {"tokenizer": hash_tokenizer(processor)}
-
-
-def hash_tokenizer(processor: MiniVLMProcessor) -> str:
-    """SHA-256 of what decides the ids of a text."""
-    return _hash_tokenizer(processor.tokenizer.backend_tokenizer.to_str())
+    return hashes | {"tokenizer": hash_tokenizer(processor.tokenizer)}
 
 
 def save_checkpoint(
@@ -121,56 +104,43 @@ def save_checkpoint(
     files = {f"{part}.safetensors": safetensors.torch.save(named, {"format": "pt"}) for part, named in tensors.items()}
     if set(parts) == set(PARTS):
         files[INDEX] = _json(_index(tensors))
-    _write_folder(folder, files | dict(extra or {}), about, model, processor)
+    with replace_folder(folder) as temporary:
+        for name, data in (files | dict(extra or {})).items():
+            (temporary / name).write_bytes(data)
+        model.config.architectures = [type(model).__name__]
+        model.config.save_pretrained(temporary)
+        model.generation_config.save_pretrained(temporary)
+        processor.save_pretrained(temporary)
+        (temporary / META).write_bytes(_json({**about, "config": hash_config(temporary)}))
     return folder
 
 
 def require_place(folder: str | Path, base: str | Path | None = None) -> None:
-    """Refuse a folder that a checkpoint may not take.
+    """Refuse a folder that a checkpoint cannot be written to, before hours are spent on what it will hold.
 
     Raises:
-        CheckpointError: `folder` is "." or "..", holds something else, or a checkpoint that the new one builds on (see
-            `destroys`); or something else has the name under which the old one would be kept meanwhile.
+        CheckpointError: `folder` holds a checkpoint that the new one builds on (see `destroys`).
+        FolderError: it holds something else, or cannot be replaced.
+        OSError: it cannot be written.
     """
-    folder = Path(folder)
-    if folder.name in UNNAMED:
-        raise CheckpointError(f"{folder} {WHILE_IN}")
     if base is not None and destroys(folder, base):
-        raise CheckpointError(f"{folder} {BUILT_ON}")
-    if folder.exists() and not (folder / META).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is no checkpoint; it is not overwritten, choose another folder")
-    _require_free_beside(folder)
+        raise CheckpointError(
+            f"{folder} is, or holds, a checkpoint that the new one builds on; it is not replaced, choose another folder"
+        )
+    require_replaceable(folder, META, "checkpoint")
+    require_writable(folder)
 
 
 def destroys(folder: str | Path, base: str | Path) -> bool:
     """Whether a checkpoint saved as `folder` would replace `base`, or one that `base` takes parts from itself."""
     folder, source, seen = Path(folder), Path(base).resolve(), []
     while source not in seen:
-        if any(source.is_relative_to(place.resolve()) for place in (folder, _replaced(folder))):
+        if any(source.is_relative_to(place.resolve()) for place in (folder, former_folder(folder))):
             return True
         seen.append(source)
-        if (present(source) / META).is_file():
+        if (latest_folder(source) / META).is_file():
             source = (source / read_meta(source).get("base", ".")).resolve()
     return False
-
-
-def require_writable(folder: str | Path) -> None:
-    """Find out whether a checkpoint can be written, before hours are spent on what it shall hold.
-
-    Raises:
-        OSError: it cannot.
-    """
-    folder = _followed(Path(folder))
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder.parent):
-            pass
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"the checkpoint {folder} cannot be written ({error.strerror}): make sure that {folder.parent} is a folder "
-            "in which you may write, or choose another",
-        ) from error
 
 
 def load_checkpoint(
@@ -190,7 +160,7 @@ def load_checkpoint(
             key is missing, left over, misshapen or not finite; the head differs from the embeddings that it is tied
             to; tokenizer and weights have different vocabularies; the base is another than the one trained with.
     """
-    folder = present(Path(folder))
+    folder = latest_folder(Path(folder))
     meta = read_meta(folder)
     processor, config = _load_processor(folder, meta)
     unchanged = "config" in meta  # its hash was compared: what goes wrong now is no fault of the file
@@ -220,7 +190,7 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: the folder is missing or no checkpoint, or its `minivlm.json` is damaged.
     """
-    folder = present(Path(folder))
+    folder = latest_folder(Path(folder))
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: there is no such checkpoint folder; check the path, or train it first")
     meta = _read_json(folder / META)
@@ -367,19 +337,12 @@ def _check_meta(meta: Any, folder: Path) -> None:
 # ---- reading
 
 
-def present(folder: Path) -> Path:
-    """The folder, or what it held before if a save was killed in the instant between its two renames."""
-    replaced = _replaced(folder)
-    ours = any((replaced / name).is_file() for name in (MARK, META, "index.json"))  # the last: of an index of rows
-    return replaced if ours and not folder.exists() else folder
-
-
 def _load_processor(folder: Path, meta: dict[str, Any]) -> tuple[MiniVLMProcessor, MiniVLMConfig]:
     small = {name: _read_json(folder / name) for name in SMALL_FILES}
     for name, content in small.items():
         if not isinstance(content, dict):
             raise CheckpointError(f"{folder / name}: holds a {type(content).__name__}, no JSON object; {OWN}")
-    if _hash_tokenizer((folder / TOKENIZER).read_text("utf-8")) != meta["hashes"]["tokenizer"]:
+    if hash_tokenizer((folder / TOKENIZER).read_text("utf-8")) != meta["hashes"]["tokenizer"]:
         raise CheckpointError(
             f"{folder / TOKENIZER}: another vocabulary than the one that the weights were trained with (their hashes "
             "differ); put the checkpoint's own tokenizer back"
@@ -409,12 +372,12 @@ def _find_part(part: str, folder: Path, meta: dict[str, Any], base: str | Path |
         if base is None and "base" not in meta:
             raise CheckpointError(f"{folder}: the checkpoint holds no {part} and names no base; give base=")
         source = Path(base) if base is not None else (folder.resolve() / meta["base"])
-        if not present(source).is_dir() or present(source).resolve() in seen:
+        if not latest_folder(source).is_dir() or latest_folder(source).resolve() in seen:
             raise CheckpointError(
                 f"{folder} holds only {', '.join(meta['holds'])}; its {part} should lie in {source}, and does not; "
                 "put that folder back or give its place by base="
             )
-        folder, base = present(source), None
+        folder, base = latest_folder(source), None
         meta = read_meta(folder)
     return folder / f"{part}.safetensors"
 
@@ -449,159 +412,7 @@ def hash_config(folder: Path) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _hash_tokenizer(text: str) -> str:
-    """Hash what decides the ids; how the last batch was padded is no part of it."""
-    content = json.loads(text) | {"padding": None, "truncation": None}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
 # ---- writing
-
-
-def _write_folder(
-    folder: Path,
-    files: Mapping[str, bytes],
-    about: Mapping[str, Any],
-    model: MiniVLMForConditionalGeneration,
-    processor: MiniVLMProcessor,
-) -> None:
-    """All files aside, on the disk for certain, then in place; or nothing at all."""
-    try:
-        with written_aside(folder) as aside:
-            for name, data in files.items():
-                (aside / name).write_bytes(data)
-            _write_configs(aside, model, processor)
-            (aside / META).write_bytes(_json({**about, "config": hash_config(aside)}))
-    except OSError as error:
-        size = math.ceil(sum(map(len, files.values())) / 1e6)
-        raise OSError(
-            error.errno,
-            f"the checkpoint {folder} was not saved ({error.strerror}): make sure that the disk has {size} MB left and "
-            "that you may write there, or choose another folder; a checkpoint that was there before is unharmed",
-        ) from error
-
-
-@contextmanager
-def written_aside(folder: Path) -> Iterator[Path]:
-    """A new folder to write in. When the block is through, it takes `folder`'s place; if the block fails, it is gone.
-
-    It lies in one that is marked as ours until it is deleted. If `folder` is a link, what it points to is replaced.
-
-    Raises:
-        CheckpointError: something else has the name under which the old folder would be kept meanwhile.
-        OSError: it cannot be written, or not put in place. What was there before is as it was.
-    """
-    place, around = _followed(folder), None
-    if place.name in UNNAMED:
-        raise CheckpointError(f"{folder} {WHILE_IN}")
-    _require_free_beside(folder)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        for left in place.parent.glob(f"{glob.escape(place.name)}.partial-*"):  # by a run that was killed
-            if _is_marked(left):
-                _remove(left)
-        around = Path(mkdtemp(prefix=f"{place.name}.partial-", dir=place.parent))  # a name that nobody has
-        (around / MARK).touch()
-        aside = around / place.name
-        aside.mkdir()
-        yield aside
-        for path in (*aside.iterdir(), aside):
-            _sync(path)
-        _swap(aside, place)
-    finally:
-        if around is not None:
-            with suppress(OSError):
-                _remove(around)
-    with suppress(OSError):  # the new one is in place; what is left is cleared up next time
-        if _is_ours(_replaced(place)):
-            _remove(_replaced(place))
-
-
-def _write_configs(aside: Path, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> None:
-    model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(aside)
-    model.generation_config.save_pretrained(aside)
-    try:
-        processor.save_pretrained(aside)
-    except Exception as error:  # the tokenizers library tells of a full disk by a bare Exception
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None or isinstance(error, OSError):
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-
-
-def _swap(aside: Path, folder: Path) -> None:
-    """Put the new folder in the old one's place. Killed in between, `present` still finds the old one."""
-    replaced = _replaced(folder)
-    try:
-        if folder.exists():
-            if _is_ours(replaced):
-                _remove(replaced)
-            if any(folder.iterdir()):
-                (folder / MARK).touch()  # before it has a name under which it may be deleted
-            folder.rename(replaced)
-        aside.rename(folder)
-        _sync(folder.parent)
-    except OSError:
-        if not aside.exists():
-            folder.rename(aside)
-        if not folder.exists() and _is_ours(replaced):
-            replaced.rename(folder)
-        (folder / MARK).unlink(missing_ok=True)
-        raise
-
-
-def _followed(folder: Path) -> Path:
-    """The folder itself, or the one that it is a link to."""
-    return folder.resolve() if folder.is_symlink() else folder
-
-
-def _replaced(folder: Path) -> Path:
-    folder = folder.resolve() if folder.name in UNNAMED else _followed(folder)
-    return folder.with_name(f"{folder.name}.replaced")
-
-
-def _require_free_beside(folder: Path) -> None:
-    """Refuse to write where something of others has the name that the old folder gets before it is deleted."""
-    replaced = _replaced(folder)
-    if os.path.lexists(replaced) and not _is_ours(replaced):
-        raise CheckpointError(
-            f"{replaced} is in the way of a save as {folder}, and is not deleted, since it has no mark of this "
-            f"program; give it another name ({_followed(folder).name}, if it is what you want to go on from)"
-        )
-
-
-def _is_marked(folder: Path) -> bool:
-    return not folder.is_symlink() and (folder / MARK).is_file()
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder may be deleted: it is marked, or holds nothing at all."""
-    return _is_marked(folder) or (folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()))
-
-
-def _remove(folder: Path) -> None:
-    """Delete a folder of ours, its mark last: killed in between, it can still be told from others'."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != MARK:
-            path.unlink()
-    shutil.rmtree(folder)
-
-
-def _sync(path: Path) -> None:
-    """Force a file or a folder's entries onto the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network drives cannot
-            raise
-    finally:
-        os.close(handle)
 
 
 def _index(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, Any]:
@@ -609,11 +420,6 @@ def _index(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, Any]:
     size = sum(t.numel() * t.element_size() for named in tensors.values() for t in named.values())
     where = {name: f"{part}.safetensors" for part, named in tensors.items() for name in named}
     return {"metadata": {"total_size": size}, "weight_map": where}
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the libraries that decide what a checkpoint holds."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def _json(content: Any) -> bytes:

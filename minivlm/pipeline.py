@@ -21,11 +21,9 @@ import torch
 from minivlm.checkpoint import (
     META,
     load_checkpoint,
-    present,
     read_meta,
     require_parent,
     require_place,
-    require_writable,
 )
 from minivlm.config import PRESETS, PROMPTS, STAGES, MiniVLMConfig, Stage
 from minivlm.data.dataset import CheckedRows, read_index
@@ -36,6 +34,7 @@ from minivlm.generate import describe
 from minivlm.model import MiniVLMForConditionalGeneration, ledger
 from minivlm.processor import MiniVLMProcessor
 from minivlm.report.build import read_seeds, write_report
+from minivlm.runtime.files import latest_folder
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT
 from minivlm.runtime.precision import choose_precision
 from minivlm.runtime.processes import all_or_none, from_all, from_main, processes
@@ -157,7 +156,7 @@ def train_stage(
     """
     stage = plan.stage(name)
     require_parent(read_meta(parent), stage, parent)  # what training would refuse is refused before minutes of drawing
-    from_main(lambda: _require_free(out, parent))  # it alone writes there
+    from_main(lambda: require_place(out, parent))  # it alone writes there
     model.to(processes().device)
     precision = precision or from_main(lambda: _precision(plan, model))
     cache = cache or training_features(plan, model, processor, precision)
@@ -220,7 +219,7 @@ def train_on_index(
     rows = read_index(index)
     rows.require_trainable(processor)
     if features is not None:
-        from_main(lambda: _require_free(out, parent))  # what training would refuse is refused before hours of encoding
+        from_main(lambda: require_place(out, parent))  # what training would refuse is refused before hours of encoding
         model.to(processes().device)
         precision = precision or from_main(lambda: stored_precision(features) or choose_precision(model))
         epochs = stage.steps * stage.batch_size * stage.accumulation / max(1, len(rows))
@@ -311,19 +310,15 @@ def _unit() -> int:
 def _check_places(plan: Plan) -> None:
     """Refuse folders in which a checkpoint could not be saved, before hours are spent."""
     for name in (PRETRAIN, SFT):
-        _require_free(plan.out / name, plan.data / BASE)
-
-
-def _require_free(out: Path, parent: Path) -> None:
-    require_place(out, parent)
-    require_writable(out)
+        require_place(plan.out / name, plan.data / BASE)
 
 
 def _precision(plan: Plan, model: MiniVLMForConditionalGeneration) -> str:
     """The precision that was asked for; with "auto" that of a run to go on with, or what the probe finds."""
     if plan.precision != "auto":
         return plan.precision
-    begun = [folder for folder in (plan.out / PRETRAIN, plan.out) if (present(folder) / META).is_file()]  # run, stage
+    folders = [latest_folder(folder) for folder in (plan.out / PRETRAIN, plan.out)]  # of a whole run, of one stage
+    begun = [folder for folder in folders if (folder / META).is_file()]
     earlier = read_meta(begun[0]).get("precision") if begun and plan.resume else None
     return earlier or choose_precision(model)
 

@@ -27,15 +27,11 @@ from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
 from minivlm.checkpoint import (
-    BUILT_ON,
-    destroys,
     load_checkpoint,
     part_hashes,
-    present,
     read_meta,
     require_parent,
     require_place,
-    require_writable,
     save_checkpoint,
 )
 from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
@@ -44,6 +40,7 @@ from minivlm.data.features import FeatureCache
 from minivlm.data.samples import Row
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration, draw_projector, ledger, set_trainable
 from minivlm.processor import MiniVLMProcessor, Rendered
+from minivlm.runtime.files import latest_folder
 from minivlm.runtime.precision import (
     PRECISIONS,
     Engine,
@@ -198,10 +195,7 @@ class Run:
 
     def _found(self, resume: bool) -> dict[str, Any]:
         """What the run in `out` says about itself, if there is one to go on with. The place itself is checked first."""
-        if destroys(self.out, self.parent):
-            raise TrainingError(f"{self.out} {BUILT_ON}")
-        require_place(self.out)
-        require_writable(self.out)
+        require_place(self.out, self.parent)
         return read_meta(self.out) if resume and _holds_something(self.out) else {}
 
     def _require_one_run(self) -> None:
@@ -321,7 +315,7 @@ class Run:
 
     def _progress(self, earlier: Mapping[str, Any]) -> tuple[list[dict], dict[str, torch.Tensor], dict | None]:
         """The log, the weights and the optimizer's state as they lie in `out`."""
-        folder, state = present(self.out), None
+        folder, state = latest_folder(self.out), None
         file = folder / LOG
         try:
             log = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
@@ -535,7 +529,7 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 def _holds_something(folder: Path) -> bool:
     """Whether a checkpoint, or anything else, lies there."""
-    return present(folder).is_dir() and any(present(folder).iterdir())
+    return latest_folder(folder).is_dir() and any(latest_folder(folder).iterdir())
 
 
 def _seed(*key: int) -> int:

@@ -20,26 +20,24 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from minivlm import checkpoint
 from minivlm.checkpoint import (
-    MARK,
+    SMALL_FILES,
     CheckpointError,
-    hash_tensors,
+    hash_config,
     load_checkpoint,
     part_hashes,
-    present,
     read_meta,
     read_tensors,
     require_parent,
     require_place,
-    require_writable,
     save_checkpoint,
-    written_aside,
 )
 from minivlm.config import STAGES, MiniVLMConfig
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration
 from minivlm.pretraining.tokenizer import train_tokenizer
 from minivlm.processor import MiniVLMProcessor
+from minivlm.runtime import files
+from minivlm.runtime.files import MARK, FolderError, hash_tensors, latest_folder, replace_folder, require_writable
 
 META = {"stage": "sft", "seed": 3, "command": "minivlm train", "metrics": {"loss": 1.5}, "text_probe": 2.25}
 
@@ -353,7 +351,7 @@ def test_weights_cut_off(saved, name, share):
         load_checkpoint(saved)
 
 
-@pytest.mark.parametrize("name", ["minivlm.json", *checkpoint.SMALL_FILES])
+@pytest.mark.parametrize("name", ["minivlm.json", *SMALL_FILES])
 def test_small_files_cut_off_or_missing(saved, name):
     data = (saved / name).read_bytes()
     (saved / name).write_bytes(data[: len(data) // 2])
@@ -442,7 +440,7 @@ def forget_the_config(folder: Path) -> None:
 def test_the_config_may_be_laid_out_anew_or_be_changed_on_purpose(saved):
     file = saved / "config.json"
     config = json.loads(file.read_text("utf-8"))
-    assert read_meta(saved)["config"] == checkpoint.hash_config(saved)
+    assert read_meta(saved)["config"] == hash_config(saved)
     file.write_text(json.dumps(dict(reversed(config.items())) | {"transformers_version": "9"}), "utf-8")
     load_checkpoint(saved)
     edit_config(saved, "text_config", "attention_dropout", 0.25)
@@ -450,7 +448,7 @@ def test_the_config_may_be_laid_out_anew_or_be_changed_on_purpose(saved):
     assert load_checkpoint(saved)[0].config.text_config.attention_dropout == 0.25
 
 
-@pytest.mark.parametrize("name", checkpoint.SMALL_FILES)
+@pytest.mark.parametrize("name", SMALL_FILES)
 @pytest.mark.parametrize("content", ["[]", "5", "null", '"text"', "[" * 100_000])
 def test_small_files_that_hold_no_object(saved, name, content):
     (saved / name).write_text(content, "utf-8")
@@ -590,7 +588,7 @@ def test_disk_trouble_at_every_step(saved, make_model, processor, monkeypatch, w
     """Each step that touches the disk fails in turn, on its first, second, … call, until the save gets through."""
     before = contents(saved)
     changed = make_model(1)
-    owner = checkpoint if where == "_sync" else Path
+    owner = files if where == "_sync" else Path
     genuine = getattr(owner, where)
     failed_at = 0
     while True:
@@ -609,7 +607,7 @@ def test_disk_trouble_at_every_step(saved, make_model, processor, monkeypatch, w
                 save_checkpoint(saved, changed, processor, META)
             except OSError as error:
                 assert error.errno == number
-                assert f"the checkpoint {saved} was not saved" in str(error)
+                assert f"{saved} cannot be written" in str(error)
                 assert said.lower() in str(error).lower()
                 assert "unharmed" in str(error)
             else:
@@ -632,7 +630,7 @@ def test_a_drive_that_cannot_sync_folders_is_good_enough(saved, make_model, proc
     save_checkpoint(saved, make_model(1), processor, META)
     load_checkpoint(saved)
     monkeypatch.setattr(os, "fsync", lambda handle: os.write(-1, b""))
-    with pytest.raises(OSError, match="was not saved"):
+    with pytest.raises(OSError, match="cannot be written"):
         save_checkpoint(saved, make_model(2), processor, META)
 
 
@@ -646,14 +644,14 @@ def test_a_folder_that_cannot_be_written(model, processor, tmp_path, monkeypatch
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
 
         monkeypatch.setattr(Path, "mkdir", refused)
-    with pytest.raises(PermissionError, match=r"closed/sft was not saved \(Permission denied\).*choose another folder"):
+    with pytest.raises(PermissionError, match=r"closed/sft cannot be written \(Permission denied\).*choose another"):
         save_checkpoint(closed / "sft", model, processor, META)
     assert list(closed.iterdir()) == []
 
 
 def test_a_place_where_no_folder_can_be(model, processor, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OSError, match="was not saved"):
+    with pytest.raises(OSError, match="cannot be written"):
         save_checkpoint(tmp_path / "file" / "sft", model, processor, META)
 
 
@@ -672,7 +670,10 @@ def test_the_system_really_refuses_to_write_more(saved, make_model, processor):
     """A true write stops in the middle of the first, or only of the largest file."""
     before, changed = contents(saved), make_model(1)
     for limit in (100, max(map(len, before.values())) - 1):
-        with no_file_larger_than(limit), pytest.raises(OSError, match=r"not saved \(File too large\)") as caught:
+        with (
+            no_file_larger_than(limit),
+            pytest.raises(OSError, match=r"written \(File too large\)") as caught,
+        ):
             save_checkpoint(saved, changed, processor, META)
         assert caught.value.errno == errno.EFBIG
         assert_unharmed(saved, before)
@@ -684,7 +685,7 @@ def test_a_full_disk_while_the_tokenizer_is_written(saved, model, processor):
     largest = max(len(data) for name, data in before.items() if name != "tokenizer.json")
     processor.tokenizer = copy.deepcopy(processor.tokenizer)
     processor.tokenizer.add_tokens([f"word{i}" * 20 for i in range(2000)])
-    with no_file_larger_than(largest + 5000), pytest.raises(OSError, match="was not saved") as caught:
+    with no_file_larger_than(largest + 5000), pytest.raises(OSError, match="cannot be written") as caught:
         save_checkpoint(saved, model, processor, META)
     assert caught.value.errno == errno.EFBIG
     assert_unharmed(saved, before)
@@ -708,7 +709,7 @@ def test_interrupted_while_writing(saved, model, processor, monkeypatch):
         raise KeyboardInterrupt
 
     before = contents(saved)
-    monkeypatch.setattr(checkpoint, "_sync", interrupted)
+    monkeypatch.setattr(files, "_sync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(saved, model, processor, META)
     monkeypatch.undo()
@@ -795,10 +796,10 @@ def test_what_others_named_like_the_old_folder_is_never_deleted(saved, model, pr
     before = {file: file.read_bytes() for file in saved.parent.rglob("*") if file.is_file()}
     for save in (
         lambda: save_checkpoint(saved, model, processor, META),
-        lambda: written_aside(saved).__enter__(),
+        lambda: replace_folder(saved).__enter__(),
         lambda: require_place(saved),
     ):
-        with pytest.raises(CheckpointError, match=r"sft\.replaced is in the way .* give it another name") as caught:
+        with pytest.raises(FolderError, match=r"sft\.replaced is in the way .* give it another name") as caught:
             save()
         assert "\n" not in str(caught.value)
     assert {file: file.read_bytes() for file in saved.parent.rglob("*") if file.is_file()} == before
@@ -807,16 +808,14 @@ def test_what_others_named_like_the_old_folder_is_never_deleted(saved, model, pr
 def test_only_what_a_save_put_aside_is_found_in_place_of_a_folder(saved):
     replaced = saved.with_name("sft.replaced")
     saved.rename(replaced)
-    assert present(saved) == replaced  # a checkpoint
-    (replaced / "minivlm.json").unlink()
-    assert present(saved) == saved
+    assert latest_folder(saved) == saved
     (replaced / MARK).touch()
-    assert present(saved) == replaced
+    assert latest_folder(saved) == replaced
 
 
 def test_a_folder_that_appears_beside_it_during_a_save_is_unharmed(saved):
     before, replaced = contents(saved), saved.with_name("sft.replaced")
-    with pytest.raises(OSError, match="not empty"), written_aside(saved):
+    with pytest.raises(OSError, match="not empty"), replace_folder(saved):
         replaced.mkdir()
         (replaced / "chapter.txt").write_text("years of work")
     assert contents(saved) == before and (replaced / "chapter.txt").read_text() == "years of work"
@@ -826,11 +825,11 @@ def test_a_folder_that_appears_beside_it_during_a_save_is_unharmed(saved):
 def test_an_empty_folder_is_replaced_and_comes_back_after_a_failure(tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no"), written_aside(out) as aside:
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no"), replace_folder(out) as aside:
         (aside / "file").touch()
-        patch.setattr(checkpoint, "_sync", lambda path: os.listdir("/no") if path == tmp_path else None)
+        patch.setattr(files, "_sync", lambda path: os.listdir("/no") if path == tmp_path else None)
     assert list(tmp_path.rglob("*")) == [out]
-    with written_aside(out) as aside:
+    with replace_folder(out) as aside:
         (aside / "file").touch()
     assert sorted(tmp_path.rglob("*")) == [out, out / "file"]
 
@@ -870,7 +869,7 @@ def test_killed_while_the_old_one_is_deleted(saved, model, processor, monkeypatc
     def stopped(path, *_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", stopped)
+    monkeypatch.setattr(files.shutil, "rmtree", stopped)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(saved, model, processor, {"stage": "pretrain"})
     monkeypatch.undo()
@@ -900,9 +899,9 @@ def test_meta_must_name_its_stage_and_be_json(saved, model, processor):
 def test_a_folder_of_other_things_is_never_overwritten(model, processor, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(CheckpointError, match="thesis exists and is no checkpoint; it is not overwritten"):
+    with pytest.raises(FolderError, match="thesis exists and is no checkpoint; it is not overwritten"):
         save_checkpoint(tmp_path / "thesis", model, processor, META)
-    with pytest.raises(CheckpointError, match="exists and is no checkpoint"):
+    with pytest.raises(FolderError, match="exists and is no checkpoint"):
         save_checkpoint(tmp_path / "thesis" / "chapter.txt", model, processor, META)
     assert (tmp_path / "thesis" / "chapter.txt").read_text() == "years of work"
     (tmp_path / "empty").mkdir()
@@ -937,6 +936,6 @@ def test_the_folder_that_one_is_in_can_be_read_but_not_exchanged(saved, model, p
     (saved / "sub").mkdir()
     monkeypatch.chdir(saved)
     assert load_checkpoint(place)[2] == read_meta(saved)
-    with pytest.raises(CheckpointError, match="as a whole while you are in it; go up and give its name"):
+    with pytest.raises(FolderError, match="as a whole while you are in it; go up and give its name"):
         save_checkpoint(place, model, processor, META)
     load_checkpoint(saved)

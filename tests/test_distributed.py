@@ -186,10 +186,8 @@ def test_what_one_process_finds_wrong_stops_all_of_them(make_machines):
     assert first["rows"] == second["rows"]
     assert "process 1 of 2 was given another run than the main process: its rows is" in first["rows"]
     assert "its recipe is" in first["recipe"] == second["recipe"]
-    assert first["taken"].startswith("CheckpointError: ") and "exists and is no checkpoint" in first["taken"]
-    assert second["taken"] == "ProcessError: the main process stopped: " + first["taken"].removeprefix(
-        "CheckpointError: "
-    )
+    assert first["taken"].startswith("FolderError: ") and "exists and is no checkpoint" in first["taken"]
+    assert second["taken"] == "ProcessError: the main process stopped: " + first["taken"].removeprefix("FolderError: ")
     assert "step 1 has the loss nan" in first["poisoned"] and first["poisoned"] == second["poisoned"]
     assert first["stopped"] == second["stopped"] == "yes"  # a Ctrl-C that reaches one of them
     assert read_meta(machine_folder(folder, 0) / "stopped")["steps"] == 3

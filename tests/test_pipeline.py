@@ -12,8 +12,9 @@ import pytest
 from training import deadly, in_a_child, save_base, some_features, some_rows, stage
 
 import minivlm.pipeline
-from minivlm.checkpoint import META, CheckpointError, read_meta, save_checkpoint
+from minivlm.checkpoint import META, read_meta, save_checkpoint
 from minivlm.pipeline import RESULTS, Clock, Plan, run
+from minivlm.runtime.files import FolderError
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT
 from minivlm.train import train
 
@@ -79,7 +80,7 @@ def test_a_stage_that_would_be_refused_is_refused_before_pictures_are_drawn(
     (plan.data / "thesis").mkdir()
     (plan.data / "thesis" / "chapter.txt").write_text("years of work")
     monkeypatch.setattr(minivlm.pipeline, "training_features", lambda *_: pytest.fail("drawn"))
-    with pytest.raises((CheckpointError, OSError), match=complaint):
+    with pytest.raises((ValueError, OSError), match=complaint):
         minivlm.pipeline.train_stage(plan, SFT, model, processor, plan.data / parent, plan.data / out)
 
 
@@ -133,7 +134,7 @@ def test_a_total_is_never_less_than_its_rounded_phases():
 def test_a_run_finds_a_place_of_other_things_before_it_draws_anything(plan, done, name):
     (plan.out / name).mkdir(parents=True)
     (plan.out / name / "chapter.txt").write_text("years of work")
-    with pytest.raises(CheckpointError, match=f"{name} exists and is no checkpoint"):
+    with pytest.raises(FolderError, match=f"{name} exists and is no checkpoint"):
         run(plan)
     assert done == []
 

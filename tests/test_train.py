@@ -19,13 +19,14 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from tqdm import tqdm
 from training import deadly, die, in_a_child, save_base, some_features, some_rows, stage, train_both
 
-import minivlm.checkpoint
 import minivlm.train
 from minivlm.checkpoint import CheckpointError, load_checkpoint, read_meta, save_checkpoint
 from minivlm.config import IGNORE_INDEX
 from minivlm.data.features import FeatureCache, FeatureError
 from minivlm.data.samples import Row
-from minivlm.processor import RowError
+from minivlm.processor import MiniVLMProcessor, RowError
+from minivlm.runtime import files
+from minivlm.runtime.files import FolderError
 from minivlm.train import (
     LOG,
     RESUME,
@@ -359,11 +360,16 @@ KILLS = {
     "before the first checkpoint": (None, "on_step", 1, set()),
     "between two checkpoints": (None, "on_step", 3, {"killed"}),
     "in the last step": (None, "on_step", 6, {"killed"}),
-    "with the first files half-written": (minivlm.checkpoint, "_sync", 3, {"partial"}),
-    "with the second files half-written": (minivlm.checkpoint, "_write_configs", 2, {"killed", "partial"}),
-    "before the folders are exchanged": (minivlm.checkpoint, "_swap", 2, {"killed", "partial"}),
+    "with the first files half-written": (files, "_sync", 3, {"partial"}),
+    "with the second files half-written": (MiniVLMProcessor, "save_pretrained", 2, {"killed", "partial"}),
+    "before the folders are exchanged": (files, "_exchange", 2, {"killed", "partial"}),
     "between the two renames": (Path, "rename", 3, {"killed.replaced", "partial"}),
-    "before the old one is removed": (minivlm.checkpoint.shutil, "rmtree", ".replaced", {"killed", "killed.replaced"}),
+    "before the old one is removed": (
+        files.shutil,
+        "rmtree",
+        ".replaced",
+        {"killed", "killed.replaced"},
+    ),
 }
 
 
@@ -496,7 +502,7 @@ def test_what_is_no_run_is_not_overwritten(start, tmp_path):
     start("pretrain", tmp_path / "out")  # an empty folder may be used
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("It was")
-    with pytest.raises(CheckpointError, match="thesis"):
+    with pytest.raises(FolderError, match="thesis"):
         start("pretrain", tmp_path / "thesis")
     assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.txt"]
 
@@ -708,9 +714,9 @@ def test_a_place_of_other_things_is_refused_before_the_first_step(start, tmp_pat
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("x")
     for place in (tmp_path / "thesis", tmp_path / "thesis" / "chapter.txt"):
-        with pytest.raises(CheckpointError, match="exists and is no checkpoint"):
+        with pytest.raises(FolderError, match="exists and is no checkpoint"):
             start("pretrain", place, resume=resume, on_step=no_step)
-    with pytest.raises(OSError, match=r"out cannot be written \(.*make sure that .*chapter\.txt is a folder"):
+    with pytest.raises(OSError, match=r"out cannot be written \(.*make sure that"):
         start("pretrain", tmp_path / "thesis" / "chapter.txt" / "out", resume=resume, on_step=no_step)
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-from minivlm.checkpoint import require_writable, written_aside
 from minivlm.config import IMAGE_TOKEN
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.projector import Projector
+from minivlm.runtime.files import replace_folder, require_writable
 
 CARD = """---
 license: {licence}
@@ -126,7 +126,7 @@ def export_llava(
 
     Raises:
         ExportError: as `as_llava`, or something lies in `folder`.
-        CheckpointError: as `written_aside`.
+        FolderError: as `replace_folder`.
         OSError: the disk is full, or the folder cannot be written. Nothing is left half-written.
     """
     folder = Path(folder)
@@ -134,10 +134,10 @@ def export_llava(
         raise ExportError(f"{folder} exists already; it is not overwritten, choose another folder")
     llava = as_llava(model)
     require_writable(folder)
-    with written_aside(folder) as aside:
-        llava.save_pretrained(aside)
-        llava_processor(model, processor).save_pretrained(aside)
-        (aside / "README.md").write_text(_card(folder, model, meta), "utf-8")
+    with replace_folder(folder) as temporary:
+        llava.save_pretrained(temporary)
+        llava_processor(model, processor).save_pretrained(temporary)
+        (temporary / "README.md").write_text(_card(folder, model, meta), "utf-8")
     return folder
 
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minivlm.checkpoint import hash_tokenizer, present, versions, written_aside
 from minivlm.data.readers import source_files
 from minivlm.data.samples import Row
 from minivlm.data.survey import Survey, survey
 from minivlm.processor import MiniVLMProcessor
+from minivlm.runtime.files import hash_tokenizer, latest_folder, replace_folder, require_replaceable, versions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -51,34 +51,27 @@ def write_index(
         What was found, the bad rows included.
 
     Raises:
-        RowIndexError: `folder` holds something else, or the source or its pictures lie in it.
-        CheckpointError: as `written_aside`.
+        RowIndexError: the source or its pictures lie in `folder`.
+        FolderError: `folder` holds something else, or cannot be replaced.
         RowError: the source is missing, or a folder has no file of rows.
         OSError: the disk is full, or the folder cannot be written. What was there before is as it was.
     """
     folder = Path(folder)
     _require_place(folder, [*source_files(path), *([] if images is None else [Path(images)])])
-    try:
-        with written_aside(folder) as aside:
-            with RowWriter(aside / ROWS) as writer:
-                found = survey(path, processor, images, decode, writer.add)
-            about = {
-                "format": FORMAT,
-                "source": os.path.abspath(path),
-                "decoded": decode,
-                **_lengths_for(processor),
-                "rows": _whole(aside / ROWS),
-                **{name: getattr(found, name) for name in COUNTS},
-                "bad": len(found.bad),
-                "versions": versions() | {"pyarrow": writer.version},
-            }
-            (aside / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"the index {folder} was not written ({error}): make sure that the disk has room (for "
-            "all pictures of a Parquet table, too) and that you may write there; what was there before is unharmed",
-        ) from error
+    with replace_folder(folder) as temporary:
+        with RowWriter(temporary / ROWS) as writer:
+            found = survey(path, processor, images, decode, writer.add)
+        about = {
+            "format": FORMAT,
+            "source": os.path.abspath(path),
+            "decoded": decode,
+            **_lengths_for(processor),
+            "rows": _whole(temporary / ROWS),
+            **{name: getattr(found, name) for name in COUNTS},
+            "bad": len(found.bad),
+            "versions": versions() | {"pyarrow": writer.version},
+        }
+        (temporary / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return found
 
 
@@ -211,7 +204,7 @@ def read_index(folder: str | Path) -> CheckedRows:
     """
     from datasets import Dataset
 
-    folder = present(Path(folder))
+    folder = latest_folder(Path(folder))
     about = _read_about(folder)
     file = folder / ROWS
     if not file.is_file() or _whole(file) != about["rows"]:
@@ -236,20 +229,17 @@ def _read_about(folder: Path) -> dict[str, Any]:
 
 def _lengths_for(processor: MiniVLMProcessor) -> dict[str, Any]:
     """What decides whether a row is too long, in the order of `MEASURED_BY`."""
-    values = (hash_tokenizer(processor), processor.tokenizer.model_max_length, processor.num_image_tokens)
+    values = (hash_tokenizer(processor.tokenizer), processor.tokenizer.model_max_length, processor.num_image_tokens)
     return dict(zip(MEASURED_BY, values, strict=True))
 
 
 def _require_place(folder: Path, sources: list[Path]) -> None:
     """Refuse a folder that an index may not take."""
-    if folder.name in ("", ".."):
-        raise RowIndexError(f"{folder} would be exchanged as a whole while you are in it; go up and give its name")
     if any(source.resolve().is_relative_to(folder.resolve()) for source in sources):
         raise RowIndexError(
             f"{folder} holds the rows or pictures that are to be checked; choose another folder for the index"
         )
-    if folder.exists() and not (folder / ABOUT).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RowIndexError(f"{folder} exists and is no index of rows; it is not overwritten, choose another folder")
+    require_replaceable(folder, ABOUT, "index of rows")
 
 
 def _whole(file: Path) -> dict[str, Any]:

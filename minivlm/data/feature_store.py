@@ -36,12 +36,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from minivlm.checkpoint import hash_tensors
 from minivlm.data.dataset import CheckedRows
 from minivlm.data.features import BATCH, FeatureError, encode
 from minivlm.data.images import PictureError
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor, RowError
+from minivlm.runtime.files import hash_tensors
 from minivlm.runtime.processes import all_or_none, from_main, launched_here, processes
 
 FORMAT = 1

@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 from tqdm.auto import tqdm
 
-from minivlm.checkpoint import hash_tensors
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
+from minivlm.runtime.files import hash_tensors
 from minivlm.scenes.drawing.gallery import draw_many, drawing_key, texts_key
 from minivlm.scenes.facts import Scene
 

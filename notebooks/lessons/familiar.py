@@ -17,8 +17,8 @@ import torch
 from matplotlib.figure import Figure
 
 from lessons.plots import BLUE, GREY, INK, ORANGE, style
-from minivlm.checkpoint import hash_tensors
 from minivlm.model import MiniVLMForConditionalGeneration
+from minivlm.runtime.files import hash_tensors
 from minivlm.runtime.paths import data_folder
 
 NAME = "familiar"  # of the two files in data/results

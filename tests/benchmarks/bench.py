@@ -23,11 +23,11 @@ from lessons.cost import LENGTHS, Length, flops, kept_by, probe_row
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
-from minivlm.checkpoint import versions
 from minivlm.config import IGNORE_INDEX, STAGES, Stage
 from minivlm.data.features import encode
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.processor import MiniVLMProcessor, Rendered
+from minivlm.runtime.files import versions
 from minivlm.runtime.precision import PRECISIONS, Engine, give_back_memory, held_memory, why_not_compiled
 from minivlm.scenes.samples import SceneRows
 from minivlm.train import PAD_TO, WINDOW, adamw, inputs_of, supervised_loss
