@@ -316,11 +316,11 @@ def _caption(options: argparse.Namespace) -> None:
 
 
 def _chat(options: argparse.Namespace) -> None:
-    from minivlm.data.images import open_picture
+    from minivlm.data.images import open_image
     from minivlm.generate import reply
     from minivlm.processor import without_shorthand
 
-    picture = open_picture(options.file)
+    picture = open_image(options.file)
     model, processor = _model(options)
     messages = []
     print("Ask about the picture; an empty line ends.")

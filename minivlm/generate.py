@@ -75,10 +75,10 @@ def describe(
     prompt: str,
     max_new_tokens: int = 96,
 ) -> list[str]:
-    """The answer to one prompt about each picture; a picture is whatever `open_picture` takes.
+    """The answer to one prompt about each picture; a picture is whatever `open_image` takes.
 
     Raises:
-        PictureError: a picture cannot be read.
+        ImageError: a picture cannot be read.
     """
     features = model.vision(processor.pixels(list(pictures)).to(model.device))  # (I, N, Dv)
     return answer(model, processor, [Asked(prompt, i) for i in range(len(features))], features, max_new_tokens)
@@ -98,7 +98,7 @@ def reply(
         streamer: is given every token as soon as it is written.
 
     Raises:
-        PictureError, RowError: as `processor.apply_chat_template` raises them.
+        ImageError, SampleError: as `processor.apply_chat_template` raises them.
     """
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     batch = processor.apply_chat_template(list(messages), add_generation_prompt=True, **options).to(model.device)

@@ -20,14 +20,14 @@ from transformers import AutoProcessor, BatchFeature, CLIPImageProcessorPil, Pre
 from transformers.processing_utils import ProcessorMixin
 
 from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN, MiniVLMConfig
-from minivlm.data.images import open_picture
+from minivlm.data.images import open_image
 from minivlm.placeholders import expand_placeholders
 
 HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")  # a surrogate without its other half, as JSON's "\ud800" makes it
 ROLES = ("system", "user", "assistant")
 
 
-class RowError(ValueError):
+class SampleError(ValueError):
     """A row cannot be used. The message says which row, what is wrong with it and what to do."""
 
     def __init__(self, where: str, problem: str):
@@ -43,7 +43,7 @@ class Piece(NamedTuple):
 
 
 @dataclass
-class Rendered:
+class Example:
     """One conversation, ready to be collated.
 
     Attributes:
@@ -118,7 +118,7 @@ class MiniVLMProcessor(ProcessorMixin):
 
         Args:
             images: one picture, a list of pictures in the order of the `<image>`s, or one list per text. A picture
-                is whatever `open_picture` takes.
+                is whatever `open_image` takes.
             text: one string or several. Control tokens in them are obeyed: for what people typed, use
                 `apply_chat_template`.
             return_tensors: "pt" for tensors, None for lists. Pixels are always a tensor.
@@ -130,14 +130,14 @@ class MiniVLMProcessor(ProcessorMixin):
             pictures. Without a text, `pixel_values` alone.
 
         Raises:
-            RowError: a row has more or fewer `<image>` than pictures, or is too long.
-            PictureError: a picture cannot be read.
+            SampleError: a row has more or fewer `<image>` than pictures, or is too long.
+            ImageError: a picture cannot be read.
         """
         if text is None:
             return BatchFeature({"pixel_values": self.pixels(images if isinstance(images, list) else [images])})
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
-            raise RowError("", "the list of texts is empty; give at least one")
+            raise SampleError("", "the list of texts is empty; give at least one")
         pictures = _deal(images, [one.count(IMAGE_TOKEN) for one in texts])
         rows = []
         for index, (one, shown) in enumerate(zip(texts, pictures, strict=True)):
@@ -173,8 +173,8 @@ class MiniVLMProcessor(ProcessorMixin):
             processor_kwargs: further values for the last four of `__call__`'s arguments, as pipelines pass them.
 
         Raises:
-            RowError: a message is not understood, only some pictures are given, or the conversation is too long.
-            PictureError: a picture cannot be read.
+            SampleError: a message is not understood, only some pictures are given, or the conversation is too long.
+            ImageError: a picture cannot be read.
         """
         several = bool(conversation) and not isinstance(conversation[0], dict)
         options = {"return_tensors": return_tensors, "padding": padding, "padding_side": padding_side}
@@ -196,13 +196,13 @@ class MiniVLMProcessor(ProcessorMixin):
         batch = self._batch(rows, **options)
         return batch if return_dict else batch["input_ids"]
 
-    def render(self, messages: list[dict], where: str = "", max_length: int | None = None) -> Rendered:
+    def render(self, messages: list[dict], where: str = "", max_length: int | None = None) -> Example:
         """One training conversation: ids and labels side by side.
 
         Supervised are, in every assistant turn, the answer's own ids and the end token; nothing else.
 
         Raises:
-            RowError: no assistant turn, an empty answer, a picture in an answer, or more than `max_length` tokens (by
+            SampleError: no assistant turn, an empty answer, an image in an answer, or more than `max_length` tokens (by
                 default the tokenizer's `model_max_length`). Nothing is ever cut: a cut can fall into an image block
                 or leave a question without its answer.
         """
@@ -211,7 +211,7 @@ class MiniVLMProcessor(ProcessorMixin):
         return self._rendered(ids, labels, _pictures(messages, where), where, max_length)
 
     def collate(
-        self, rows: list[Rendered], padding_side: str = "right", pad_to_multiple_of: int = 1
+        self, rows: list[Example], padding_side: str = "right", pad_to_multiple_of: int = 1
     ) -> dict[str, torch.Tensor]:
         """Pad rendered rows into one training batch, to the longest row or a little beyond.
 
@@ -223,8 +223,8 @@ class MiniVLMProcessor(ProcessorMixin):
             `patch_features` (I, N, Dv) or `pixel_values` (I, 3, H, W).
 
         Raises:
-            RowError: only some rows carry their pictures or features.
-            PictureError: a picture cannot be read.
+            SampleError: only some rows carry their pictures or features.
+            ImageError: a picture cannot be read.
         """
         batch = dict(self._batch(rows, "pt", True, padding_side, pad_to_multiple_of))
         width = batch["input_ids"].shape[1]
@@ -233,13 +233,13 @@ class MiniVLMProcessor(ProcessorMixin):
 
     def pixels(self, pictures: list) -> torch.Tensor:
         """Open pictures and prepare them for the encoder: (I, 3, H, W), float32, normalised."""
-        opened = [open_picture(picture) for picture in pictures]
+        opened = [open_image(picture) for picture in pictures]
         return self.image_processor(opened, return_tensors="pt")["pixel_values"]
 
     def _pieces(self, messages: list[dict], where: str) -> list[Piece]:
         """`<|im_start|>role\\ncontent<|im_end|>\\n` for every message; an image part is `<image>\\n`."""
         if not messages:
-            raise RowError(where, "the conversation is empty; give at least one message")
+            raise SampleError(where, "the conversation is empty; give at least one message")
         if self.system is not None and messages[0].get("role") != "system":
             messages = [{"role": "system", "content": self.system}, *messages]
         start, end = self.tokenizer.bos_token, self.tokenizer.eos_token
@@ -270,20 +270,20 @@ class MiniVLMProcessor(ProcessorMixin):
             labels += new if piece.supervised else [IGNORE_INDEX] * len(new)
         return ids, labels
 
-    def _rendered(self, ids: list, labels: list, pictures: list, where: str, max_length: int | None) -> Rendered:
+    def _rendered(self, ids: list, labels: list, pictures: list, where: str, max_length: int | None) -> Example:
         limit = max_length or self.tokenizer.model_max_length
         if len(ids) > limit:
             cures = ["shorten the text", "show fewer pictures", *(["raise max_length"] if max_length else [])]
-            raise RowError(
+            raise SampleError(
                 where,
                 f"{len(ids)} tokens, {ids.count(self.image_token_id)} of them for pictures, where {limit} are allowed; "
                 f"{', '.join(cures[:-1])} or {cures[-1]} (nothing is ever cut)",
             )
-        return Rendered(ids, labels, pictures, where)
+        return Example(ids, labels, pictures, where)
 
     def _batch(
         self,
-        rows: list[Rendered],
+        rows: list[Example],
         return_tensors: str | None,
         padding: bool,
         padding_side: str,
@@ -301,7 +301,7 @@ class MiniVLMProcessor(ProcessorMixin):
         }
         return BatchFeature(data | self._shown(rows, images), tensor_type=return_tensors)
 
-    def _shown(self, rows: list[Rendered], images_per_row: list[int]) -> dict[str, torch.Tensor]:
+    def _shown(self, rows: list[Example], images_per_row: list[int]) -> dict[str, torch.Tensor]:
         """`patch_features` if rows carry them, else `pixel_values`; nothing if the caller keeps them to himself."""
         features = any(row.patch_features is not None for row in rows)
         shown = [row.patch_features if features else [p for p in row.pictures if p is not None] for row in rows]
@@ -311,7 +311,7 @@ class MiniVLMProcessor(ProcessorMixin):
         for row, images, held in zip(rows, images_per_row, shown, strict=True):
             if len(held) != images:
                 kind = "features" if features else "picture files"
-                raise RowError(row.where, f"{images} pictures, but {kind} for {len(held)}; give all of them or none")
+                raise SampleError(row.where, f"{images} pictures, but {kind} for {len(held)}; give all of them or none")
         if features:
             return {"patch_features": torch.cat([held for held in shown if len(held)])}  # (I, N, Dv)
         return {"pixel_values": self.pixels([picture for held in shown for picture in held])}  # (I, 3, H, W)
@@ -324,12 +324,12 @@ def messages_from_row(conversations: list[dict], images: list, where: str = "") 
     An image part ends its line, so a newline right after `<image>` belongs to it.
 
     Raises:
-        RowError: more or fewer `<image>` than pictures, or a turn that is no role with a string.
+        SampleError: more or fewer `<image>` than pictures, or a turn that is no role with a string.
     """
     if not isinstance(conversations, list) or not all(
         isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in conversations
     ):
-        raise RowError(where, 'the conversation must be a list of turns {"role": "user", "content": "text"}')
+        raise SampleError(where, 'the conversation must be a list of turns {"role": "user", "content": "text"}')
     _check_count(sum(turn["content"].count(IMAGE_TOKEN) for turn in conversations), len(images), where)
     pictures = iter(images)
     messages = []
@@ -355,33 +355,33 @@ def check_answers(messages: list[dict], where: str = "") -> None:
     """Refuse a conversation from which nothing can be learnt.
 
     Raises:
-        RowError: a turn is not understood, none is the assistant's, or one of the assistant's is empty or a picture.
+        SampleError: a turn is not understood, none is the assistant's, or one of the assistant's is empty or a picture.
     """
     turns = [(message.get("role"), _parts(message, where)) for message in messages]
     answers = [parts for role, parts in turns if role == "assistant"]
     if not answers:
-        raise RowError(where, "there is no supervised token, as no turn is the assistant's; add it or drop the row")
+        raise SampleError(where, "there is no supervised token, as no turn is the assistant's; add it or drop the row")
     for parts in answers:
         if any(part["type"] == "image" for part in parts):
-            raise RowError(where, "a picture stands in an assistant turn; move it to a user turn")
+            raise SampleError(where, "a picture stands in an assistant turn; move it to a user turn")
         if not any(part["text"].strip() for part in parts):
-            raise RowError(where, "an assistant turn is empty; write the answer or drop the row")
+            raise SampleError(where, "an assistant turn is empty; write the answer or drop the row")
 
 
 def _parts(message: dict, where: str) -> list[dict]:
     """A message's content as a list of checked parts."""
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        raise RowError(where, f"a turn has the role {role!r}; the roles are {', '.join(ROLES)}")
+        raise SampleError(where, f"a turn has the role {role!r}; the roles are {', '.join(ROLES)}")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list):
-        raise RowError(where, f"the {role}'s content is {type(content).__name__}; give a string or a list of parts")
+        raise SampleError(where, f"the {role}'s content is {type(content).__name__}; give a string or a list of parts")
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else part
         if kind != "image" and not (kind == "text" and isinstance(part.get("text"), str)):
-            raise RowError(where, f"the {role}'s turn has a part {kind!r}; parts are text (with its text) and image")
+            raise SampleError(where, f"the {role}'s turn has a part {kind!r}; parts are text (with its text) and image")
         if kind == "text" and (half := HALF_A_CHARACTER.search(part["text"])):
-            raise RowError(
+            raise SampleError(
                 where, f"the {role}'s text has {half[0]!r}, half of a character (a lone surrogate); take it out"
             )
     return parts
@@ -415,7 +415,7 @@ def _deal(images: Any, counts: list[int]) -> list[list]:
         dealt = [list(islice(rest, count)) for count in counts]
         dealt[-1] += rest
     if len(dealt) != len(counts):
-        raise RowError("", f"{len(counts)} texts, but {len(dealt)} lists of pictures; give one list per text")
+        raise SampleError("", f"{len(counts)} texts, but {len(dealt)} lists of pictures; give one list per text")
     for index, (count, row) in enumerate(zip(counts, dealt, strict=True)):
         _check_count(count, len(row), f"text {index}")
     return dealt
@@ -423,7 +423,7 @@ def _deal(images: Any, counts: list[int]) -> list[list]:
 
 def _check_count(placeholders: int, pictures: int, where: str) -> None:
     if placeholders != pictures:
-        raise RowError(
+        raise SampleError(
             where,
             f"{placeholders} {IMAGE_TOKEN} in the text, but {pictures} pictures; "
             f"write one {IMAGE_TOKEN} for each picture, or correct the list of pictures",

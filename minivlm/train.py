@@ -37,9 +37,9 @@ from minivlm.checkpoint import (
 from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
 from minivlm.data.feature_store import FeatureStore
 from minivlm.data.features import FeatureCache
-from minivlm.data.samples import Row
+from minivlm.data.samples import Sample
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration, draw_projector, ledger, set_trainable
-from minivlm.processor import MiniVLMProcessor, Rendered
+from minivlm.processor import Example, MiniVLMProcessor
 from minivlm.runtime.files import latest_folder
 from minivlm.runtime.precision import (
     PRECISIONS,
@@ -83,7 +83,7 @@ class TrainingError(ValueError):
 def train(
     model: MiniVLMForConditionalGeneration,
     processor: MiniVLMProcessor,
-    rows: Sequence[Row],
+    rows: Sequence[Sample],
     stage: Stage,
     out: str | Path,
     *,
@@ -121,7 +121,7 @@ def train(
         TrainingError: the model is not the parent's; `out` is the parent, holds another run or a damaged one; the loss
             is not finite; a step has no supervised token; a frozen weight moved; there are no rows, or fewer in a step
             than processes; or two processes were given different things.
-        CheckpointError, RowError, PictureError, FeatureError: what was given cannot be used.
+        CheckpointError, SampleError, ImageError, FeatureError: what was given cannot be used.
         OSError: the checkpoint cannot be written: found out before the first step, but for a disk that fills up.
         ProcessError: another process stopped.
         EngineError: the layers shall be compiled and cannot be.
@@ -332,7 +332,7 @@ class Run:
         saved, _, _ = load_checkpoint(self.out, base=self.parent)
         return log, saved.state_dict(), state
 
-    def _batch(self, rows: list[Rendered]) -> dict[str, torch.Tensor]:
+    def _batch(self, rows: list[Example]) -> dict[str, torch.Tensor]:
         if self.features is not None:
             rows = [replace(row, patch_features=self.features[row.pictures]) if row.pictures else row for row in rows]
         batch = self.processor.collate(rows, pad_to_multiple_of=PAD_TO)
@@ -369,14 +369,14 @@ class RowOrder:
         TrainingError: there are no rows.
     """
 
-    def __init__(self, rows: Sequence[Row], processor: MiniVLMProcessor, rows_per_step: int, seed: int):
+    def __init__(self, rows: Sequence[Sample], processor: MiniVLMProcessor, rows_per_step: int, seed: int):
         if not len(rows):
             raise TrainingError("there are no rows to learn from; check the file or the recipe they come from")
         self.rows, self.processor, self.rows_per_step, self.seed = rows, processor, rows_per_step, seed
         self._span = max(1, min(WINDOW, len(rows) // rows_per_step))  # so that a row does not meet itself
         self._window, self._steps = -1, []
 
-    def __getitem__(self, step: int) -> list[Rendered]:
+    def __getitem__(self, step: int) -> list[Example]:
         """The rows of a step, counted from 0, the shortest first."""
         window, place = divmod(step, self._span)
         if window != self._window:
@@ -387,7 +387,7 @@ class RowOrder:
         """A hash of the first step's ids and labels, to tell one set of rows from another."""
         return hashlib.sha256(repr([(row.input_ids, row.labels) for row in self[0]]).encode()).hexdigest()
 
-    def _rendered(self, window: int) -> list[list[Rendered]]:
+    def _rendered(self, window: int) -> list[list[Example]]:
         size = self._span * self.rows_per_step
         numbers = [self._number(place) for place in range(window * size, (window + 1) * size)]
         rows = [self.processor.render(row.messages(), row.where) for row in (self.rows[number] for number in numbers)]
@@ -405,7 +405,7 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def deal(rows: list[Rendered], process: int, processes: int, accumulation: int) -> list[list[Rendered]]:
+def deal(rows: list[Example], process: int, processes: int, accumulation: int) -> list[list[Example]]:
     """A process's rows of a step, in as many parts as there are passes; no row goes to two processes."""
     mine = rows[process::processes]
     size = math.ceil(len(mine) / accumulation)

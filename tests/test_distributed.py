@@ -229,7 +229,7 @@ def test_a_picture_that_one_process_cannot_read_ends_the_job(make_machines):
         (machine_folder(folder, number) / "broken.png").write_bytes(b"no picture")
     agents = torchrun(folder, "unreadable", 2, 1)
     assert all(agent.returncode for agent in agents)
-    named = ["PictureError" in agent.stderr and "broken.png" in agent.stderr for agent in agents]
+    named = ["ImageError" in agent.stderr and "broken.png" in agent.stderr for agent in agents]
     assert sorted(named) == [False, True]
     assert not list(folder.glob("*/unreadable*"))
 
@@ -254,8 +254,8 @@ def test_features_are_encoded_once_a_machine_and_one_that_cannot_be_stops_all(
     for number in range(agents):
         assert contents(machine_folder(folder, number) / "store") == contents(folder / "alone")
     first, second = (report["said"] for report in reports)
-    assert second.startswith(f"RowError: {where}: {broken}: this is not a picture")
-    assert first == "ProcessError: process 1 of 2 stopped: " + second.removeprefix("RowError: ")
+    assert second.startswith(f"SampleError: {where}: {broken}: this is not a picture")
+    assert first == "ProcessError: process 1 of 2 stopped: " + second.removeprefix("SampleError: ")
 
 
 def test_the_command_line_in_two_processes_of_accelerate_is_that_of_one(place, capsys):

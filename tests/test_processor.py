@@ -11,9 +11,9 @@ from tokenizers.models import BPE
 from transformers import AutoProcessor, PreTrainedTokenizerFast, pipeline
 
 from minivlm.config import IGNORE_INDEX, PROMPTS
-from minivlm.data.images import PictureError
+from minivlm.data.images import ImageError
 from minivlm.model import MiniVLMForConditionalGeneration
-from minivlm.processor import MiniVLMProcessor, Rendered, RowError, messages_from_row
+from minivlm.processor import Example, MiniVLMProcessor, SampleError, messages_from_row
 
 PAD, START, END, IMAGE, N = 0, 1, 2, 320, 4  # of the tokenizer and the model in conftest.py
 
@@ -40,7 +40,7 @@ def plain(tokenizer, words: str) -> list[int]:
     return tokenizer.backend_tokenizer.encode(words, add_special_tokens=False).ids
 
 
-def supervised(rendered: Rendered) -> list[int]:
+def supervised(rendered: Example) -> list[int]:
     return [label for label in rendered.labels if label != IGNORE_INDEX]
 
 
@@ -172,7 +172,7 @@ def test_a_part_may_name_its_picture_in_three_ways(processor, picture, key, tmp_
 
 def test_an_address_is_refused(processor):
     part = {"type": "image", "url": "https://example.org/cat.png"}
-    with pytest.raises(PictureError, match="save the picture as a file"):
+    with pytest.raises(ImageError, match="save the picture as a file"):
         processor.apply_chat_template([user(part)], tokenize=True, return_dict=True)
 
 
@@ -231,14 +231,14 @@ def test_raw_strings_count_image_placeholders(processor, picture):
 )
 def test_more_or_fewer_placeholders_than_pictures(processor, picture, texts, given, where, placeholders, pictures):
     images = [picture] * given if isinstance(given, int) else [[picture] * len(row) for row in given]
-    with pytest.raises(RowError, match=f"{where}: {placeholders} <image> in the text, but {pictures} pictures; write"):
+    with pytest.raises(SampleError, match=f"{where}: {placeholders} <image> in the text, but {pictures} pictures;"):
         processor(text=texts, images=images)
 
 
 def test_lists_of_pictures_must_match_the_texts(processor, picture):
-    with pytest.raises(RowError, match="1 texts, but 2 lists of pictures"):
+    with pytest.raises(SampleError, match="1 texts, but 2 lists of pictures"):
         processor(text="<image>", images=[[picture], [picture]])
-    with pytest.raises(RowError, match="the list of texts is empty"):
+    with pytest.raises(SampleError, match="the list of texts is empty"):
         processor(text=[])
 
 
@@ -258,7 +258,7 @@ def test_a_text_too_long_is_refused_and_its_image_block_never_cut(processor):
     assert len(processor.render(messages, max_length=length).input_ids) == length
     for limit in range(1, length):  # wherever a cut would fall, in the block too
         with pytest.raises(
-            RowError, match=f"row 7: {length} tokens, {N} of them for pictures, where {limit} are allowed"
+            SampleError, match=f"row 7: {length} tokens, {N} of them for pictures, where {limit} are allowed"
         ):
             processor.render(messages, where="row 7", max_length=limit)
 
@@ -271,19 +271,19 @@ def test_the_tokenizers_own_limit_holds_everywhere(processor, tokenizer, picture
         lambda: processor.apply_chat_template(long, tokenize=True),
         lambda: processor(text="<image><image><image>", images=[picture] * 3),
     ):
-        with pytest.raises(RowError, match=r"where 8 are allowed; shorten the text or show fewer pictures \(nothing"):
+        with pytest.raises(SampleError, match=r"where 8 are allowed; shorten the text or show fewer pictures \("):
             refuse()  # whoever gave no max_length, as at the command line, is not told to raise it
     with pytest.raises(
-        RowError, match=r"where 9 are allowed; shorten the text, show fewer pictures or raise max_length"
+        SampleError, match=r"where 9 are allowed; shorten the text, show fewer pictures or raise max_length"
     ):
         processor.render(long, max_length=9)
 
 
 def test_half_a_character_is_refused_in_training_and_in_chat(processor):
     for messages in ([user(text("\ud83d")), assistant("a")], [user(text("a")), assistant("\udc00")]):
-        with pytest.raises(RowError, match=r"row 7: the \w+'s text has .*half of a character"):
+        with pytest.raises(SampleError, match=r"row 7: the \w+'s text has .*half of a character"):
             processor.render(messages, where="row 7")
-        with pytest.raises(RowError, match="half of a character"):
+        with pytest.raises(SampleError, match="half of a character"):
             processor.apply_chat_template(messages, tokenize=True)
     processor.render([user(text("\U0001f600")), assistant("a")])  # a whole one
 
@@ -308,12 +308,12 @@ def test_half_a_character_is_refused_in_training_and_in_chat(processor):
     ],
 )
 def test_refused_rows_are_named(processor, messages, problem):
-    with pytest.raises(RowError, match=f"^train.jsonl, line 3: .*{problem}"):
+    with pytest.raises(SampleError, match=f"^train.jsonl, line 3: .*{problem}"):
         processor.render(messages, where="train.jsonl, line 3")
 
 
 def test_an_empty_conversation_cannot_be_asked_either(processor):
-    with pytest.raises(RowError, match="the conversation is empty"):
+    with pytest.raises(SampleError, match="the conversation is empty"):
         processor.apply_chat_template([])
 
 
@@ -365,7 +365,7 @@ def test_several_conversations_are_padded_on_the_left(processor, picture):
 
 
 def test_all_pictures_or_none(processor, picture):
-    with pytest.raises(RowError, match="2 pictures, but picture files for 1; give all of them or none"):
+    with pytest.raises(SampleError, match="2 pictures, but picture files for 1; give all of them or none"):
         processor.apply_chat_template([user(shown(picture), shown())], tokenize=True, return_dict=True)
     batch = processor.apply_chat_template([user(shown(), shown())], tokenize=True, return_dict=True)
     assert "pixel_values" not in batch
@@ -399,13 +399,13 @@ def test_row_strings_hold_several_placeholders(processor):
 @pytest.mark.parametrize("images", [[], ["0.jpg"], ["0.jpg", "1.jpg", "2.jpg"]])
 def test_row_with_other_counts_is_refused(images):
     turns = [{"role": "user", "content": "<image> <image>"}, assistant("a")]
-    with pytest.raises(RowError, match=f"line 9: 2 <image> in the text, but {len(images)} pictures; write one <image>"):
+    with pytest.raises(SampleError, match=f"line 9: 2 <image> in the text, but {len(images)} pictures; write one"):
         messages_from_row(turns, images, "line 9")
 
 
 @pytest.mark.parametrize("turns", [None, "text", [None], [{"role": "user"}], [{"role": "user", "content": ["a"]}]])
 def test_row_that_is_no_conversation(turns):
-    with pytest.raises(RowError, match="line 9: the conversation must be a list of turns"):
+    with pytest.raises(SampleError, match="line 9: the conversation must be a list of turns"):
         messages_from_row(turns, [], "line 9")
 
 
@@ -456,10 +456,10 @@ def test_features_replace_pictures(processor):
     assert "pixel_values" not in batch
     assert batch["patch_features"][:, 0, 0].tolist() == [1, 1, 2]
     rows[2].patch_features = torch.ones(2, N, 16)
-    with pytest.raises(RowError, match="1 pictures, but features for 2"):
+    with pytest.raises(SampleError, match="1 pictures, but features for 2"):
         processor.collate(rows)
     rows[2].patch_features = None
-    with pytest.raises(RowError, match="1 pictures, but features for 0"):
+    with pytest.raises(SampleError, match="1 pictures, but features for 0"):
         processor.collate(rows)
 
 

@@ -23,8 +23,8 @@ import minivlm.train
 from minivlm.checkpoint import CheckpointError, load_checkpoint, read_meta, save_checkpoint
 from minivlm.config import IGNORE_INDEX
 from minivlm.data.features import FeatureCache, FeatureError
-from minivlm.data.samples import Row
-from minivlm.processor import MiniVLMProcessor, RowError
+from minivlm.data.samples import Sample
+from minivlm.processor import MiniVLMProcessor, SampleError
 from minivlm.runtime import files
 from minivlm.runtime.files import FolderError
 from minivlm.train import (
@@ -177,7 +177,7 @@ def test_a_batch_padded_on_the_left_is_refused(model, processor):
 def test_rows_without_any_picture_teach_the_language_model_alone(start, tmp_path):
     changes = {"batch_size": 2, "steps": 4, "warmup_steps": 0}
     spoken = [[turn | {"content": "yes"} for turn in row.conversations] for row in some_rows()]
-    rows = [Row(turns, [], f"row {i}") for i, turns in enumerate(spoken)]
+    rows = [Sample(turns, [], f"row {i}") for i, turns in enumerate(spoken)]
     _, log = start("pretrain", tmp_path / "text", rows=rows, changes=changes)
     assert [entry["grad_norm"] for entry in log] == [0.0] * 4
     _, log = start("sft", tmp_path / "sft", rows=rows, changes=changes, parent=tmp_path / "text")
@@ -615,8 +615,8 @@ def test_the_callers_random_numbers_stay_as_they_were(start, tmp_path):
 def test_no_rows_and_unlearnable_rows_are_refused(start, tmp_path, base, model, processor):
     with pytest.raises(TrainingError, match="no rows"):
         train(model, processor, [], stage("pretrain"), tmp_path / "out", parent=base)
-    rows = [Row([{"role": "user", "content": "hello"}], [], "row 17")]
-    with pytest.raises(RowError, match="row 17: there is no supervised token"):
+    rows = [Sample([{"role": "user", "content": "hello"}], [], "row 17")]
+    with pytest.raises(SampleError, match="row 17: there is no supervised token"):
         start("pretrain", tmp_path / "out", rows=rows)
 
 

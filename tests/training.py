@@ -12,7 +12,7 @@ import torch
 from minivlm.checkpoint import save_checkpoint
 from minivlm.config import STAGES, Stage
 from minivlm.data.features import FeatureCache
-from minivlm.data.samples import Row
+from minivlm.data.samples import Sample
 from minivlm.train import text_probe, train
 
 PICTURES = 6
@@ -26,7 +26,7 @@ def stage(name: str, **changes) -> Stage:
     return replace(usual, **(small | {"learning_rates": dict.fromkeys(usual.trains, 2e-3)} | changes))
 
 
-def some_rows(count: int = 26) -> list[Row]:
+def some_rows(count: int = 26) -> list[Sample]:
     """Rows of very different lengths: one picture, two pictures, several turns, and none (every fifth)."""
     rows = []
     for i in range(count):
@@ -36,7 +36,7 @@ def some_rows(count: int = 26) -> list[Row]:
             shown = "<image>\n" * len(pictures) if turn == 0 else ""
             turns.append({"role": "user", "content": f"{shown}What is in this picture?"})
             turns.append({"role": "assistant", "content": ", ".join(WORDS[(i + k) % 6] for k in range(1 + i % 4))})
-        rows.append(Row(turns, pictures, f"row {i}"))
+        rows.append(Sample(turns, pictures, f"row {i}"))
     return rows
 
 

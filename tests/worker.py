@@ -17,7 +17,7 @@ from minivlm.checkpoint import load_checkpoint, part_hashes
 from minivlm.data import feature_store
 from minivlm.data.dataset import read_index
 from minivlm.data.feature_store import build_store
-from minivlm.processor import RowError
+from minivlm.processor import SampleError
 from minivlm.runtime.processes import ProcessError, launched, processes
 from minivlm.train import TrainingError, train
 
@@ -137,7 +137,7 @@ def stored(machine: Path) -> dict:
     encoded = sum(counts)
     try:
         build_store(machine / "broken", read_index(machine.parent / "broken-index"), model, processor)
-    except (RowError, ProcessError) as error:
+    except (SampleError, ProcessError) as error:
         said = f"{type(error).__name__}: {error}"
     return {"encoded": encoded, "said": said}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minivlm.data.readers import source_files
-from minivlm.data.samples import Row
+from minivlm.data.samples import Sample
 from minivlm.data.survey import Survey, survey
 from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.files import hash_tokenizer, latest_folder, replace_folder, require_replaceable, versions
@@ -53,7 +53,7 @@ def write_index(
     Raises:
         RowIndexError: the source or its pictures lie in `folder`.
         FolderError: `folder` holds something else, or cannot be replaced.
-        RowError: the source is missing, or a folder has no file of rows.
+        SampleError: the source is missing, or a folder has no file of rows.
         OSError: the disk is full, or the folder cannot be written. What was there before is as it was.
     """
     folder = Path(folder)
@@ -97,7 +97,7 @@ class RowWriter:
         self._stream = pyarrow.ipc.new_stream(self._file, self.schema)
         self._waiting, self._bytes = [], 0
 
-    def add(self, row: Row, tokens: int) -> None:
+    def add(self, row: Sample, tokens: int) -> None:
         """A usable row and its length."""
         files = [os.path.abspath(picture) for picture in row.images if isinstance(picture, Path)]
         pictures = [picture for picture in row.images if isinstance(picture, bytes)]
@@ -126,7 +126,7 @@ class RowWriter:
                 self._stream.close()
 
 
-class CheckedRows(Sequence[Row]):
+class CheckedRows(Sequence[Sample]):
     """The rows of an index, each read from the disk when it is asked for; made by `read_index`.
 
     Attributes:
@@ -142,7 +142,7 @@ class CheckedRows(Sequence[Row]):
         """How many rows there are."""
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> Sample:
         """Row number `index`, its pictures as paths or as the bytes of files.
 
         Raises:
@@ -151,7 +151,7 @@ class CheckedRows(Sequence[Row]):
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         row = self.dataset[index]
-        return Row(row["conversations"], [*map(Path, row["files"]), *row["pictures"]], row["where"])
+        return Sample(row["conversations"], [*map(Path, row["files"]), *row["pictures"]], row["where"])
 
     def require_trainable(self, processor: MiniVLMProcessor) -> None:
         """Refuse an index on which training could end at a row.
@@ -181,7 +181,7 @@ class CheckedRows(Sequence[Row]):
                 raise RowIndexError(f"{self.folder}: {where}: the picture {file} {state}; put it back, or {AGAIN}")
 
     def files(self) -> Iterator[tuple[str, str, int]]:
-        """Row's name, path and size of each picture that is a file; the size is that of the check."""
+        """Sample's name, path and size of each picture that is a file; the size is that of the check."""
         columns = self.dataset.select_columns(["where", "files", "sizes"])
         for batch in columns.iter(BATCH_ROWS):
             for where, files, sizes in zip(batch["where"], batch["files"], batch["sizes"], strict=True):
@@ -189,7 +189,7 @@ class CheckedRows(Sequence[Row]):
                     yield where, file, size
 
     def pictures(self) -> Iterator[tuple[str, list[Path | bytes]]]:
-        """Every row's name and its pictures, as `Row.images` has them; their texts are not read."""
+        """Every row's name and its pictures, as `Sample.images` has them; their texts are not read."""
         columns = self.dataset.select_columns(["where", "files", "pictures"])
         for batch in columns.iter(PICTURE_ROWS):
             for where, files, pictures in zip(batch["where"], batch["files"], batch["pictures"], strict=True):

@@ -38,9 +38,9 @@ from tqdm.auto import tqdm
 
 from minivlm.data.dataset import CheckedRows
 from minivlm.data.features import BATCH, FeatureError, encode
-from minivlm.data.images import PictureError
+from minivlm.data.images import ImageError
 from minivlm.model import MiniVLMForConditionalGeneration
-from minivlm.processor import MiniVLMProcessor, RowError
+from minivlm.processor import MiniVLMProcessor, SampleError
 from minivlm.runtime.files import hash_tensors
 from minivlm.runtime.processes import all_or_none, from_main, launched_here, processes
 
@@ -277,7 +277,7 @@ def fill(
 
     Raises:
         FeatureStoreError: the disk has not enough room, or a picture was changed.
-        RowError: a picture cannot be read; its row is named.
+        SampleError: a picture cannot be read; its row is named.
         OSError: the disk is full, or the folder cannot be written. Whole shards are kept.
         ProcessError: another process stopped.
     """
@@ -320,7 +320,7 @@ def worth(
 
     Raises:
         FeatureStoreError: a picture was changed.
-        RowError: a picture cannot be read.
+        SampleError: a picture cannot be read.
         OSError: the sample cannot be written.
     """
     places = np.linspace(0, len(plan.table) - 1, min(len(plan.table), (1 + TIMED) * TIMED_TOGETHER)).astype(int)
@@ -520,8 +520,8 @@ def _pixels(rows: CheckedRows, records: np.ndarray, processor: MiniVLMProcessor)
             raise FeatureStoreError(f"{where}: {_named(picture)} was changed while it was to be encoded; start again")
         try:
             pixels.append(processor.pixels([picture]))
-        except PictureError as error:
-            raise RowError(where, str(error)) from error
+        except ImageError as error:
+            raise SampleError(where, str(error)) from error
     return torch.cat(pixels)
 
 

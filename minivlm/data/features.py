@@ -104,10 +104,10 @@ class FeatureCache:
         precision: str = "fp32",
         title: str = "pictures",
     ) -> "FeatureCache":
-        """Encode pictures, each whatever `open_picture` takes; a path is its own name, other pictures have numbers.
+        """Encode pictures, each whatever `open_image` takes; a path is its own name, other pictures have numbers.
 
         Raises:
-            PictureError: a picture cannot be read.
+            ImageError: a picture cannot be read.
             FeatureError: a path is there twice.
         """
         names = [picture if isinstance(picture, str | Path) else place for place, picture in enumerate(pictures)]

@@ -1,6 +1,6 @@
 """Opens an image, whatever it comes as, as 8-bit RGB: the model sees what a person would see.
 
-Every image that reaches the model goes through `open_picture`. Pillow decodes; what it cannot decode whole is refused.
+Every image that reaches the model goes through `open_image`. Pillow decodes; what it cannot decode whole is refused.
 """
 
 import io
@@ -32,11 +32,11 @@ _BROKEN = (
 )
 
 
-class PictureError(ValueError):
+class ImageError(ValueError):
     """A picture cannot be used. The message names the file, says what is wrong and what to do about it."""
 
 
-def open_picture(source: str | Path | bytes | Image.Image) -> Image.Image:
+def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
     """Open one picture as 8-bit RGB, upright, on white where it is transparent.
 
     RGBA and palette pictures are laid on white; greyscale, CMYK and palette become RGB; 16-bit samples are scaled
@@ -50,7 +50,7 @@ def open_picture(source: str | Path | bytes | Image.Image) -> Image.Image:
         A picture in mode "RGB", fully read, of any size from 1 x 1 up to `MAX_PIXELS`.
 
     Raises:
-        PictureError: no such file, empty, not a picture, too large or far too narrow (known before any pixel is
+        ImageError: no such file, empty, not a picture, too large or far too narrow (known before any pixel is
             decoded); cut off or damaged, so that its decoder does not find all pixels; or with numbers whose range is
             unknown.
     """
@@ -60,36 +60,36 @@ def open_picture(source: str | Path | bytes | Image.Image) -> Image.Image:
     if isinstance(source, bytes | bytearray | memoryview):
         return _open_file(io.BytesIO(source), "the picture's bytes", len(source))
     if not isinstance(source, str | Path):
-        raise PictureError(
+        raise ImageError(
             f"a picture was given as {type(source).__name__}: give a path, the bytes of a file, or a Pillow image "
             "(for an array: PIL.Image.fromarray)"
         )
     name, path = str(source), Path(source)
     if name.startswith(("http://", "https://", "data:")):
-        raise PictureError(f"{name[:80]}: addresses are not fetched; save the picture as a file and give its path")
+        raise ImageError(f"{name[:80]}: addresses are not fetched; save the picture as a file and give its path")
     if not path.exists():
-        raise PictureError(f"{name}: there is no such file; check the name and the folder it should lie in")
+        raise ImageError(f"{name}: there is no such file; check the name and the folder it should lie in")
     if not path.is_file():
-        raise PictureError(f"{name}: this is not a file; give the path of one picture")
+        raise ImageError(f"{name}: this is not a file; give the path of one picture")
     try:
         with path.open("rb") as file:
             return _open_file(file, name, path.stat().st_size)
     except PermissionError as error:
-        raise PictureError(f"{name}: it may not be read by you; change its permissions") from error
+        raise ImageError(f"{name}: it may not be read by you; change its permissions") from error
 
 
 def _open_file(file: io.BufferedIOBase, name: str, size: int) -> Image.Image:
     """Read the header with Pillow, then the pixels."""
     if size == 0:
-        raise PictureError(f"{name}: the file is empty (0 bytes); copy or download it again")
+        raise ImageError(f"{name}: the file is empty (0 bytes); copy or download it again")
     try:
         picture = Image.open(file, formats=FORMATS)  # reads the header only
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureError(
+        raise ImageError(
             f"{name}: its header promises too many pixels to decode; make it smaller, {MAX_PIXELS:,} pixels at most"
         ) from error
     except _BROKEN as error:
-        raise PictureError(
+        raise ImageError(
             f"{name}: this is not a picture, or the file is cut off or damaged; formats read: {', '.join(FORMATS)}"
         ) from error
     with picture:
@@ -101,11 +101,11 @@ def _refuse_size(picture: Image.Image, name: str) -> None:
     """Refuse what is too large or too narrow, by its header."""
     width, height = picture.size
     if width * height > MAX_PIXELS:
-        raise PictureError(
+        raise ImageError(
             f"{name}: {width:,} x {height:,} pixels are too many to decode; make it smaller, {MAX_PIXELS:,} at most"
         )
     if min(width, height) < 1 or max(width, height) > MAX_ASPECT * min(width, height):
-        raise PictureError(
+        raise ImageError(
             f"{name}: {width:,} x {height:,} pixels is too narrow to be looked at; crop it, "
             f"its long side may be {MAX_ASPECT} times the short one at most"
         )
@@ -116,10 +116,10 @@ def _decode(picture: Image.Image, name: str) -> Image.Image:
     try:
         picture.load()
         return _to_rgb(ImageOps.exif_transpose(picture), name)
-    except PictureError:
+    except ImageError:
         raise
     except _BROKEN as error:
-        raise PictureError(
+        raise ImageError(
             f"{name}: the pixels cannot be read, the file is cut off or damaged ({error}); copy or download it again"
         ) from error
 
@@ -140,7 +140,7 @@ def _to_8_bits(picture: Image.Image, name: str) -> Image.Image:
     values = np.asarray(picture)  # (H, W)
     white = 1.0 if picture.mode == "F" else 65535.0
     if not (values.min() >= 0 and values.max() <= white):  # written so that NaN is refused too
-        raise PictureError(
+        raise ImageError(
             f"{name}: its values run from {values.min()} to {values.max()}, so what is white is unknown; "
             "save it with 8 or 16 bits a channel"
         )

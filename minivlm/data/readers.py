@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minivlm.processor import RowError
+from minivlm.processor import SampleError
 
 TABLE = ".parquet"
 ENDINGS = (".jsonl", TABLE)  # of the files that are looked for in a folder
@@ -23,19 +23,19 @@ def source_files(path: str | Path) -> list[Path]:
     """The file itself, or the files of rows in a folder, by name.
 
     Raises:
-        RowError: there is no such path, or no file of rows in it.
+        SampleError: there is no such path, or no file of rows in it.
     """
     path = Path(path)
     if path.is_dir():
         if files := sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS and file.is_file()):
             return files
-        raise RowError(str(path), f"no file in this folder ends in {' or '.join(ENDINGS)}; name a file of rows")
+        raise SampleError(str(path), f"no file in this folder ends in {' or '.join(ENDINGS)}; name a file of rows")
     if not path.is_file():
-        raise RowError(str(path), "there is no such file; check the path")
+        raise SampleError(str(path), "there is no such file; check the path")
     return [path]
 
 
-def contents(file: Path) -> Iterator[tuple[str, Any] | RowError]:
+def contents(file: Path) -> Iterator[tuple[str, Any] | SampleError]:
     """Each row's name, such as "train.jsonl, line 12", and what stands there.
 
     Yields:
@@ -56,17 +56,17 @@ def contents(file: Path) -> Iterator[tuple[str, Any] | RowError]:
                 yield f"{file}, line {number}", line
 
 
-def _array(file: Path, text: bytes) -> Iterator[tuple[str, Any] | RowError]:
+def _array(file: Path, text: bytes) -> Iterator[tuple[str, Any] | SampleError]:
     try:
         array = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        yield RowError(str(file), f"not a JSON array ({error}); correct it, or write one object a line")
+        yield SampleError(str(file), f"not a JSON array ({error}); correct it, or write one object a line")
         return
     for number, content in enumerate(array, start=1):
         yield f"{file}, item {number}", content
 
 
-def _table(file: Path) -> Iterator[tuple[str, Any] | RowError]:
+def _table(file: Path) -> Iterator[tuple[str, Any] | SampleError]:
     """One row group after the other, page by page; a damaged group does not hide the others.
 
     A page is what must be in memory at once: as Arrow writes them, up to 1,024 rows.
@@ -78,15 +78,15 @@ def _table(file: Path) -> Iterator[tuple[str, Any] | RowError]:
     try:
         table = pyarrow.parquet.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False)
     except broken as error:
-        yield RowError(str(file), f"cut off, or not a Parquet file ({error}); copy or download it again")
+        yield SampleError(str(file), f"cut off, or not a Parquet file ({error}); copy or download it again")
         return
     with table:
         if missing := [name for name in COLUMNS if name not in table.schema_arrow.names]:
             found = ", ".join(table.schema_arrow.names)
-            yield RowError(str(file), f"there is no column {missing[0]!r} (only {found}); each row needs one")
+            yield SampleError(str(file), f"there is no column {missing[0]!r} (only {found}); each row needs one")
             return
         if twice := [name for name in COLUMNS if table.schema_arrow.names.count(name) > 1]:
-            yield RowError(str(file), f"there are two columns {twice[0]!r}; leave one of them")
+            yield SampleError(str(file), f"there are two columns {twice[0]!r}; leave one of them")
             return
         first = 1
         for group in range(table.num_row_groups):
@@ -95,11 +95,11 @@ def _table(file: Path) -> Iterator[tuple[str, Any] | RowError]:
                 yield from _row_group(table, group, file, first)
             except broken as error:
                 rows = f"{file}, row group {group + 1} (up to row {last})"
-                yield RowError(rows, f"damaged ({error}); copy or download the file again")
+                yield SampleError(rows, f"damaged ({error}); copy or download the file again")
             first = last + 1
 
 
-def _row_group(table: Any, group: int, file: Path, first: int) -> Iterator[tuple[str, Any] | RowError]:
+def _row_group(table: Any, group: int, file: Path, first: int) -> Iterator[tuple[str, Any] | SampleError]:
     number = first
     for batch in table.iter_batches(TABLE_ROWS, row_groups=[group], columns=list(COLUMNS), use_threads=False):
         columns = {name: batch.column(name) for name in COLUMNS}
@@ -108,5 +108,5 @@ def _row_group(table: Any, group: int, file: Path, first: int) -> Iterator[tuple
             try:
                 yield where, {name: column[place].as_py() for name, column in columns.items()}
             except UnicodeDecodeError as error:  # Parquet does not look into its texts
-                yield RowError(where, f"its text is not UTF-8 ({error}); correct it")
+                yield SampleError(where, f"its text is not UTF-8 ({error}); correct it")
             number += 1

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from minivlm.config import IMAGE_TOKEN
-from minivlm.data.images import PictureError, open_picture
+from minivlm.data.images import ImageError, open_image
 from minivlm.data.readers import contents, source_files
-from minivlm.processor import HALF_A_CHARACTER, RowError, check_answers, messages_from_row
+from minivlm.processor import HALF_A_CHARACTER, SampleError, check_answers, messages_from_row
 
 SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}  # LLaVA's names
 STAND_IN_SIZE = (8, 8)
@@ -33,7 +33,7 @@ STAND_IN_BYTES = 4096  # what is larger is not opened
 
 
 @dataclass(frozen=True)
-class Row:
+class Sample:
     """One sample.
 
     Attributes:
@@ -51,7 +51,7 @@ class Row:
         return messages_from_row(self.conversations, self.images, self.where)
 
 
-def read_rows(path: str | Path, images: str | Path | None = None) -> Iterator[Row]:
+def read_rows(path: str | Path, images: str | Path | None = None) -> Iterator[Sample]:
     """The rows of a file, one after the other, up to the first that cannot be used; blank lines are passed over.
 
     Args:
@@ -60,48 +60,48 @@ def read_rows(path: str | Path, images: str | Path | None = None) -> Iterator[Ro
         images: the folder of the pictures; by default the one in which the file lies.
 
     Raises:
-        RowError: the file is missing, cut off or has no such columns; or, with the line's number, a line is no JSON
+        SampleError: the file is missing, cut off or has no such columns; or, with the line's number, a line is no JSON
             object, a turn is not understood or out of order, nothing is to be learnt from it, a text has half a
             character, its `<image>`s are more or fewer than its pictures, or one of these is missing or lies outside
             the folder. The pictures are not opened.
     """
     for found in scan_rows(path, images):
-        if isinstance(found, RowError):
+        if isinstance(found, SampleError):
             raise found
         yield found
 
 
-def scan_rows(path: str | Path, images: str | Path | None = None) -> Iterator[Row | RowError]:
+def scan_rows(path: str | Path, images: str | Path | None = None) -> Iterator[Sample | SampleError]:
     """All rows, as `read_rows` reads them; in the place of one that cannot be used stands its error.
 
     Raises:
-        RowError: the file is missing, or a folder has none.
+        SampleError: the file is missing, or a folder has none.
     """
     for file in source_files(path):
         folder = file.parent if images is None else Path(images)
         for found in contents(file):
-            yield found if isinstance(found, RowError) else _row_or_error(*found, folder)
+            yield found if isinstance(found, SampleError) else _row_or_error(*found, folder)
 
 
-def _row_or_error(where: str, content: Any, folder: Path) -> Row | RowError:
+def _row_or_error(where: str, content: Any, folder: Path) -> Sample | SampleError:
     try:
         return _row(content, folder, where)
-    except RowError as error:
+    except SampleError as error:
         return error
 
 
-def _row(content: bytes | Any, folder: Path, where: str) -> Row:
+def _row(content: bytes | Any, folder: Path, where: str) -> Sample:
     if isinstance(content, bytes):
         content = _json(content, "a line of JSON", where)
     if not isinstance(content, dict) or content.get("conversations") is None:
-        raise RowError(where, 'not an object with "conversations"; each row needs its turns under that name')
+        raise SampleError(where, 'not an object with "conversations"; each row needs its turns under that name')
     if "image_bytes" in content:
         turns = _turns(_json(content["conversations"], "JSON", where), where)
         pictures = _shown(_held_pictures(content["image_bytes"], where), turns)
     else:
         turns = _turns(content["conversations"], where)
         pictures = _image_files(content.get("image"), folder, where)
-    row = Row(turns, pictures, where)
+    row = Sample(turns, pictures, where)
     messages = row.messages()
     check_answers(messages, where)
     _check_order([message["role"] for message in messages], where)
@@ -115,7 +115,7 @@ def _json(content: Any, what: str, where: str) -> Any:
     try:
         return json.loads(content.decode("utf-8-sig") if isinstance(content, bytes) else content)
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets in brackets without end
-        raise RowError(where, f"not {what} ({error}); correct it") from error
+        raise SampleError(where, f"not {what} ({error}); correct it") from error
 
 
 def _held_pictures(held: Any, where: str) -> list[bytes]:
@@ -123,7 +123,7 @@ def _held_pictures(held: Any, where: str) -> list[bytes]:
     pictures = [] if held is None else held if isinstance(held, list) else [held]
     for picture in pictures:
         if not isinstance(picture, bytes):
-            raise RowError(
+            raise SampleError(
                 where,
                 f'"image_bytes" has {type(picture).__name__}; it must be the bytes of picture files, and only Parquet '
                 'holds these (in JSON, "image" names files)',
@@ -143,8 +143,8 @@ def _is_stand_in(picture: bytes) -> bool:
     if len(picture) > STAND_IN_BYTES:
         return False
     try:
-        opened = open_picture(picture)
-    except PictureError:
+        opened = open_image(picture)
+    except ImageError:
         return False
     return opened.size == STAND_IN_SIZE and opened.getextrema() == ((0, 0),) * 3
 
@@ -157,7 +157,7 @@ def _turns(conversations: Any, where: str) -> Any:
     for turn in conversations:
         if set(turn) >= {"from", "value"}:
             if not isinstance(turn["from"], str) or turn["from"] not in SPEAKERS:
-                raise RowError(where, f"a turn is from {turn['from']!r}; it must be one of {', '.join(SPEAKERS)}")
+                raise SampleError(where, f"a turn is from {turn['from']!r}; it must be one of {', '.join(SPEAKERS)}")
             turn = {"role": SPEAKERS[turn["from"]], "content": turn["value"]}
         turns.append({key: turn[key] for key in ("role", "content") if key in turn})
     return turns
@@ -169,7 +169,7 @@ def _check_order(roles: list[str], where: str) -> None:
     for place, role in enumerate(spoken, start=1 + len(roles) - len(spoken)):
         expected = ("assistant", "user")[(place - len(roles) + len(spoken)) % 2]
         if role != expected:
-            raise RowError(
+            raise SampleError(
                 where, f"turn {place} is the {role}'s where the {expected}'s is expected; user and assistant take turns"
             )
 
@@ -183,18 +183,18 @@ def _image_files(names: Any, folder: Path, where: str) -> list[Path]:
     if not names:
         return []
     if not isinstance(names, str):
-        raise RowError(where, f'"image" is {type(names).__name__}; write file names in one string, "0.jpg, 1.jpg"')
+        raise SampleError(where, f'"image" is {type(names).__name__}; write file names in one string, "0.jpg, 1.jpg"')
     paths = []
     for name in (name.strip() for name in names.split(",")):
         if not name or os.path.isabs(name) or os.path.normpath(name).startswith(".."):
-            raise RowError(where, f"the picture {name!r} is no name inside {folder}; name files in that folder")
+            raise SampleError(where, f"the picture {name!r} is no name inside {folder}; name files in that folder")
         if HALF_A_CHARACTER.search(name):
-            raise RowError(where, f"the picture's name {_short(name)} has half of a character; rename the file")
+            raise SampleError(where, f"the picture's name {_short(name)} has half of a character; rename the file")
         try:
             found = (folder / name).is_file()
         except OSError as error:  # such as a name that is too long
-            raise RowError(where, f"no file can be called {_short(name)} ({error.strerror}); correct it") from error
+            raise SampleError(where, f"no file can be called {_short(name)} ({error.strerror}); correct it") from error
         if not found:
-            raise RowError(where, f"the picture {folder / name} is missing; add it or drop the row")
+            raise SampleError(where, f"the picture {folder / name} is missing; add it or drop the row")
         paths.append(folder / name)
     return paths

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from minivlm.config import IGNORE_INDEX
-from minivlm.data.images import PictureError, open_picture
-from minivlm.data.samples import Row, scan_rows
-from minivlm.processor import MiniVLMProcessor, Rendered, RowError
+from minivlm.data.images import ImageError, open_image
+from minivlm.data.samples import Sample, scan_rows
+from minivlm.processor import Example, MiniVLMProcessor, SampleError
 
 BIN, BAR = 64, 40  # tokens in a bar of the histogram; letters of the longest bar
 HAN = re.compile("[\u4e00-\u9fff]")  # the usual Chinese characters
@@ -29,7 +29,7 @@ class Survey:
     """
 
     usable: int = 0
-    bad: list[RowError] = field(default_factory=list)
+    bad: list[SampleError] = field(default_factory=list)
     pictures: Counter[int] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
@@ -42,7 +42,7 @@ def survey(
     processor: MiniVLMProcessor,
     images: str | Path | None = None,
     decode: bool = False,
-    keep: Callable[[Row, int], None] | None = None,
+    keep: Callable[[Sample, int], None] | None = None,
 ) -> Survey:
     """Read every row once, render it, and count.
 
@@ -55,14 +55,14 @@ def survey(
         keep: called with each usable row, in order, and its number of tokens.
 
     Raises:
-        RowError: the file is missing, or a folder has none.
+        SampleError: the file is missing, or a folder has none.
     """
     found = Survey()
     for row in scan_rows(path, images):
         try:
             rendered = _rendered(row, processor, decode)
-        except RowError as error:
-            found.bad.append(RowError("", str(error)))  # the error itself holds the row, through its traceback
+        except SampleError as error:
+            found.bad.append(SampleError("", str(error)))  # the error itself holds the row, through its traceback
             continue
         _count(found, row, rendered)
         if keep is not None:
@@ -70,19 +70,19 @@ def survey(
     return found
 
 
-def _rendered(row: Row | RowError, processor: MiniVLMProcessor, decode: bool) -> Rendered:
-    if isinstance(row, RowError):
+def _rendered(row: Sample | SampleError, processor: MiniVLMProcessor, decode: bool) -> Example:
+    if isinstance(row, SampleError):
         raise row
     rendered = processor.render(row.messages(), row.where)
     for picture in row.images if decode else ():
         try:
-            open_picture(picture)
-        except PictureError as error:
-            raise RowError(row.where, str(error)) from error
+            open_image(picture)
+        except ImageError as error:
+            raise SampleError(row.where, str(error)) from error
     return rendered
 
 
-def _count(found: Survey, row: Row, rendered: Rendered) -> None:
+def _count(found: Survey, row: Sample, rendered: Example) -> None:
     tokens = len(rendered.input_ids)
     found.usable += 1
     found.pictures[len(row.images)] += 1

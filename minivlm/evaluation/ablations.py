@@ -32,7 +32,7 @@ import torch
 from minivlm.checkpoint import load_checkpoint, read_meta
 from minivlm.config import PROMPTS, STAGES, Stage
 from minivlm.data.features import FeatureCache
-from minivlm.data.samples import Row
+from minivlm.data.samples import Sample
 from minivlm.evaluation.exam import (
     LONG,
     POPE_WAYS,
@@ -77,7 +77,7 @@ class Arm:
     short: bool = False
     noise: float = 0.0
 
-    def rows(self, pictures: int, count: int, seed: int) -> Sequence[Row]:
+    def rows(self, pictures: int, count: int, seed: int) -> Sequence[Sample]:
         """What stage 2 learns from."""
         rows = SceneRows("sft", pictures, count, seed, noise=self.noise)
         return ShortAnswers(rows) if self.short else rows
@@ -107,7 +107,7 @@ class ShortAnswers(Sequence):
         """How many rows there are."""
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> Sample:
         """Row number `index`.
 
         Raises:

@@ -19,7 +19,7 @@ from minivlm.config import IGNORE_INDEX, PROMPTS, MiniVLMConfig
 from minivlm.placeholders import replace_placeholders
 from minivlm.pretraining import loop
 from minivlm.pretraining.mosaic import NOISE, Lexicon, drill, mosaic, roll_call
-from minivlm.processor import MiniVLMProcessor, Rendered, messages_from_row
+from minivlm.processor import Example, MiniVLMProcessor, messages_from_row
 from minivlm.scenes import vocabulary as w
 from minivlm.scenes.corpus import answered_prompts, listed_scene, listing_of, plain_text, small_talk, translation
 from minivlm.scenes.facts import MAX_THINGS, Scene, random_stream, sample_scene
@@ -123,7 +123,7 @@ class MosaicReader:
             embeds, ids, mosaics + noise * scale.float(), self.processor.image_token_id, batch["images_per_row"]
         )
 
-    def row(self, kind: str, index: int) -> tuple[Rendered, Scene | None]:
+    def row(self, kind: str, index: int) -> tuple[Example, Scene | None]:
         """Row number `index` of a kind of batch, and the scene it is about."""
         if kind == "text":
             return self._text_row(index), None
@@ -147,19 +147,19 @@ class MosaicReader:
         rng = random_stream("crowded", self.recipe.seed, index)
         return int(rng.integers(3, MAX_THINGS + 1)) if rng.random() < self.lessons.crowded else None
 
-    def _answered(self, content: str | list, ids: list[int], labels: list[int]) -> Rendered:
+    def _answered(self, content: str | list, ids: list[int], labels: list[int]) -> Example:
         """A user's turn and an answer that is given in ids."""
         turn = {"role": "user", "content": content}
         shown = self.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=True)[0]
         end = [self.processor.tokenizer.eos_token_id]
         pictures = [] if isinstance(content, str) else [None]
-        return Rendered([*shown, *ids, *end], [IGNORE_INDEX] * len(shown) + labels + end, pictures)
+        return Example([*shown, *ids, *end], [IGNORE_INDEX] * len(shown) + labels + end, pictures)
 
-    def _text_row(self, index: int) -> Rendered:
+    def _text_row(self, index: int) -> Example:
         place = index % (LISTS + 3)
         if place == 0:
             ids = [*self.processor.tokenizer.encode(plain_text(index)), self.processor.tokenizer.eos_token_id]
-            return Rendered(ids, [IGNORE_INDEX, *ids[1:]])
+            return Example(ids, [IGNORE_INDEX, *ids[1:]])
         if place == 1:
             return self.processor.render(translation(index))
         if place == 2:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minivlm.config import IMAGE_TOKEN, PROMPTS
-from minivlm.data.samples import Row
+from minivlm.data.samples import Sample
 from minivlm.scenes.corpus import Conversation, listed_scene, small_talk, translation
 from minivlm.scenes.facts import random_stream, sample_scene
 from minivlm.scenes.language import caption, description, questions
@@ -26,7 +26,7 @@ TEXT_OFFSET = 20_000_000  # scenes of the text corpus that neither base training
 
 @dataclass(frozen=True)
 class SceneRows(Sequence):
-    """The rows of a stage as a sequence of `Row`; each is a pure function of its index and of these fields.
+    """The rows of a stage as a sequence of `Sample`; each is a pure function of its index and of these fields.
 
     A row's picture is named by its number in the split, which is what `FeatureCache.of_scenes` calls it; the same
     pictures serve both stages. When all pictures have been shown, each comes again in the other language.
@@ -62,7 +62,7 @@ class SceneRows(Sequence):
         """How many rows there are."""
         return self.count
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> Sample:
         """Row number `index`.
 
         Raises:
@@ -80,15 +80,15 @@ def language_of(index: int, pictures: int, seed: int) -> str:
     return LANGUAGES[(index % pictures + index // pictures + seed) % 2]
 
 
-def pretrain_row(index: int, pictures: int, seed: int = 0, split: str = "train") -> Row:
+def pretrain_row(index: int, pictures: int, seed: int = 0, split: str = "train") -> Sample:
     """A picture, the prompt, and a short caption."""
     lang, picture = language_of(index, pictures, seed), index % pictures
     rng = random_stream("pretrain", seed, split, index)
     conversation = _with_picture([(PROMPTS[lang], caption(sample_scene(split, picture), lang, rng))])
-    return Row(conversation, [picture], f"pretrain row {index}")
+    return Sample(conversation, [picture], f"pretrain row {index}")
 
 
-def sft_row(index: int, pictures: int, seed: int = 0, split: str = "train", noise: float = 0.0) -> Row:
+def sft_row(index: int, pictures: int, seed: int = 0, split: str = "train", noise: float = 0.0) -> Sample:
     """A description, a conversation of three to five questions, or text without a picture, in the shares of `SFT_MIX`.
 
     Up to two questions follow a description: a reader who has been told what is there asks on.
@@ -100,14 +100,14 @@ def sft_row(index: int, pictures: int, seed: int = 0, split: str = "train", nois
     kind = rng.choice(list(SFT_MIX), p=list(SFT_MIX.values()))
     where = f"sft row {index} ({kind})"
     if kind == "text":
-        return Row(_text(index, rng), [], where)
+        return Sample(_text(index, rng), [], where)
     scene = sample_scene(split, picture)
     described = kind == "description"
     asked = questions(scene, lang, rng)[: rng.choice(FOLLOW_UPS if described else TURNS)]
     pairs = [(q.text, q.answer) for q in asked]
     if described:  # written last: whatever noise it has, the questions stay the same
         pairs.insert(0, (PROMPTS[lang], description(scene, lang, rng, noise)))
-    return Row(_with_picture(pairs), [picture], where)
+    return Sample(_with_picture(pairs), [picture], where)
 
 
 def _text(index: int, rng: np.random.Generator) -> Conversation:

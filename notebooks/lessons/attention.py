@@ -99,7 +99,7 @@ def attention_to_patches(
 
     Raises:
         ValueError: there is no such picture or layer, or the answer has no word.
-        RowError, PictureError: as `processor.apply_chat_template` raises them.
+        SampleError, ImageError: as `processor.apply_chat_template` raises them.
     """
     layers = model.config.text_config.num_hidden_layers
     if layer is not None and not -layers <= layer < layers:

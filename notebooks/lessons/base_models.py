@@ -28,13 +28,13 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from minivlm.checkpoint import load_checkpoint
 from minivlm.config import PROMPTS, Stage
 from minivlm.data.features import FeatureCache
-from minivlm.data.samples import Row
+from minivlm.data.samples import Sample
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.pretraining import loop
 from minivlm.pretraining.encoder import TextTower, contrast_loss, normalised
 from minivlm.pretraining.language_model import MosaicReader
 from minivlm.pretraining.mosaic import Lexicon, mosaic
-from minivlm.processor import MiniVLMProcessor, Rendered, messages_from_row
+from minivlm.processor import Example, MiniVLMProcessor, messages_from_row
 from minivlm.scenes.facts import Scene, random_stream, sample_scene
 from minivlm.scenes.language import caption
 from minivlm.train import train
@@ -226,7 +226,7 @@ class BlindReader(MosaicReader):
     that it is nothing strange later; all that is missing is a reason to read it.
     """
 
-    def row(self, kind: str, index: int) -> tuple[Rendered, Scene | None]:
+    def row(self, kind: str, index: int) -> tuple[Example, Scene | None]:
         """Row number `index`: the prompt and a caption, and the scene whose mosaic stands in the block."""
         own, another = (sample_scene("text", number) for number in (index, index + ANOTHER))
         said = caption(own, "en", random_stream("blind reader", index))
@@ -259,7 +259,7 @@ def typed(
 
 
 def train_w(
-    parent: Path, rows: Sequence[Row], stage: Stage, features: FeatureCache, seed: int, precision: str
+    parent: Path, rows: Sequence[Sample], stage: Stage, features: FeatureCache, seed: int, precision: str
 ) -> tuple[list[float], MiniVLMForConditionalGeneration]:
     """Stage 1 upon a base checkpoint, with nothing kept on disk and no ledger printed: its losses, and the model."""
     model, processor, _ = load_checkpoint(parent)

@@ -17,7 +17,7 @@ from lessons.attention import Looks, attention_to_patches, faded, strongest, whe
 from lessons.familiar import Familiar
 from lessons.plots import data_uri
 from minivlm.config import PROMPTS
-from minivlm.data.images import PictureError, open_picture
+from minivlm.data.images import ImageError, open_image
 from minivlm.generate import reply
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor, without_shorthand
@@ -138,7 +138,7 @@ class Chat:
         self.turns, self._looks, self._warning, self.picture = [], None, "", None
         try:
             self.picture, self._alt = self._picture(source)
-        except PictureError as problem:
+        except ImageError as problem:
             self._warning = str(problem)
         if self.picture is not None:
             with torch.no_grad():
@@ -153,7 +153,7 @@ class Chat:
             if not self.file.value:
                 return None, ""
             chosen = self.file.value[0]
-            return open_picture(bytes(chosen["content"])), f"your file {chosen['name']}"
+            return open_image(bytes(chosen["content"])), f"your file {chosen['name']}"
         scene = TABLE[source] if source in TABLE else sample_scene("dev", self.scene.value)
         return draw(scene), f"drawn: {caption(scene, 'en', random_stream('chat', source))}"
 

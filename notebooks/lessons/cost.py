@@ -16,7 +16,7 @@ from PIL import Image
 
 from minivlm.config import IGNORE_INDEX, MiniVLMConfig, Stage
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
-from minivlm.processor import MiniVLMProcessor, Rendered
+from minivlm.processor import Example, MiniVLMProcessor
 from minivlm.runtime.precision import Engine, give_back_memory
 from minivlm.train import adamw, supervised_loss
 
@@ -186,7 +186,7 @@ def probe(
     return Probe(rows, tuple(seconds), tuple(losses))
 
 
-def probe_row(config: MiniVLMConfig, length: Length, seed: int = 0) -> Rendered:
+def probe_row(config: MiniVLMConfig, length: Length, seed: int = 0) -> Example:
     """A row of random ids and one grey picture; what is learnt stands at the end.
 
     Raises:
@@ -203,7 +203,7 @@ def probe_row(config: MiniVLMConfig, length: Length, seed: int = 0) -> Rendered:
     ids[1 : 1 + n] = [config.image_token_id] * n
     labels = [IGNORE_INDEX] * (length.tokens - length.learnt) + ids[-length.learnt :]
     side = config.vision_config.image_size
-    return Rendered(ids, labels, [Image.new("RGB", (side, side), "grey")], "a made-up row")
+    return Example(ids, labels, [Image.new("RGB", (side, side), "grey")], "a made-up row")
 
 
 @dataclass(frozen=True)

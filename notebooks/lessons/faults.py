@@ -174,7 +174,7 @@ def image_block_cut(patch: Patch) -> None:
 
     def cut(self, ids, labels, pictures, where, max_length):
         limit = max_length or self.tokenizer.model_max_length
-        return processor.Rendered(ids[:limit], labels[:limit], pictures, where)
+        return processor.Example(ids[:limit], labels[:limit], pictures, where)
 
     patch.setattr(processor.MiniVLMProcessor, "_rendered", cut)
 

@@ -36,7 +36,7 @@ from lessons.stages import blocks, only, size
 from minivlm.checkpoint import load_checkpoint
 from minivlm.config import PROMPTS, STAGES
 from minivlm.data.features import FeatureCache
-from minivlm.data.samples import Row
+from minivlm.data.samples import Sample
 from minivlm.evaluation.ablations import Effect, effect
 from minivlm.evaluation.exam import exam_questions, is_right, normalised
 from minivlm.generate import Asked, answer
@@ -159,7 +159,7 @@ def picture_scores(
     return {name: round(score, 4) for name, score in scores.items()}
 
 
-def picture_rows(seed: int, count: int, pictures: int = PICTURES, text_rows: bool = True) -> list[Row]:
+def picture_rows(seed: int, count: int, pictures: int = PICTURES, text_rows: bool = True) -> list[Sample]:
     """The first `count` rows of stage 2; without text rows, the next rows with a picture take their places."""
     rows = SceneRows("sft", pictures, 2 * count, seed)
     kept = (row for row in rows if text_rows or row.images)

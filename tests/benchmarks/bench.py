@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from minivlm.config import IGNORE_INDEX, STAGES, Stage
 from minivlm.data.features import encode
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
-from minivlm.processor import MiniVLMProcessor, Rendered
+from minivlm.processor import Example, MiniVLMProcessor
 from minivlm.runtime.files import versions
 from minivlm.runtime.precision import PRECISIONS, Engine, give_back_memory, held_memory, why_not_compiled
 from minivlm.scenes.samples import SceneRows
@@ -89,9 +89,7 @@ def matmul_rate(precision: str, device: torch.device | str = "cpu", size: int | 
     return Product(precision, device, size).rate
 
 
-def bench_rows(
-    config, processor: MiniVLMProcessor, preset: str, name: str, count: int, seed: int = 0
-) -> list[Rendered]:
+def bench_rows(config, processor: MiniVLMProcessor, preset: str, name: str, count: int, seed: int = 0) -> list[Example]:
     """Rows of a stage, the shortest first, with grey pictures.
 
     Those of scenes are the course's own; for clip-26m they are made up, lengths spread evenly around the typical one.
@@ -114,7 +112,7 @@ def bench_rows(
 class Step:
     """The rows of one step, as both recipes are given them: read, tokenized and on the device before any clock runs."""
 
-    rows: list[Rendered]
+    rows: list[Example]
     old: dict[str, torch.Tensor]  # pixel_values, padded to a fixed length
     new: dict[str, torch.Tensor]  # patch_features, padded to the longest
 
@@ -125,7 +123,7 @@ class Step:
 
 
 def prepare(
-    model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, rows: Sequence[Rendered], padded: int
+    model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, rows: Sequence[Example], padded: int
 ) -> Step:
     """Both batches of the same rows."""
     pixels = processor.pixels([picture for row in rows for picture in row.pictures])  # (I, 3, H, W)

@@ -29,7 +29,7 @@ from PIL import Image
 from minivlm.checkpoint import load_checkpoint
 from minivlm.data import dataset as index
 from minivlm.data.dataset import read_index, write_index
-from minivlm.data.samples import Row
+from minivlm.data.samples import Sample
 from minivlm.data.survey import Survey, survey
 from minivlm.runtime.paths import BASE, data_folder
 
@@ -207,7 +207,7 @@ def indexed(form: str, folder: Path, count: int, decode: bool = False) -> dict:
 def and_count(add: Callable, meter: Meter) -> Callable:
     """The method, with the meter called after it."""
 
-    def counted(writer: index.RowWriter, row: Row, tokens: int) -> None:
+    def counted(writer: index.RowWriter, row: Sample, tokens: int) -> None:
         add(writer, row, tokens)
         meter()
 

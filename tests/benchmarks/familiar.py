@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 
 from minivlm.checkpoint import load_checkpoint
 from minivlm.data.features import FeatureCache
-from minivlm.data.images import FORMATS, open_picture
+from minivlm.data.images import FORMATS, open_image
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.paths import BASE, data_folder
@@ -42,13 +42,13 @@ ENDINGS = {ending for ending, kind in Image.registered_extensions().items() if k
 def photographs(folder: Path | None) -> dict[str, Image.Image]:
     """Names and pictures: those of the installed packages, and those below a folder, by their paths in it."""
     sample = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    found = {f"matplotlib/{sample.name}": open_picture(sample)}
+    found = {f"matplotlib/{sample.name}": open_image(sample)}
     images = sklearn.datasets.load_sample_images()
     for path, pixels in zip(images.filenames, images.images, strict=True):
         found[f"scikit-learn/{Path(path).name}"] = Image.fromarray(pixels)
     for file in sorted(folder.rglob("*")) if folder else []:
         if file.suffix.lower() in ENDINGS:
-            found[file.relative_to(folder).as_posix()] = open_picture(file)
+            found[file.relative_to(folder).as_posix()] = open_image(file)
     return found
 
 
@@ -63,7 +63,7 @@ def as_jpeg(picture: Image.Image) -> Image.Image:
     """What is left of a picture after a JPEG file of half its size and low quality."""
     stream = io.BytesIO()
     ImageOps.scale(picture, 0.5).save(stream, format="JPEG", quality=QUALITY)
-    return open_picture(stream.getvalue())
+    return open_image(stream.getvalue())
 
 
 def scenes(split: str, first: int, count: int) -> list[Scene]:

@@ -15,7 +15,7 @@ from minivlm import cli
 from minivlm.checkpoint import CheckpointError, load_checkpoint
 from minivlm.convert.hub import build, default_system, find_weights, import_published, load_tokenizer
 from minivlm.convert.llava import as_llava
-from minivlm.data.samples import Row
+from minivlm.data.samples import Sample
 from minivlm.train import train
 
 SYSTEM = "你是 MiniMind，一个有用的助手。"
@@ -174,7 +174,7 @@ def test_special_ids_and_the_longest_text_are_the_tokenizers_and_the_models(sour
 
 def test_what_was_imported_trains_on_from_the_stage_it_is_given(sources, tmp_path, picture):
     import_published(tmp_path / "made", **sources)
-    rows = [Row([*turns("<image>\na red car", "a yellow car")], [picture], f"row {i}") for i in range(8)]
+    rows = [Sample([*turns("<image>\na red car", "a yellow car")], [picture], f"row {i}") for i in range(8)]
     model, processor, _ = load_checkpoint(tmp_path / "made")
     options = {"parent": tmp_path / "made", "precision": "fp32"}
     with pytest.raises(CheckpointError, match=r"of published weights, make one of that stage: .*--stage pretrain"):

@@ -38,7 +38,7 @@ from minivlm.data.feature_store import (
 )
 from minivlm.data.features import FeatureCache
 from minivlm.pipeline import train_on_index
-from minivlm.processor import RowError
+from minivlm.processor import SampleError
 from minivlm.train import train
 
 PICTURES = 10
@@ -466,7 +466,7 @@ def test_an_unreadable_picture_names_its_row(out, folder, make_index, model, pro
     state = bad.stat()
     bad.write_bytes(bytes(state.st_size))
     where = next(row.where for row in rows if bad in row.images)
-    with pytest.raises(RowError, match=rf"train\.jsonl, line \d+: .*{bad.name}.*not a picture") as refused:
+    with pytest.raises(SampleError, match=rf"train\.jsonl, line \d+: .*{bad.name}.*not a picture") as refused:
         build_store(out, rows, model, processor)
     assert str(refused.value).startswith(f"{where}: ")
     assert {path.name for path in out.iterdir()} == {TABLE, ABOUT, "shard-00000.bin"}

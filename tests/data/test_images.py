@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from minivlm.data.images import MAX_PIXELS, PictureError, open_picture
+from minivlm.data.images import MAX_PIXELS, ImageError, open_image
 
 WHITE = (255, 255, 255)
 
@@ -44,22 +44,22 @@ def test_rgb_comes_back_unchanged_from_every_kind_of_source(photo, tmp_path):
     path = tmp_path / "photo.png"
     photo.save(path)
     for source in (path, str(path), path.read_bytes(), bytearray(path.read_bytes()), photo):
-        opened = open_picture(source)
+        opened = open_image(source)
         assert opened.mode == "RGB"
         assert opened.tobytes() == photo.tobytes()
-    assert open_picture(photo) is not photo
+    assert open_image(photo) is not photo
 
 
 def test_name_may_be_chinese_and_suffix_wrong(photo, tmp_path):
     path = tmp_path / "照片 1.jpg"
     path.write_bytes(as_bytes(photo, "PNG"))
-    assert open_picture(path).tobytes() == photo.tobytes()
+    assert open_image(path).tobytes() == photo.tobytes()
 
 
 def test_rgba_lies_on_white():
     picture = Image.new("RGBA", (3, 1))
     picture.putdata([(255, 0, 0, 255), (0, 0, 0, 0), (0, 0, 0, 128)])
-    opened = open_picture(as_bytes(picture, "PNG"))
+    opened = open_image(as_bytes(picture, "PNG"))
     assert [opened.getpixel((x, 0)) for x in range(2)] == [(255, 0, 0), WHITE]
     assert opened.getpixel((2, 0)) == pytest.approx((127, 127, 127), abs=1)
 
@@ -67,7 +67,7 @@ def test_rgba_lies_on_white():
 def test_grey_with_alpha_lies_on_white():
     picture = Image.new("LA", (2, 1))
     picture.putdata([(40, 255), (0, 0)])
-    opened = open_picture(as_bytes(picture, "PNG"))
+    opened = open_image(as_bytes(picture, "PNG"))
     assert [opened.getpixel((x, 0)) for x in range(2)] == [(40, 40, 40), WHITE]
 
 
@@ -76,22 +76,22 @@ def test_palette_with_and_without_transparency(form):
     picture = Image.new("P", (2, 1))
     picture.putpalette([10, 20, 30, 200, 100, 50])
     picture.putdata([0, 1])
-    plain = open_picture(as_bytes(picture, form))
+    plain = open_image(as_bytes(picture, form))
     assert [plain.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (200, 100, 50)]
-    clear = open_picture(as_bytes(picture, form, transparency=1))
+    clear = open_image(as_bytes(picture, form, transparency=1))
     assert [clear.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), WHITE]
 
 
 def test_palette_with_an_alpha_for_every_entry():
     palette = png_chunk(b"PLTE", bytes([10, 20, 30, 200, 100, 50])) + png_chunk(b"tRNS", bytes([255, 0]))
-    opened = open_picture(png_by_hand(2, 1, 8, 3, [bytes([0, 1])], palette))
+    opened = open_image(png_by_hand(2, 1, 8, 3, [bytes([0, 1])], palette))
     assert [opened.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), WHITE]
 
 
 def test_greyscale_and_black_and_white():
     grey = Image.new("L", (1, 1), 77)
-    assert open_picture(as_bytes(grey, "JPEG", quality=100)).getpixel((0, 0)) == (77, 77, 77)
-    assert open_picture(as_bytes(Image.new("1", (1, 1), 1), "PNG")).getpixel((0, 0)) == WHITE
+    assert open_image(as_bytes(grey, "JPEG", quality=100)).getpixel((0, 0)) == (77, 77, 77)
+    assert open_image(as_bytes(Image.new("1", (1, 1), 1), "PNG")).getpixel((0, 0)) == WHITE
 
 
 def test_16_bit_grey_is_scaled_not_clipped():
@@ -101,39 +101,39 @@ def test_16_bit_grey_is_scaled_not_clipped():
     tiff = as_bytes(Image.fromarray(np.array([values], dtype=np.uint16)), "TIFF")
     pgm = b"P5 6 1 65535\n" + struct.pack(">6H", *values)
     for data in (png, tiff, pgm):
-        opened = open_picture(data)
+        opened = open_image(data)
         assert [opened.getpixel((x, 0)) for x in range(6)] == [(v, v, v) for v in expected]
 
 
 def test_16_bit_grey_with_a_see_through_shade():
     png = png_by_hand(2, 1, 16, 0, [struct.pack(">2H", 300, 25700)], png_chunk(b"tRNS", struct.pack(">H", 300)))
-    opened = open_picture(png)
+    opened = open_image(png)
     assert [opened.getpixel((x, 0)) for x in range(2)] == [WHITE, (100, 100, 100)]
 
 
 def test_16_bit_colour():
-    opened = open_picture(png_by_hand(2, 1, 16, 2, [struct.pack(">6H", 65535, 0, 32896, 257, 25700, 51400)]))
+    opened = open_image(png_by_hand(2, 1, 16, 2, [struct.pack(">6H", 65535, 0, 32896, 257, 25700, 51400)]))
     assert [opened.getpixel((x, 0)) for x in range(2)] == [(255, 0, 128), (1, 100, 200)]
 
 
 def test_floats_from_0_to_1_are_scaled_and_others_refused():
     good = Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32))
-    assert [open_picture(good).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
+    assert [open_image(good).getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
     for values in ([-1.0, 0.5], [0.0, 300.0], [0.0, np.nan]):
-        with pytest.raises(PictureError, match=r"what is white is unknown.*8 or 16 bits"):
-            open_picture(Image.fromarray(np.array([values], dtype=np.float32)))
-    with pytest.raises(PictureError, match="what is white is unknown"):
-        open_picture(Image.fromarray(np.array([[0, 70_000]], dtype=np.int32)))
+        with pytest.raises(ImageError, match=r"what is white is unknown.*8 or 16 bits"):
+            open_image(Image.fromarray(np.array([values], dtype=np.float32)))
+    with pytest.raises(ImageError, match="what is white is unknown"):
+        open_image(Image.fromarray(np.array([[0, 70_000]], dtype=np.int32)))
 
 
 def test_cmyk():
     ink = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     for form in ("JPEG", "TIFF"):
-        assert open_picture(as_bytes(ink, form)).getpixel((4, 4)) == pytest.approx((255, 0, 0), abs=3)
+        assert open_image(as_bytes(ink, form)).getpixel((4, 4)) == pytest.approx((255, 0, 0), abs=3)
 
 
 def test_lab():
-    opened = open_picture(as_bytes(Image.new("LAB", (2, 2), (255, 128, 128)), "TIFF"))
+    opened = open_image(as_bytes(Image.new("LAB", (2, 2), (255, 128, 128)), "TIFF"))
     assert opened.getpixel((0, 0)) == pytest.approx(WHITE, abs=3)
 
 
@@ -163,7 +163,7 @@ def test_exif_orientation_is_applied(orientation, form):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = as_bytes(STORED[orientation](corner_red()), form, exif=exif)
-    opened = open_picture(data)
+    opened = open_image(data)
     assert opened.size == (48, 32)
     assert opened.getpixel((4, 4)) == pytest.approx((255, 0, 0), abs=12)
     assert opened.getpixel((44, 28)) == pytest.approx(WHITE, abs=12)
@@ -172,7 +172,7 @@ def test_exif_orientation_is_applied(orientation, form):
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_a_damaged_exif_block_does_not_matter():
     whole = as_bytes(corner_red(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" + b"\xaa" * 40)
-    assert open_picture(whole).size == (48, 32)
+    assert open_image(whole).size == (48, 32)
 
 
 def test_16_bit_picture_with_orientation():
@@ -180,7 +180,7 @@ def test_16_bit_picture_with_orientation():
     values[0, 0] = 65535
     exif = Image.Exif()
     exif[0x0112] = 6  # stored rotated left: the viewer turns it right
-    opened = open_picture(as_bytes(Image.fromarray(values), "PNG", exif=exif))
+    opened = open_image(as_bytes(Image.fromarray(values), "PNG", exif=exif))
     assert opened.size == (2, 3)
     assert opened.getpixel((1, 0)) == WHITE
 
@@ -189,25 +189,25 @@ def test_16_bit_picture_with_orientation():
 def test_animation_gives_its_first_frame(form):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
     data = as_bytes(frames[0], form, save_all=True, append_images=frames[1:], duration=50)
-    assert open_picture(data).getpixel((4, 4)) == pytest.approx((255, 0, 0), abs=4)
+    assert open_image(data).getpixel((4, 4)) == pytest.approx((255, 0, 0), abs=4)
 
 
 def test_one_pixel():
-    assert open_picture(as_bytes(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")).getpixel((0, 0)) == (1, 2, 3)
+    assert open_image(as_bytes(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG")).getpixel((0, 0)) == (1, 2, 3)
 
 
 # ---- refused
 
 
 def test_missing_file_folder_and_address(tmp_path):
-    with pytest.raises(PictureError, match=r"nowhere\.png: there is no such file"):
-        open_picture(tmp_path / "nowhere.png")
-    with pytest.raises(PictureError, match="not a file"):
-        open_picture(tmp_path)
-    with pytest.raises(PictureError, match="save the picture as a file"):
-        open_picture("https://example.org/cat.jpg")
-    with pytest.raises(PictureError, match=r"ndarray.*fromarray"):
-        open_picture(np.zeros((4, 4, 3), dtype=np.uint8))
+    with pytest.raises(ImageError, match=r"nowhere\.png: there is no such file"):
+        open_image(tmp_path / "nowhere.png")
+    with pytest.raises(ImageError, match="not a file"):
+        open_image(tmp_path)
+    with pytest.raises(ImageError, match="save the picture as a file"):
+        open_image("https://example.org/cat.jpg")
+    with pytest.raises(ImageError, match=r"ndarray.*fromarray"):
+        open_image(np.zeros((4, 4, 3), dtype=np.uint8))
 
 
 def test_unreadable_file(photo, tmp_path, monkeypatch):
@@ -218,30 +218,30 @@ def test_unreadable_file(photo, tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", locked)
-    with pytest.raises(PictureError, match=r"locked\.png.*permissions"):
-        open_picture(path)
+    with pytest.raises(ImageError, match=r"locked\.png.*permissions"):
+        open_image(path)
 
 
 def test_empty_file(tmp_path):
     path = tmp_path / "empty.jpg"
     path.touch()
-    with pytest.raises(PictureError, match=r"empty\.jpg: the file is empty"):
-        open_picture(path)
+    with pytest.raises(ImageError, match=r"empty\.jpg: the file is empty"):
+        open_image(path)
 
 
 @pytest.mark.parametrize("data", [b"hello, world", b"%PDF-1.7 ...", b"BMW, a car; RIFF, a word", b"\0" * 40])
 def test_not_a_picture(data, tmp_path):
     path = tmp_path / "notes.png"
     path.write_bytes(data)
-    with pytest.raises(PictureError, match=r"notes\.png: this is not a picture.*formats read: .*PNG"):
-        open_picture(path)
+    with pytest.raises(ImageError, match=r"notes\.png: this is not a picture.*formats read: .*PNG"):
+        open_image(path)
 
 
 def test_formats_that_run_other_programs_are_not_tried(tmp_path):
     path = tmp_path / "page.eps"
     Image.new("RGB", (4, 4)).save(path)
-    with pytest.raises(PictureError, match="this is not a picture"):
-        open_picture(path)
+    with pytest.raises(ImageError, match="this is not a picture"):
+        open_image(path)
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def forbid_decoding(monkeypatch):
         monkeypatch.setattr(ImageFile.ImageFile, "load", decoder)
         monkeypatch.setattr(Image.Image, "load", decoder)
         with pytest.raises(AssertionError, match="decoded"):
-            open_picture(whole)
+            open_image(whole)
 
     return forbid
 
@@ -302,14 +302,14 @@ KINDS = {
 def test_a_cut_off_file_is_refused_or_has_all_its_pixels(photo, kind, tmp_path):
     """From the header on, and byte by byte at the end; only checksums, ends and further frames may be missing."""
     whole, path = KINDS[kind](photo), tmp_path / "cut.bin"
-    pixels, size = open_picture(whole).tobytes(), len(whole)
+    pixels, size = open_image(whole).tobytes(), len(whole)
     refusals = set()
     for cut in (1, 8, 30, *range(size // 10, size, size // 10), *range(size - 30, size)):
         path.write_bytes(whole[:cut])
         for source in (path, whole[:cut]):
             try:
-                assert open_picture(source).tobytes() == pixels
-            except PictureError as error:
+                assert open_image(source).tobytes() == pixels
+            except ImageError as error:
                 assert "cut off or damaged" in str(error)
                 refusals.add(cut)
     assert refusals >= {1, 8, 30, size // 10, size // 10 * 2}
@@ -318,16 +318,16 @@ def test_a_cut_off_file_is_refused_or_has_all_its_pixels(photo, kind, tmp_path):
 @pytest.mark.parametrize("after", [b"", b"\0", b"\xff\xd8", b"what a phone hides behind its pictures" * 9])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_file_is_opened_whatever_follows_its_end(photo, kind, after):
-    opened = open_picture(KINDS[kind](photo) + after)
+    opened = open_image(KINDS[kind](photo) + after)
     assert opened.size == photo.size and len(opened.getcolors(9999)) > 200  # decoded, not blank
 
 
 def test_what_decoders_forgive_in_a_whole_file_is_forgiven(photo):
     """Fill bytes before a JPEG's marks, a zero between a GIF's blocks, a BMP that does not say its size."""
     jpeg, gif, bmp = (as_bytes(photo, form) for form in ("JPEG", "GIF", "BMP"))
-    assert open_picture(jpeg[:-2] + b"\xff\xff\xff\xd9").size == (80, 60)
-    assert open_picture(gif[:-1] + b"\0\0;").size == (80, 60)
-    assert open_picture(bmp[:2] + bytes(4) + bmp[6:]).size == (80, 60)
+    assert open_image(jpeg[:-2] + b"\xff\xff\xff\xd9").size == (80, 60)
+    assert open_image(gif[:-1] + b"\0\0;").size == (80, 60)
+    assert open_image(bmp[:2] + bytes(4) + bmp[6:]).size == (80, 60)
 
 
 def test_a_large_file_that_is_no_picture_is_not_read_through(tmp_path):
@@ -341,16 +341,16 @@ def test_a_large_file_that_is_no_picture_is_not_read_through(tmp_path):
 def test_damaged_pixels(photo):
     data = bytearray(as_bytes(photo, "PNG"))
     data[len(data) // 2] ^= 0xFF
-    with pytest.raises(PictureError, match="damaged"):
-        open_picture(bytes(data))
+    with pytest.raises(ImageError, match="damaged"):
+        open_image(bytes(data))
 
 
 def test_20_000_by_20_000_is_refused_from_its_header():
     """The file claims 400 million pixels in 100 bytes; were it decoded, memory would grow by hundreds of MB."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
     data = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0" * 60_001))
-    with pytest.raises(PictureError, match=r"make it smaller, 64,000,000 pixels at most"):
-        open_picture(data)
+    with pytest.raises(ImageError, match=r"make it smaller, 64,000,000 pixels at most"):
+        open_image(data)
 
 
 def test_a_size_just_above_the_limit_never_reaches_the_decoder(forbid_decoding):
@@ -358,8 +358,8 @@ def test_a_size_just_above_the_limit_never_reaches_the_decoder(forbid_decoding):
     side = int(MAX_PIXELS**0.5) + 1
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     data = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0"))
-    with pytest.raises(PictureError, match=r"8,001 x 8,001 pixels are too many"):
-        open_picture(data)
+    with pytest.raises(ImageError, match=r"8,001 x 8,001 pixels are too many"):
+        open_image(data)
 
 
 def test_a_genuine_20_000_square_costs_no_memory(tmp_path):
@@ -377,10 +377,10 @@ def refused_in_little_memory(path: Path) -> str:
     """What is said of a file, in a process of its own whose memory is measured."""
     code = (
         "import resource, sys\n"
-        "from minivlm.data.images import PictureError, open_picture\n"
+        "from minivlm.data.images import ImageError, open_image\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try:\n    open_picture(sys.argv[1])\n"
-        "except PictureError as error:\n"
+        "try:\n    open_image(sys.argv[1])\n"
+        "except ImageError as error:\n"
         "    print(error)\n    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
@@ -390,8 +390,8 @@ def refused_in_little_memory(path: Path) -> str:
 
 
 def test_a_thread_of_a_picture():
-    with pytest.raises(PictureError, match=r"1 x 2,000 pixels is too narrow"):
-        open_picture(Image.new("RGB", (1, 2000)))
+    with pytest.raises(ImageError, match=r"1 x 2,000 pixels is too narrow"):
+        open_image(Image.new("RGB", (1, 2000)))
 
 
 def test_pillows_own_limit_gives_our_error_even_as_a_warning():
@@ -399,5 +399,5 @@ def test_pillows_own_limit_gives_our_error_even_as_a_warning():
     data = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(PictureError, match="make it smaller"):
-            open_picture(data)
+        with pytest.raises(ImageError, match="make it smaller"):
+            open_image(data)

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image
 
-from minivlm.data.samples import Row, read_rows
-from minivlm.processor import RowError
+from minivlm.data.samples import Sample, read_rows
+from minivlm.processor import SampleError
 
 
 def turns(question: str, answer: str = "一只狗。") -> list[dict]:
@@ -42,10 +42,10 @@ def test_rows_with_one_several_and_no_pictures(folder):
     )
     pictures = folder / "pictures"
     assert list(read_rows(file, pictures)) == [
-        Row(turns("提供给定图像的简要描述。\n<image>"), [pictures / "0.jpg"], f"{file}, line 1"),
-        Row(turns("<image>\n<image>\nWhich?"), [pictures / "1.jpg", pictures / "2.jpg"], f"{file}, line 3"),
-        Row(turns("Hi"), [], f"{file}, line 4"),
-        Row(turns("Hi"), [], f"{file}, line 5"),
+        Sample(turns("提供给定图像的简要描述。\n<image>"), [pictures / "0.jpg"], f"{file}, line 1"),
+        Sample(turns("<image>\n<image>\nWhich?"), [pictures / "1.jpg", pictures / "2.jpg"], f"{file}, line 3"),
+        Sample(turns("Hi"), [], f"{file}, line 4"),
+        Sample(turns("Hi"), [], f"{file}, line 5"),
     ]
 
 
@@ -117,17 +117,17 @@ def test_refused_with_file_and_line(folder, row, problem):
     file = write(folder, {"conversations": turns("Hi")}, row)
     rows = read_rows(file, folder / "pictures")
     next(rows)
-    with pytest.raises(RowError, match=rf"train\.jsonl, line 2: .*{problem}"):
+    with pytest.raises(SampleError, match=rf"train\.jsonl, line 2: .*{problem}"):
         next(rows)
 
 
 def test_not_utf_8(folder):
     file = folder / "train.jsonl"
     file.write_bytes(json.dumps({"conversations": turns("图像")}, ensure_ascii=False).encode("gb18030"))
-    with pytest.raises(RowError, match=r"line 1: not a line of JSON.*utf-8"):
+    with pytest.raises(SampleError, match=r"line 1: not a line of JSON.*utf-8"):
         list(read_rows(file))
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(RowError, match=r"nowhere\.jsonl: there is no such file"):
+    with pytest.raises(SampleError, match=r"nowhere\.jsonl: there is no such file"):
         list(read_rows(tmp_path / "nowhere.jsonl"))

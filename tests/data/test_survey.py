@@ -15,10 +15,10 @@ from rows import BAD, FORMS, GOOD, REASONS, turns, with_pictures, write, write_t
 
 from minivlm import cli
 from minivlm.config import IGNORE_INDEX
-from minivlm.data.images import open_picture
+from minivlm.data.images import open_image
 from minivlm.data.samples import read_rows
 from minivlm.data.survey import BIN, as_text, survey
-from minivlm.processor import RowError
+from minivlm.processor import SampleError
 
 
 @pytest.fixture
@@ -53,8 +53,8 @@ def test_the_forms_hold_the_same_rows(folder, strict, form):
     writer, word, _ = FORMS[form]
     rows = list(read_rows(writer(folder, GOOD)))
     assert [row.conversations for row in rows] == [row["conversations"] for row in GOOD]
-    shown = [[open_picture(picture).getpixel((0, 0)) for picture in row.images] for row in rows]
-    colours = [open_picture(folder / f"{name}.jpg").getpixel((0, 0)) for name in (0, 1)]
+    shown = [[open_image(picture).getpixel((0, 0)) for picture in row.images] for row in rows]
+    colours = [open_image(folder / f"{name}.jpg").getpixel((0, 0)) for name in (0, 1)]
     assert shown == [[colours[0]], colours, []]
     assert [row.where.rsplit(", ")[-1] for row in rows] == [f"{word} 1", f"{word} 2", f"{word} 3"]
 
@@ -162,7 +162,7 @@ def test_a_folders_files_are_read_by_name_and_a_broken_one_hides_no_other(folder
         str(broken),
         f"{last}, line 2",
     ]
-    with pytest.raises(RowError, match=r"no file in this folder ends in \.jsonl or \.parquet"):
+    with pytest.raises(SampleError, match=r"no file in this folder ends in \.jsonl or \.parquet"):
         survey(folder / "..", strict)
 
 
@@ -195,7 +195,7 @@ def test_llavas_array_and_names_are_read(folder, strict):
     file.write_text(json.dumps([*rows, {"id": 9, "image": "0.jpg"}], indent=1), "utf-8")
     found = survey(file, strict)
     assert found.usable == 2 and [str(error).split(":")[0] for error in found.bad] == [f"{file}, item 3"]
-    with pytest.raises(RowError, match="item 3"):
+    with pytest.raises(SampleError, match="item 3"):
         list(read_rows(file))
     file.write_text(json.dumps(rows), "utf-8")
     assert [row.conversations for row in read_rows(file)] == [row["conversations"] for row in GOOD[:2]]

@@ -20,7 +20,7 @@ from lessons.lenses import things_patches
 from lessons.plots.figures import png, readable
 from PIL import Image
 
-from minivlm.processor import RowError
+from minivlm.processor import SampleError
 from minivlm.scenes.facts import sample_scene
 from minivlm.scenes.vocabulary import KIND_WORDS
 
@@ -173,7 +173,7 @@ class TestRefusals:
             attention_to_patches(model, processor, messages(picture), answer)
 
     def test_no_messages(self, model, processor):
-        with pytest.raises(RowError):
+        with pytest.raises(SampleError):
             attention_to_patches(model, processor, [], ANSWER)
 
 

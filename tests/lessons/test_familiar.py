@@ -19,7 +19,7 @@ from lessons.familiar import (
 from sklearn.covariance import ShrunkCovariance
 
 from minivlm.checkpoint import load_checkpoint
-from minivlm.data.images import open_picture
+from minivlm.data.images import open_image
 from minivlm.runtime.paths import data_folder
 from minivlm.scenes.drawing.draw import draw
 from minivlm.scenes.facts import sample_scene
@@ -94,7 +94,7 @@ def test_the_figure_says_how_many_and_marks_what_is_at_hand():
 class TestShipped:
     def test_scenes_are_near_and_the_photograph_is_far(self, shipped):
         model, processor, familiar = shipped
-        photograph = open_picture(f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg")
+        photograph = open_image(f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg")
         pictures = [*(draw(sample_scene("exam", i)) for i in (1, 2, 3)), photograph]
         with torch.no_grad():
             *scenes, photo = familiar.distances(model.vision(processor.pixels(pictures))).tolist()

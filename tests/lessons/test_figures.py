@@ -16,7 +16,7 @@ from lessons.plots.tables import show_answers, show_picture, show_supervision, s
 from matplotlib.figure import Figure
 from PIL import Image
 
-from minivlm.processor import Rendered
+from minivlm.processor import Example
 from minivlm.scenes.drawing.draw import draw
 from minivlm.scenes.facts import sample_scene
 
@@ -178,11 +178,11 @@ class TestTables:
         assert shown[0]["text/plain"] == f"{learnt} of {len(row.labels)} tokens are learnt (underlined)."
 
     def test_a_row_without_a_picture(self, shown, processor):
-        show_supervision(Rendered([5, 6], [-100, 6]), processor.tokenizer)
+        show_supervision(Example([5, 6], [-100, 6]), processor.tokenizer)
         assert "1 of 2" in shown[0]["text/plain"]
 
     def test_rows_of_several_kinds_with_their_masks(self, shown, processor):
-        rows = {"with <one>": Rendered([5, 6], [-100, 6]), "without": Rendered([5, 6, 7], [-100, -100, 7])}
+        rows = {"with <one>": Example([5, 6], [-100, 6]), "without": Example([5, 6, 7], [-100, -100, 7])}
         show_taught(rows, [(Image.new("RGB", (8, 8)), "black"), None], processor.tokenizer)
         page = shown[0]["text/html"]
         assert page.count("<img ") == 1 and 'alt="black"' in page and ">none</td>" in page
@@ -192,7 +192,7 @@ class TestTables:
     @pytest.mark.parametrize("pictures", [[], [(Image.new("RGB", (8, 8)), " ")]])
     def test_rows_need_their_pictures_and_these_a_text(self, processor, pictures):
         with pytest.raises(ValueError, match=r"alternative text|zip"):
-            show_taught({"a": Rendered([5, 6], [-100, 6])}, pictures, processor.tokenizer)
+            show_taught({"a": Example([5, 6], [-100, 6])}, pictures, processor.tokenizer)
 
 
 class TestRefresh:

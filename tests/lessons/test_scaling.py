@@ -15,7 +15,7 @@ from PIL import Image
 
 from minivlm.checkpoint import CheckpointError
 from minivlm.convert import hub as pretrained
-from minivlm.data.images import open_picture
+from minivlm.data.images import open_image
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "06_scaling_to_26m.ipynb"
 
@@ -105,7 +105,7 @@ class TestNetwork:
 
         monkeypatch.setattr(scaling, "reachable", lambda: case != "offline")
         monkeypatch.setattr(scaling, "build", build)
-        names = {"scaling": scaling, "describe": describe, "photo": open_picture(photo), "PROMPTS": {"zh": "?"}}
+        names = {"scaling": scaling, "describe": describe, "photo": open_image(photo), "PROMPTS": {"zh": "?"}}
         exec(cell.replace("PHOTOS = []", f"PHOTOS = [{photo!r}]"), names)
         said = capsys.readouterr().out
         if case == "online":

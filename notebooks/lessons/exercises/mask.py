@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from lessons.exercises.frame import Wrong, called, exercise, forbidden
 from lessons.faults import Patch
 from minivlm.config import IGNORE_INDEX
-from minivlm.processor import ROLES, MiniVLMProcessor, Rendered
+from minivlm.processor import ROLES, Example, MiniVLMProcessor
 
 
 class Segment(NamedTuple):
@@ -95,7 +95,7 @@ def expected(conversation: Sequence[Segment]) -> list[int]:
     ]
 
 
-def segments(row: Rendered, processor: MiniVLMProcessor) -> list[Segment]:
+def segments(row: Example, processor: MiniVLMProcessor) -> list[Segment]:
     """A rendered row as segments; their ids, one behind the other, are the row's.
 
     Control tokens cannot stand in a text, so a row falls into its segments at them.

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lessons.plots.figures import data_uri
 from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN
-from minivlm.processor import Rendered
+from minivlm.processor import Example
 
 CELL = "text-align:left;vertical-align:top;padding:6px 14px;max-width:24em;white-space:normal"
 
@@ -53,7 +53,7 @@ def show_picture(picture: Image.Image, alt: str, side: int = 224) -> None:
     display({"text/html": figure, "text/plain": alt}, raw=True)
 
 
-def show_supervision(row: Rendered, tokenizer: PreTrainedTokenizerFast) -> None:
+def show_supervision(row: Example, tokenizer: PreTrainedTokenizerFast) -> None:
     """A row's text; what the model learns to write is underlined and bold. A picture's placeholders are one word."""
     summary = f"{_learnt(row)} tokens are learnt (underlined)."
     page = f'<p style="line-height:1.7">{_marked(row, tokenizer)}</p><p>{summary}</p>'
@@ -61,7 +61,7 @@ def show_supervision(row: Rendered, tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def show_taught(
-    rows: Mapping[str, Rendered],
+    rows: Mapping[str, Example],
     pictures: Sequence[tuple[Image.Image, str] | None],
     tokenizer: PreTrainedTokenizerFast,
     side: int = 100,
@@ -91,12 +91,12 @@ def show_taught(
     display({"text/html": page, "text/plain": plain}, raw=True)
 
 
-def _learnt(row: Rendered) -> str:
+def _learnt(row: Example) -> str:
     """How many tokens of a row are learnt, of how many."""
     return f"{sum(label != IGNORE_INDEX for label in row.labels)} of {len(row.labels)}"
 
 
-def _marked(row: Rendered, tokenizer: PreTrainedTokenizerFast) -> str:
+def _marked(row: Example, tokenizer: PreTrainedTokenizerFast) -> str:
     """A row's text as HTML, what is learnt underlined and bold."""
     runs: list[tuple[bool, list[int]]] = []
     for token_id, label in zip(row.input_ids, row.labels, strict=True):
