@@ -1,4 +1,4 @@
-"""Many pictures at once: drawn by several processes, kept in one array."""
+"""Many pictures at once: drawn in one array by several processes, kept in a file, shown on a contact sheet."""
 
 import hashlib
 import multiprocessing
@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,42 +13,29 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from minivlm.runtime.files import replace_file
 from minivlm.scenes.drawing.draw import SIZE, draw
 from minivlm.scenes.facts import Scene, sample_scene
 
 PAPER = (250, 247, 240)
-CHUNK = 100  # scenes a process draws before it reports back
+CHUNK = 100  # scenes that a process draws before it reports back
+MANY = 2000  # below, one process is as fast: starting others takes as long as drawing
 
 
 def draw_many(scenes: list[Scene], side: int = SIZE, workers: int | None = None, title: str = "drawing") -> np.ndarray:
     """Draw scenes as uint8 pictures (I, side, side, 3), in the order given.
 
-    Each is drawn at 224 px and, for a smaller `side`, shrunk by the same bicubic filter as the image processor's.
-    The pictures do not depend on `workers` (by default one per core; 1 draws in this process). Ctrl-C, which a terminal
-    sends to all processes, is this one's to answer; the workers only finish the chunk at hand. Without a title there is
-    no bar.
+    Each is drawn at 224 px. For a smaller `side` it is shrunk by the bicubic filter of the image processor. `MANY`
+    scenes or more are drawn by `workers` processes, by default and at most one per core that this process may use.
+    Without a title there is no progress bar.
     """
-    workers = workers or os.cpu_count() or 1
     chunks = [(scenes[i : i + CHUNK], side) for i in range(0, len(scenes), CHUNK)]
-    bar = tqdm(total=len(scenes), desc=title, unit="picture", mininterval=2, disable=not title)
+    workers = min(workers or len(chunks), _usable_cores()) if len(scenes) >= MANY else 1
     parts = []
-    if workers == 1 or len(chunks) == 1:
-        for chunk in chunks:
-            parts.append(_draw_chunk(chunk))
-            bar.update(len(chunk[0]))
-    else:  # spawned, not forked: a forked process inherits torch's threads in an unknown state
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-            try:
-                with _interrupts_held_back():
-                    drawn = pool.map(_draw_chunk, chunks)  # starts the processes
-                for part in drawn:
-                    parts.append(part)
-                    bar.update(len(part))
-            except KeyboardInterrupt:
-                pool.shutdown(cancel_futures=True)  # leaving the pool would wait for every chunk
-                raise
-    bar.close()
+    with tqdm(total=len(scenes), desc=title, unit="picture", mininterval=2, disable=not title) as bar:
+        for part in _drawn_by_workers(chunks, workers) if workers > 1 else map(_draw_chunk, chunks):
+            parts.append(part)
+            bar.update(len(part))
     return np.concatenate(parts)
 
 
@@ -60,15 +46,14 @@ def cached_pictures(file: Path, split: str, count: int, side: int, workers: int 
 
     Raises:
         ValueError: the file holds another number of pictures, or pictures of another size.
+        OSError: the file cannot be written.
     """
     key = drawing_key().encode()
     if not _ends_with(file, key):
         pictures = draw_many([sample_scene(split, i) for i in range(count)], side, workers, f"drawing {split}")
-        aside = file.with_suffix(".partial.npy")
-        with aside.open("wb") as out:
+        with replace_file(file) as temporary, temporary.open("wb") as out:
             np.save(out, pictures)
             out.write(key)  # behind the array, where reading it does not look: one file, replaced as one
-        os.replace(aside, file)
     pictures = np.load(file, mmap_mode="r")
     if pictures.shape != (count, side, side, 3):
         raise ValueError(f"{file} holds pictures of shape {pictures.shape}, not {count} of {side} px; delete it")
@@ -97,9 +82,8 @@ def contact_sheet(split: str = "base", first: int = 0, across: int = 8, gap: int
     """`across` x `across` pictures of a split on paper, with a gap of `gap` pixels around each."""
     step = SIZE + gap
     sheet = Image.new("RGB", (across * step + gap,) * 2, PAPER)
-    for place in range(across * across):
-        corner = (gap + place % across * step, gap + place // across * step)
-        sheet.paste(draw(sample_scene(split, first + place)), corner)
+    for i in range(across * across):
+        sheet.paste(draw(sample_scene(split, first + i)), (gap + i % across * step, gap + i // across * step))
     return sheet
 
 
@@ -111,30 +95,30 @@ def _ends_with(file: Path, key: bytes) -> bool:
         return content.read() == key
 
 
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C, not even while they import; this one answers it right afterwards.
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    The mask is for them: they inherit it. It does not shield this process, of which any other thread may take the
-    signal; an answer in the middle of starting a process would leave a pool that is waited for without end. Where there
-    are no masks (Windows), workers ignore Ctrl-C as soon as they can: once everything is imported.
-    """
-    in_main = threading.current_thread() is threading.main_thread()  # only there handlers can be exchanged
-    answer, came = signal.getsignal(signal.SIGINT), []
-    exchanged = in_main and callable(answer)
-    if exchanged:
-        signal.signal(signal.SIGINT, lambda *signal_and_frame: came.append(signal_and_frame))
-    masks = hasattr(signal, "pthread_sigmask")
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if masks else None
+
+def _drawn_by_workers(chunks: list[tuple[list[Scene], int]], workers: int) -> Iterator[np.ndarray]:
+    """The pictures of each chunk, drawn by a pool of processes that ends with the last one, or with an error."""
+    context = multiprocessing.get_context("spawn")  # a forked process inherits torch's threads in an unknown state
+    with _interrupts_ignored():
+        pool = context.Pool(workers)
+    with pool:
+        yield from pool.imap(_draw_chunk, chunks)
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """A terminal sends Ctrl-C to all processes. What is started in here inherits that it is ignored."""
+    if threading.current_thread() is not threading.main_thread():  # where handlers cannot be exchanged
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        if masks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if exchanged:
-            signal.signal(signal.SIGINT, answer)
-    if came:
-        answer(*came[0])
+        signal.signal(signal.SIGINT, handler)
 
 
 def _draw_chunk(chunk: tuple[list[Scene], int]) -> np.ndarray:
