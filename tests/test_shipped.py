@@ -117,7 +117,7 @@ def read_lists():
 def test_the_language_model_turns_lists_into_captions(lang):
     """Not the figure alone: the whole interval lies above the bar."""
     measured = read_lists()
-    assert measured["lists"] == 5000 and measured[lang]["recall"]["of"] > 10_000
+    assert measured["lists"] == 5000 and measured[lang]["recall"]["denominator"] > 10_000
     assert min(measured[lang][name]["low"] for name in ("precision", "recall")) >= LISTS_BAR
 
 
@@ -146,7 +146,7 @@ def test_every_seed_names_near_things_above_the_floor(stage, lang):
         for number, floors in FLOORS[stage].items():
             for key, floor in zip(("precision", "recall"), floors, strict=True):
                 figure = shown["near"][stage][lang][number][key]
-                if figure["count"] < floor * figure["of"]:
+                if figure["numerator"] < floor * figure["denominator"]:
                     below.append(f"seed {shown['seed']}, {number} in the picture: {key} {figure['value']} < {floor}")
     assert seeds() and below == []
 
@@ -154,7 +154,10 @@ def test_every_seed_names_near_things_above_the_floor(stage, lang):
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_every_seed_answers_questions_above_the_floor(lang):
     figures = {shown["seed"]: shown["questions"][lang] for shown in seeds()}
-    assert figures and {seed: f for seed, f in figures.items() if f["count"] < QUESTIONS_FLOOR * f["of"]} == {}
+    assert (
+        figures
+        and {seed: f for seed, f in figures.items() if f["numerator"] < QUESTIONS_FLOOR * f["denominator"]} == {}
+    )
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
@@ -170,7 +173,7 @@ def read_controls():
 
 @pytest.mark.parametrize("control", ("blank", "another"))
 def test_every_seeds_controls_are_at_chance(control):
-    """Nine intervals of ten hold what is true by accident, and hardly any lies above it: nothing is known."""
+    """Nine intervals of ten hold the chance level, and hardly any lies above it: nothing is known."""
     measured = read_controls()
     held = {run["seed"]: run["held"][control] for run in measured["runs"]}
     assert set(held) == {0, 1, 2}
@@ -204,8 +207,8 @@ def test_the_data_card_gives_the_language_models_measured_figures():
     for lang, counts in zip(LANGUAGES, ("75 pairs are untrue and 159 missing", "288 and 86"), strict=True):
         pairs, untrue, missing = measured[lang], *map(int, re.findall(r"\d+", counts))
         assert counts in card
-        assert pairs["precision"]["of"] - pairs["precision"]["count"] == untrue
-        assert pairs["recall"]["of"] - pairs["recall"]["count"] == missing
+        assert pairs["precision"]["denominator"] - pairs["precision"]["numerator"] == untrue
+        assert pairs["recall"]["denominator"] - pairs["recall"]["numerator"] == missing
     chinese = read_meta(data_folder() / BASE)["metrics"]["language_model"]["list zh"]
     assert f"{chinese['precision']:.3f} in Chinese, 1241/1279" in card
     assert chinese["precision"] == pytest.approx(1241 / 1279)

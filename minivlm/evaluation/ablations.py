@@ -1,29 +1,29 @@
 """Three small experiments on why a model names what is not there, three seeds each: `minivlm experiment`.
 
-An **arm** is one way of training. All arms of a seed share its pictures, its questions and their order, and stage 1 of
-their language model; they differ in one thing.
+A **variant** is one way of training. All variants of a seed share its pictures, its questions and their order, and
+stage 1 of their language model; they differ in one thing.
 
 * **length**: stage 2 answers "What is in this picture?" with one clause ("short") or with several sentences ("long"),
   about the same scenes, naming the same things.
 * **noise**: of the long answers a share carries one plausible sentence that is not true, as machine-written
   instruction data does ("noise 10%", "noise 30%"; none in "long").
 * **lm**: the same two stages upon a smaller language model ("small lm"), made by the same text-only recipe as the
-  shipped one (`minivlm experiment small-lm`). Its score **from words** says how good it is before it sees anything.
+  shipped one (`minivlm experiment small-lm`). Its score **from words** says how good it is before it sees any image.
 
-Each arm is scored on pictures of the "dev" split, after stage 1 and after stage 2, in two ways of decoding: greedily,
-where the most probable word is taken each time, and **sampled**, where words are drawn as probable as the model finds
-them. A habit that the model has in three answers of ten is never the most probable one, and greedy decoding hides it.
-An effect is claimed only where the
-means of two arms lie further apart than the seeds of either arm do (`effect`). What differs from seed to seed is W at
-the start, the wording of the rows and their order; the language models are the same for all seeds.
+Each variant is scored on pictures of the "dev" split, after stage 1 and after stage 2, in two ways of decoding:
+greedily, and **sampled**, where words are drawn as probable as the model finds them. A habit that the model has in
+three answers of ten is never the most probable one, and greedy decoding hides it. An effect is claimed only where the
+means of two variants lie further apart than the seeds of either do (`effect`). What differs from seed to seed is W at
+the start, the wording of the samples and their order; the language models are the same for all seeds.
 
 Letters as in `config.py`.
 """
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,18 +33,9 @@ from minivlm.checkpoint import load_checkpoint, read_meta
 from minivlm.config import PROMPTS, STAGES, Stage
 from minivlm.data.features import FeatureCache
 from minivlm.data.samples import Sample
-from minivlm.evaluation.exam import (
-    LONG,
-    POPE_WAYS,
-    SHORT,
-    Figure,
-    Item,
-    Reply,
-    figure,
-    pope_questions,
-    score_descriptions,
-    score_pope,
-)
+from minivlm.evaluation.exam import LONG, SHORT
+from minivlm.evaluation.metrics import Estimate, estimate, score_descriptions, score_pope
+from minivlm.evaluation.questions import POPE_WAYS, Reply, pope_questions
 from minivlm.generate import Asked, answer, prompt_ids
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.pretraining.small_lm import SMALL_LM
@@ -58,13 +49,13 @@ from minivlm.train import train
 
 SHIPPED = "results/experiments.json"
 STEPS = {"pretrain": 250, "sft": 100}  # about a third and a quarter of the shipped stages
-SPLIT = "dev"
+SPLIT, LANGUAGE = "dev", "en"  # of what is scored
 MENTIONS = 5  # the fifth mention stands for all later ones
 SAMPLES = 12  # answers that are kept to be read
 
 
 @dataclass(frozen=True)
-class Arm:
+class Variant:
     """One way of training.
 
     Attributes:
@@ -78,17 +69,17 @@ class Arm:
     noise: float = 0.0
 
     def rows(self, pictures: int, count: int, seed: int) -> Sequence[Sample]:
-        """What stage 2 learns from."""
+        """What stage 2 is trained on."""
         rows = SceneRows("sft", pictures, count, seed, noise=self.noise)
         return ShortAnswers(rows) if self.short else rows
 
 
-ARMS = {
-    "long": Arm(),
-    "short": Arm(short=True),
-    "noise 10%": Arm(noise=0.1),
-    "noise 30%": Arm(noise=0.3),
-    "small lm": Arm(base=SMALL_LM),
+VARIANTS = {
+    "long": Variant(),
+    "short": Variant(short=True),
+    "noise 10%": Variant(noise=0.1),
+    "noise 30%": Variant(noise=0.3),
+    "small lm": Variant(base=SMALL_LM),
 }
 EXPERIMENTS = {
     "length": ("short", "long"),
@@ -113,14 +104,16 @@ class ShortAnswers(Sequence):
         Raises:
             IndexError: there is no such row.
         """
-        row = self.rows[index]
+        row, rows = self.rows[index], self.rows
         if "(description)" not in row.where:
             return row
-        made, scene = self.rows, sample_scene(self.rows.split, row.images[0])
-        rng = random_stream("short answer", made.seed, made.split, index)
-        text = caption(scene, language_of(index, made.pictures, made.seed), rng)
-        question, told, *rest = row.conversations
-        return replace(row, conversations=[question, told | {"content": text}, *rest])
+        scene, rng = (
+            sample_scene(rows.split, row.images[0]),
+            random_stream("short answer", rows.seed, rows.split, index),
+        )
+        text = caption(scene, language_of(index, rows.pictures, rows.seed), rng)
+        question, answer, *rest = row.conversations
+        return replace(row, conversations=[question, answer | {"content": text}, *rest])
 
 
 @dataclass(frozen=True)
@@ -130,11 +123,10 @@ class Plan:
     Attributes:
         out: the folder of what is made; whatever is finished there is not done again.
         data: the folder of the base weights.
-        seeds: one run of every arm each.
+        seeds: one run of every variant each.
         steps: optimizer steps by stage; a fraction of the shipped stages'.
         pictures: how many are trained with.
         scored: how many of the "dev" split are described.
-        languages: of the descriptions that are scored.
         precision: "bf16", "fp32", or "auto" to measure.
         command: what was typed, for the record.
     """
@@ -145,33 +137,32 @@ class Plan:
     steps: Mapping[str, int] = field(default_factory=lambda: dict(STEPS))
     pictures: int = 5000
     scored: int = 400
-    languages: tuple[str, ...] = ("en",)
     precision: str = "auto"
     command: str = "minivlm experiment"
 
     def stage(self, name: str) -> Stage:
         """A stage of the scenes preset in this experiment's length."""
-        steps = self.steps[name]
-        stage = STAGES["scenes"][name]
+        steps, stage = self.steps[name], STAGES["scenes"][name]
         return replace(stage, steps=steps, warmup_steps=min(stage.warmup_steps, max(1, steps // 5)))
 
     def as_json(self) -> dict[str, Any]:
         """What decides the results, but for the seed."""
+        stages = {name: self.stage(name) for name in STEPS}
         return {
-            "steps": {name: self.stage(name).steps for name in STEPS},
-            "rows_a_step": {name: self.stage(name).batch_size * self.stage(name).accumulation for name in STEPS},
-            "learning_rates": {name: dict(self.stage(name).learning_rates) for name in STEPS},
+            "steps": {name: stage.steps for name, stage in stages.items()},
+            "rows_a_step": {name: stage.batch_size * stage.accumulation for name, stage in stages.items()},
+            "learning_rates": {name: dict(stage.learning_rates) for name, stage in stages.items()},
             "pictures": self.pictures,
             "scored": {"split": SPLIT, "pictures": self.scored},
         }
 
 
 def experiment(plan: Plan, names: Iterable[str] = tuple(EXPERIMENTS)) -> dict[str, Any]:
-    """Train and score all arms of some experiments for all seeds; write `experiments.json` into `plan.out`.
+    """Train and score all variants of some experiments for all seeds; write `experiments.json` into `plan.out`.
 
     Returns:
-        What it holds: plain JSON; "arms" -> arm -> "runs", one a seed, each with "pretrain" and "sft" -> language ->
-        what `score` gives.
+        What it holds: plain JSON; "variants" -> variant -> "runs", one a seed, each with "pretrain" and "sft" ->
+        language -> what `score` gives.
 
     Raises:
         ValueError: there is no such experiment; or the folder holds runs of another plan.
@@ -179,13 +170,13 @@ def experiment(plan: Plan, names: Iterable[str] = tuple(EXPERIMENTS)) -> dict[st
     """
     if unknown := set(names) - set(EXPERIMENTS):
         raise ValueError(f"no experiment {', '.join(sorted(unknown))}; choose from {', '.join(EXPERIMENTS)}")
-    arms = [arm for arm in ARMS if any(arm in EXPERIMENTS[name] for name in names)]
-    bases = {ARMS[arm].base: read_meta(plan.data / ARMS[arm].base) for arm in arms}
+    variants = [variant for variant in VARIANTS if any(variant in EXPERIMENTS[name] for name in names)]
+    bases = {VARIANTS[variant].base: read_meta(plan.data / VARIANTS[variant].base) for variant in variants}
     lab = Lab.of(plan)
-    runs = {arm: [] for arm in arms}
+    runs = {variant: [] for variant in variants}
     for seed in plan.seeds:
-        for arm in arms:
-            runs[arm].append(lab.run(arm, seed))
+        for variant in variants:
+            runs[variant].append(lab.run(variant, seed))
     results = {
         "command": plan.command,
         "seeds": list(plan.seeds),
@@ -193,13 +184,21 @@ def experiment(plan: Plan, names: Iterable[str] = tuple(EXPERIMENTS)) -> dict[st
         "precision": lab.precision,
         "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": bases[BASE]["versions"] if BASE in bases else {},
-        "minutes": round(sum(run["seconds"] for arm in arms for run in runs[arm]) / 60, 1),
+        "minutes": round(sum(run["seconds"] for variant in variants for run in runs[variant]) / 60, 1),
         "language_models": {name: _about(plan.data / name, meta) for name, meta in bases.items()},
-        "arms": {arm: {"base": ARMS[arm].base, "runs": runs[arm]} for arm in arms},
+        "variants": {variant: {"base": VARIANTS[variant].base, "runs": runs[variant]} for variant in variants},
     }
     text = json.dumps(results, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     (plan.out / Path(SHIPPED).name).write_text(text.replace('{"seed"', '\n{"seed"') + "\n", "utf-8")
     return results
+
+
+def _about(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """A language model: how large it is, and how well it reads from words alone."""
+    model, _, _ = load_checkpoint(folder)
+    parameters = sum(p.numel() for p in model.language_model.parameters())
+    measured = meta["metrics"]["language_model"]
+    return {"parameters": parameters, "hash": meta["hashes"]["language_model"][:12], "from_words": measured}
 
 
 @dataclass
@@ -210,11 +209,11 @@ class Lab:
     precision: str
     training: FeatureCache
     scenes: list[Scene]
-    seen: torch.Tensor  # (I, N, Dv)
+    patch_features: torch.Tensor  # (I, N, Dv), those of `scenes`
 
     @classmethod
     def of(cls, plan: Plan) -> "Lab":
-        """Draw and encode all pictures; the encoder is the same for every arm."""
+        """Draw and encode all pictures; the encoder is the same for every variant."""
         model, processor, _ = load_checkpoint(plan.data / BASE)
         precision = choose_precision(model) if plan.precision == "auto" else plan.precision
         training = [sample_scene("train", i) for i in range(plan.pictures)]
@@ -226,50 +225,40 @@ class Lab:
         return cls(plan, precision, features(training, "training"), scenes, features(scenes, SPLIT).features)
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
-        """Both stages of an arm and their scores, from its file if they were made before."""
-        plan, arm = self.plan, ARMS[name]
-        folder = plan.out / f"seed-{seed}"
+        """Both stages of a variant and their scores, from its file if they were made before."""
+        folder, variant = self.plan.out / f"seed-{seed}", VARIANTS[name]
         file = folder / f"{name.replace(' ', '-').replace('%', '')}.json"
-        made_by = plan.as_json() | {"precision": self.precision, "languages": list(plan.languages)}
+        made_by = self.plan.as_json() | {"precision": self.precision}
         if file.is_file():
-            found = json.loads(file.read_text("utf-8"))
-            if found.pop("made_by") != made_by:
+            result = json.loads(file.read_text("utf-8"))
+            if result.pop("made_by") != made_by:
                 raise ValueError(f"{file} was made by another plan; choose another folder, or delete this one")
-            return found
-        first, taught = self._stage_1(arm.base, seed), folder / file.stem
-        model, processor, _ = load_checkpoint(first["folder"])
-        stage = plan.stage("sft")
-        rows = arm.rows(plan.pictures, stage.steps * stage.batch_size * stage.accumulation, seed)
-        log = train(
-            model, processor, rows, stage, taught, parent=first["folder"], seed=seed,
-            features=self.training, precision=self.precision, command=plan.command,
-        )  # fmt: skip
-        result = {"seed": seed, "seconds": round(sum(entry["seconds"] for entry in log)) + first["seconds"]}
-        result |= {"losses": [round(entry["loss"], 3) for entry in log], "pretrain": first["scores"]}
-        result["sft"] = self.score(model, processor)
+            return result
+        first = folder / f"pretrain-of-{variant.base}"
+        scored, seconds = first.with_suffix(".json"), 0.0  # stage 1 serves all variants; its time counts for the first
+        if not scored.is_file():
+            log, scores = self._train(
+                "pretrain", seed, self.plan.data / variant.base, first, partial(SceneRows, "pretrain")
+            )
+            scored.write_text(json.dumps(scores, ensure_ascii=False), "utf-8")
+            seconds = sum(entry["seconds"] for entry in log)
+        log, scores = self._train("sft", seed, first, folder / file.stem, variant.rows)
+        seconds += sum(entry["seconds"] for entry in log)
+        result = {"seed": seed, "seconds": round(seconds), "losses": [round(entry["loss"], 3) for entry in log]}
+        result |= {"pretrain": json.loads(scored.read_text("utf-8")), "sft": scores}
         file.write_text(json.dumps(result | {"made_by": made_by}, ensure_ascii=False), "utf-8")
         return result
 
-    def _stage_1(self, base: str, seed: int) -> dict[str, Any]:
-        """Stage 1 of a base and a seed, trained and scored once for all arms; its seconds count for the first arm."""
-        plan, folder = self.plan, self.plan.out / f"seed-{seed}" / f"pretrain-of-{base}"
-        scored = folder.with_suffix(".json")
-        if scored.is_file():
-            return {"folder": folder, "scores": json.loads(scored.read_text("utf-8")), "seconds": 0}
-        model, processor, _ = load_checkpoint(plan.data / base)
-        stage = plan.stage("pretrain")
-        rows = SceneRows("pretrain", plan.pictures, stage.steps * stage.batch_size * stage.accumulation, seed)
+    def _train(self, name: str, seed: int, parent: Path, out: Path, rows: Callable) -> tuple[list[dict], dict]:
+        """One stage; `rows` is given pictures, count and seed. Returns the log and the scores by language."""
+        model, processor, _ = load_checkpoint(parent)
+        stage = self.plan.stage(name)
         log = train(
-            model, processor, rows, stage, folder, parent=plan.data / base, seed=seed,
-            features=self.training, precision=self.precision, command=plan.command,
+            model, processor, rows(self.plan.pictures, stage.steps * stage.batch_size * stage.accumulation, seed),
+            stage, out, parent=parent, seed=seed,
+            features=self.training, precision=self.precision, command=self.plan.command,
         )  # fmt: skip
-        scores = self.score(model, processor)
-        scored.write_text(json.dumps(scores, ensure_ascii=False), "utf-8")
-        return {"folder": folder, "scores": scores, "seconds": round(sum(entry["seconds"] for entry in log))}
-
-    def score(self, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> dict[str, dict]:
-        """`score` in each language."""
-        return {lang: score(model, processor, self.scenes, self.seen, lang) for lang in self.plan.languages}
+        return log, {LANGUAGE: score(model, processor, self.scenes, self.patch_features, LANGUAGE)}
 
 
 # ---- scores
@@ -293,27 +282,27 @@ def score(
     """
     asked = [Asked(PROMPTS[lang], i) for i in range(len(scenes))]
     texts = answer(model, processor, asked, patch_features, LONG, title=f"descriptions, {lang}")
-    drawn = sampled(model, processor, patch_features, PROMPTS[lang])
-    items: list[Item] = pope_questions(scenes, lang)
+    items = pope_questions(scenes, lang)
     asked = [Asked(item.question.text, item.picture) for item in items]
-    said = answer(model, processor, asked, patch_features, SHORT, title=f"yes or no, {lang}")
-    pope = score_pope([Reply(item, text) for item, text in zip(items, said, strict=True)])
-    pope = {way: {name: pope[way][name] for name in ("accuracy", "yes_ratio")} for way in POPE_WAYS}
-    return score_texts(scenes, texts, lang) | {"sampled": score_texts(scenes, drawn, lang), "pope": pope}
+    answers = answer(model, processor, asked, patch_features, SHORT, title=f"yes or no, {lang}")
+    pope = score_pope([Reply(item, text) for item, text in zip(items, answers, strict=True)])
+    return score_texts(scenes, texts, lang) | {
+        "sampled": score_texts(scenes, sampled(model, processor, patch_features, PROMPTS[lang]), lang),
+        "pope": {way: {name: pope[way][name] for name in ("accuracy", "yes_ratio")} for way in POPE_WAYS},
+    }
 
 
 def score_texts(scenes: Sequence[Scene], texts: Sequence[str], lang: str) -> dict[str, Any]:
     """Score one description per scene.
 
     Returns:
-        "precision", "recall" (kind with colour), "chair_i", "chair_s", "length", "usual" (of `usual_share`): figures;
+        "precision", "recall" (kind with colour), "chair_i", "chair_s", "length", "usual" (of `usual_share`): estimates;
         "mentions": what `invented_by_mention` gives; "samples": the first texts.
     """
     scored = score_descriptions(scenes, texts, lang, fully=False)
     things = scored["things"]["pair"]["all"]["any"]
     return {
-        "precision": things["precision"],
-        "recall": things["recall"],
+        **{name: things[name] for name in ("precision", "recall")},
         **{name: scored[name] for name in ("chair_i", "chair_s", "length")},
         "usual": usual_share(scenes, texts),
         "mentions": invented_by_mention(scenes, texts),
@@ -342,65 +331,68 @@ def sampled(
     return texts
 
 
-def invented_by_mention(scenes: Sequence[Scene], texts: Sequence[str], mentions: int = MENTIONS) -> list[Figure]:
-    """CHAIR_i by place in the answer: of all first mentions, which share is invented; of all second ones; and so on.
+def invented_by_mention(scenes: Sequence[Scene], texts: Sequence[str], mentions: int = MENTIONS) -> list[Estimate]:
+    """CHAIR_i by position in the answer: of all first mentions, which share is invented; of all second ones; and so on.
 
-    The last figure stands for all mentions from there on.
+    The last estimate stands for all mentions from there on.
     """
     rows = [[] for _ in range(mentions)]
-    for i, (scene, text) in enumerate(zip(scenes, texts, strict=True)):
-        there = {thing.kind for thing in scene.things}
-        for place, (kind, _) in enumerate(read_facts(text).things):
-            rows[min(place, mentions - 1)].append((i, kind not in there, 1))
-    return [figure(row) for row in rows]
+    for i, invented in enumerate(_invented(scenes, texts)):
+        for position, kind in enumerate(invented):
+            rows[min(position, mentions - 1)].append((i, kind is not None, 1))
+    return [estimate(row) for row in rows]
 
 
-def usual_share(scenes: Sequence[Scene], texts: Sequence[str]) -> Figure:
+def usual_share(scenes: Sequence[Scene], texts: Sequence[str]) -> Estimate:
     """Of the invented things, the share that are usual inhabitants of the picture's setting in training.
 
     By chance it would be about a quarter: each setting has four usual kinds of sixteen.
     """
-    rows = []
-    for i, (scene, text) in enumerate(zip(scenes, texts, strict=True)):
-        there = {thing.kind for thing in scene.things}
-        invented = [kind for kind, _ in read_facts(text).things if kind not in there]
-        rows.append((i, sum(kind in USUAL[scene.setting] for kind in invented), len(invented)))
-    return figure(rows)
+    invented = [[kind for kind in kinds if kind] for kinds in _invented(scenes, texts)]
+    usual = [sum(kind in USUAL[scene.setting] for kind in kinds) for scene, kinds in zip(scenes, invented, strict=True)]
+    return estimate((i, usual[i], len(kinds)) for i, kinds in enumerate(invented))
+
+
+def _invented(scenes: Sequence[Scene], texts: Sequence[str]) -> Iterator[list[str | None]]:
+    """For each mention of an answer its kind where that is not in the picture, else None."""
+    for scene, text in zip(scenes, texts, strict=True):
+        present = {thing.kind for thing in scene.things}
+        yield [None if kind in present else kind for kind, _ in read_facts(text).things]
 
 
 class Effect(NamedTuple):
-    """Two arms compared: the means over seeds, their difference, the wider spread of seeds, and whether it counts."""
+    """Two variants compared: the means over seeds, their difference, the wider range over seeds, whether it counts."""
 
     before: float
     after: float
     difference: float
-    spread: float
+    seed_range: float
     claimed: bool
 
 
 def effect(before: Sequence[float], after: Sequence[float]) -> Effect:
-    """Compare one measure of two arms, one value per seed.
+    """Compare one measure of two variants, one value per seed.
 
-    The difference of the means counts where it is larger than the spread (largest minus smallest) of either arm. Three
-    seeds are few: of six equal draws, three lie all above the other three one time in ten by chance alone.
+    The difference of the means counts where it is larger than the range over seeds (largest minus smallest) of either
+    variant. Three seeds are few: of six equal draws, three lie all above the other three one time in ten by chance.
     """
     means = [sum(values) / len(values) for values in (before, after)]
-    spread = max(max(values) - min(values) for values in (before, after))
+    seed_range = max(max(values) - min(values) for values in (before, after))
     difference = means[1] - means[0]
-    return Effect(*means, difference, spread, abs(difference) > spread)
+    return Effect(*means, difference, seed_range, abs(difference) > seed_range)
 
 
-def values(results: Mapping[str, Any], arm: str, measure: str, lang: str = "en", stage: str = "sft") -> list[float]:
-    """One measure of an arm, one value per seed.
+def values(results: Mapping[str, Any], variant: str, measure: str, lang: str = "en", stage: str = "sft") -> list[float]:
+    """One measure of a variant, one value per seed.
 
     Args:
         measure: a name of `score_texts`; behind "sampled ", of sampled answers; or "pope" for the accuracy on the
             adversarial questions.
     """
-    return [figure_of(run[stage][lang], measure)["value"] for run in results["arms"][arm]["runs"]]
+    return [estimate_of(run[stage][lang], measure)["value"] for run in results["variants"][variant]["runs"]]
 
 
-def figure_of(scored: Mapping[str, Any], measure: str) -> Figure:
+def estimate_of(scored: Mapping[str, Any], measure: str) -> Estimate:
     """One measure, named as in `values`, of what `score` gives."""
     if measure == "pope":
         return scored["pope"]["adversarial"]["accuracy"]
@@ -413,21 +405,14 @@ def as_text(results: Mapping[str, Any], lang: str = "en") -> str:
     measures = ("precision", "recall", "chair_i", "chair_s", "sampled chair_i", "pope", "length")
     lines = [f"{'':<22}" + "".join(f"{name:>20}" for name in measures)]
     for stage in ("pretrain", "sft"):
-        bases = {about["base"]: arm for arm, about in reversed(results["arms"].items())}
-        for arm in bases.values() if stage == "pretrain" else results["arms"]:  # arms of one base share stage 1
+        bases = {about["base"]: variant for variant, about in reversed(results["variants"].items())}
+        # variants of one base share stage 1
+        for variant in bases.values() if stage == "pretrain" else results["variants"]:
             cells = []
             for name in measures:
-                found = [value for value in values(results, arm, name, lang, stage) if value is not None]
+                found = [value for value in values(results, variant, name, lang, stage) if value is not None]
                 digits = 1 if name == "length" else 3
                 shown = (sum(found) / len(found), min(found), max(found)) if found else ()
                 cells.append(f"{'{} ({}–{})'.format(*(f'{v:.{digits}f}' for v in shown)) if shown else '–':>20}")
-            lines.append(f"{f'{stage}, {arm}':<22}" + "".join(cells))
+            lines.append(f"{f'{stage}, {variant}':<22}" + "".join(cells))
     return "\n".join(lines)
-
-
-def _about(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """A language model: how large it is, and how well it reads from words alone."""
-    model, _, _ = load_checkpoint(folder)
-    parameters = sum(p.numel() for p in model.language_model.parameters())
-    measured = meta["metrics"]["language_model"]
-    return {"parameters": parameters, "hash": meta["hashes"]["language_model"][:12], "from_words": measured}

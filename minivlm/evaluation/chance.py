@@ -1,75 +1,115 @@
-"""What answers are worth by accident: each is held against the facts of pictures that it was not given about.
+"""The chance level of answers: how well they agree with unrelated pictures.
 
 A control asks about one picture and shows another, or none. If its answers tell nothing about the picture asked about,
 they fit it as well as they fit those that were neither asked about nor shown: what they score there on average is the
 chance agreement of Cohen's kappa (Educational and Psychological Measurement 20:37-46, 1960), and the control's interval
 should include it. An answer may depend on its question, though: of a kind that is seldom there, *no* is a good guess
-without any picture. So yes and no are held against other pictures about which the same kind was asked. The best guess
+without any picture. So yes and no are compared with other pictures about which the same kind was asked. The best guess
 lies higher: it is chosen for its score, while answers about another picture are as various as pictures are.
 
 Letters: I pictures; K kinds, or kinds with their colours.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
+from minivlm.evaluation.questions import POPE_WAYS, Reply, answer_key, of_way, yes_or_no
 from minivlm.scenes.facts import COLOURS, KINDS, Scene
-from minivlm.scenes.language import read_facts
+from minivlm.scenes.language import Question, read_facts
+from minivlm.scenes.vocabulary import QUESTION_TYPES
 
 Level = float | None  # None where nothing was counted
 PAIRS = tuple((kind, colour) for kind in KINDS for colour in (*COLOURS, None))
 
 
-def agreement(said: Sequence[Hashable], true: Sequence[Hashable], asked: Sequence[Hashable] | None = None) -> Level:
-    """How often an answer equals what is true at another place, on average over the answers.
+def chance_levels(
+    scenes: Sequence[Scene],
+    texts: Sequence[str],
+    answered: Sequence[Reply],
+    pope: Sequence[Reply],
+    shown: Sequence[int | None] | None = None,
+) -> dict[str, Mapping[str, Level]]:
+    """The chance levels of one control's answers.
 
     Args:
-        said, true: what was said and what is true at each place.
-        asked: what was asked at each place; an answer is held against places where the same was asked, and passed
-            over where there is none. By default all places ask the same.
+        scenes: the exam's; texts: a description of each; shown: which of them was shown in its place, if one was.
+        answered, pope: replies to the exam's and to POPE's questions.
+
+    Returns:
+        "descriptions": precision, recall, setting, chair_i, chair_s; "questions": type -> accuracy; "pope": way ->
+        accuracy.
+    """
+    by_type = {type_: [reply for reply in answered if reply.item.group == type_] for type_ in QUESTION_TYPES}
+    return {
+        "descriptions": describing(scenes, texts, shown),
+        "questions": {type_: answering(replies, answer_key) for type_, replies in by_type.items() if replies},
+        "pope": {way: answering(of_way(pope, way), lambda _, text: yes_or_no(text)) for way in POPE_WAYS},
+    }
+
+
+def answering(replies: Sequence[Reply], key: Callable[[Question, str], Hashable]) -> Level:
+    """How often replies are right about the other pictures of the group; yes and no where the same kind was asked.
+
+    Args:
+        key: what an answer to a question says, in a form that can be compared.
+    """
+    asked = [reply.item.question for reply in replies]
+    answers = [key(question, reply.text) for question, reply in zip(asked, replies, strict=True)]
+    true = [key(question, question.answer) for question in asked]
+    kinds = [read_facts(question.text).things[0][0] if question.type == "exists" else None for question in asked]
+    return agreement(answers, true, kinds)
+
+
+def agreement(answers: Sequence[Hashable], true: Sequence[Hashable], asked: Sequence[Hashable] | None = None) -> Level:
+    """How often an answer equals the truth of another picture, on average over the answers.
+
+    Args:
+        answers, true: the answer and the truth about each picture.
+        asked: what was asked about each; an answer is compared with pictures of which the same was asked, and left
+            out where there is none. By default the same is asked of all.
     """
     shares = []
-    asked = asked or [None] * len(said)
+    asked = asked or [None] * len(answers)
     for question in set(asked):
-        here = [(one, other) for one, other, what in zip(said, true, asked, strict=True) if what == question]
-        counted = Counter(other for _, other in here)
-        if len(here) > 1:
-            shares += [(counted[one] - (one == other)) / (len(here) - 1) for one, other in here]
+        group = [(one, truth) for one, truth, what in zip(answers, true, asked, strict=True) if what == question]
+        counts = Counter(truth for _, truth in group)
+        if len(group) > 1:
+            shares += [(counts[one] - (one == truth)) / (len(group) - 1) for one, truth in group]
     return _share(sum(shares), len(shares))
 
 
 def describing(
     scenes: Sequence[Scene], texts: Sequence[str], shown: Sequence[int | None] | None = None
 ) -> dict[str, Level]:
-    """What descriptions score on average over all pictures but their own.
+    """What descriptions score on average over all pictures but their own: their chance level.
 
     Args:
         scenes: the facts of I pictures.
-        texts: what was said about each, I answers.
+        texts: a description of each, I answers.
         shown: which of the pictures was really shown for each answer, if one was; it is left out, too.
 
     Returns:
-        precision and recall (kind with colour, near things), setting, chair_i, chair_s, as `score_descriptions` of
-        `evaluate.py` counts them.
+        precision and recall (kind with colour, near things), setting, chair_i, chair_s, as `score_descriptions`
+        counts them.
     """
-    said = [read_facts(text) for text in texts]
+    answers = [read_facts(text) for text in texts]
     named, true, near = (
         np.minimum(_counts(rows, PAIRS), 1)  # sets: each pair once
         for rows in (
-            [m.things for m in said],
+            [answer.things for answer in answers],
             [[(t.kind, t.colour) for t in scene.things] for scene in scenes],
             [[(t.kind, t.colour) for t in scene.things if t.distance == "near"] for scene in scenes],
         )
     )  # (I, K) each
-    mentioned = _counts([[kind for kind, _ in m.things] for m in said], KINDS)
+    mentioned = _counts([[kind for kind, _ in answer.things] for answer in answers], KINDS)
     absent = 1 - np.minimum(_counts([[t.kind for t in scene.things] for scene in scenes], KINDS), 1)
     wrong = _wrong(len(scenes), shown)  # (I answers, I pictures), like all below
     asked = wrong & near.any(axis=1)  # a picture without any near thing says nothing about them
     right = (named @ near.T)[asked].sum()
     invented = (mentioned @ absent.T)[wrong]
-    settings = np.array([[m.setting == scene.setting for scene in scenes] for m in said])
+    settings = np.array([[answer.setting == scene.setting for scene in scenes] for answer in answers])
     return {
         "precision": _share(right, right + (named @ (1 - true).T)[asked].sum()),
         "recall": _share(right, (asked * near.sum(axis=1)).sum()),

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure as Plot
 from matplotlib.ticker import LogLocator, NullLocator
 
 from minivlm.config import IMAGE_TOKEN, PROMPTS
-from minivlm.evaluation.exam import CONTROLLED, CONTROLS, EVERYONE, POPE_WAYS, Figure
+from minivlm.evaluation import CONTROLLED, CONTROLS, EVERYONE, POPE_WAYS, Estimate
 from minivlm.report.page import (
     Block,
     Fold,
@@ -338,7 +338,7 @@ def headline(run: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def verdict(cell: tuple[str, str], *figures: Figure) -> str:
+def verdict(cell: tuple[str, str], *figures: Estimate) -> str:
     """ "aim", "floor" or "below", by the exact values; "reported" where no floor is set and the aim is missed."""
     values = [_value(figure) for figure in figures]
 
@@ -362,7 +362,7 @@ def _measured_row(name: str, shown: Mapping[str, Any], lang: str) -> list[Inline
     return [*cells, _judged(QUESTIONS, shown["questions"][lang])]
 
 
-def _judged(cell: tuple[str, str], *figures: Figure) -> Lines:
+def _judged(cell: tuple[str, str], *figures: Estimate) -> Lines:
     """Values with the sign of their verdict; below them the counts."""
     sign = SIGNS[verdict(cell, *figures)]
     return Lines(
@@ -401,7 +401,7 @@ def _controls_table(run: Mapping[str, Any], stage: str) -> Table:
             exam = run["exam"][stage][lang]
             length = _interval(exam["descriptions"][who]["length"], 1)
             label = Span(f"{name}, the model", "strong") if who == "model" else f"{name}, {who}"
-            levels = exam["accident"][who]["descriptions"] if who == "another" else {}
+            levels = exam["chance"][who]["descriptions"] if who == "another" else {}
             cells = [_interval(figure, accident=levels.get(key)) for key, figure in _told(exam, who).items()]
             rows.append([label, *cells, length])
     head = ["", "near things: precision", "recall", "setting", "CHAIR_i", "CHAIR_s", "length"]
@@ -421,7 +421,7 @@ def _questions_table(run: Mapping[str, Any], stage: str) -> Table:
         row: list[Inline] = ["all types" if type_ == "all" else type_]
         for lang in LANGUAGES:
             by_who = exam[lang]["questions"]
-            level = exam[lang]["accident"]["another"]["questions"].get(type_)
+            level = exam[lang]["chance"]["another"]["questions"].get(type_)
             row += [_interval(by_who["model"][type_]), _interval(by_who["another"][type_], accident=level)]
             row.append(_named(*_best_blind(by_who, type_)))
         rows.append(row)
@@ -434,7 +434,7 @@ def _questions_table(run: Mapping[str, Any], stage: str) -> Table:
     return Table(head, rows, f"{STAGES[stage]}: questions answered exactly", "numbers", note)
 
 
-def _best_blind(by_who: Mapping[str, Mapping[str, Figure]], type_: str) -> tuple[str, Figure]:
+def _best_blind(by_who: Mapping[str, Mapping[str, Estimate]], type_: str) -> tuple[str, Estimate]:
     """Who answers a type of question best without seeing anything, and how well."""
     who = max(("guess", "blank", "alone"), key=lambda who: _value(by_who[who][type_]))
     return who, by_who[who][type_]
@@ -496,7 +496,7 @@ def held(run: Mapping[str, Any], control: str) -> Held:
                 "questions": exam["questions"][control],
                 "pope": {way: exam["pope"][control][way]["accuracy"] for way in POPE_WAYS},
             }
-            levels = exam["accident"][control]
+            levels = exam["chance"][control]
             for group, key, level in ((g, key, level) for g in levels for key, level in levels[g].items()):
                 figure = figures[group][key]
                 if level is None or figure["value"] is None:
@@ -509,7 +509,7 @@ def held(run: Mapping[str, Any], control: str) -> Held:
     return Held(inside, inside + len(above) + len(below), above, below)
 
 
-def _told(exam: Mapping[str, Any], who: str) -> dict[str, Figure]:
+def _told(exam: Mapping[str, Any], who: str) -> dict[str, Estimate]:
     """The figures of descriptions that have a level by accident, in the order of the table."""
     told = exam["descriptions"][who]
     near = told["things"]["pair"]["near"]["any"]
@@ -561,7 +561,7 @@ def _asked(exam: Mapping[str, Any], group: str, who: str, name: str, key: str | 
     """A figure of questions or of POPE; an accuracy with what it is worth by accident, where that is known."""
     figure = exam[group][who][name] if key is None else exam[group][who][name][key]
     known = who in CONTROLS and key in (None, "accuracy")
-    return _interval(figure, accident=exam["accident"][who][group].get(name) if known else None)
+    return _interval(figure, accident=exam["chance"][who][group].get(name) if known else None)
 
 
 def _holdout_table(run: Mapping[str, Any]) -> Table:
@@ -621,7 +621,7 @@ def _seed_blocks(run: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]]) -> 
 def worst_of(headlines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The worst of several runs, figure by figure, in the form of a headline."""
 
-    def lowest(figures: Iterable[Figure]) -> Figure:
+    def lowest(figures: Iterable[Estimate]) -> Estimate:
         return min(figures, key=_value)
 
     near = {
@@ -682,28 +682,28 @@ def _made_table(run: Mapping[str, Any]) -> Table:
 # ---- numbers as text
 
 
-def _near(exam: Mapping[str, Any], number: str) -> dict[str, Figure]:
+def _near(exam: Mapping[str, Any], number: str) -> dict[str, Estimate]:
     return exam["descriptions"]["model"]["things"]["pair"]["near"][number]
 
 
-def _value(figure: Figure) -> float:
+def _value(figure: Estimate) -> float:
     """For comparisons: nothing counted is nothing right."""
     return figure["value"] or 0.0
 
 
-def _ratio(figure: Figure, digits: int = 3) -> str:
+def _ratio(figure: Estimate, digits: int = 3) -> str:
     return "–" if figure["value"] is None else f"{figure['value']:.{digits}f}"
 
 
-def _percent(figure: Figure) -> str:
+def _percent(figure: Estimate) -> str:
     return "–" if figure["value"] is None else f"{100 * figure['value']:.0f}%"
 
 
-def _counts(figure: Figure) -> str:
-    return f"{figure['count']}/{figure['of']}"
+def _counts(figure: Estimate) -> str:
+    return f"{figure['numerator']}/{figure['denominator']}"
 
 
-def _interval(figure: Figure, digits: int = 3, accident: float | None = None) -> Inline:
+def _interval(figure: Estimate, digits: int = 3, accident: float | None = None) -> Inline:
     if figure["value"] is None:
         return "–"
     places = min(digits, 2)
@@ -712,7 +712,7 @@ def _interval(figure: Figure, digits: int = 3, accident: float | None = None) ->
     return Lines([Span(_ratio(figure, digits), "number"), Span(small, "small"), *level])
 
 
-def _named(who: str, figure: Figure) -> Inline:
+def _named(who: str, figure: Estimate) -> Inline:
     """The figure of one control among several, with its name and counts."""
     return Lines([Span(_ratio(figure), "number"), Span(f"{who} · {_counts(figure)}", "small")])
 

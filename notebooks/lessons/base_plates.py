@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from lessons.plots import BLUE, CELL, GREY, INK, ORANGE, show, smoothed, style
-from minivlm.evaluation.ablations import Effect
+from minivlm.evaluation import Effect
 
 GRID = "#E8E8E8"
 PALE_BLUE = "#5F9ED1"
@@ -70,7 +70,7 @@ def show_two_tongues(
     summary = (
         f"Things named in the mean of {len(next(iter(found.values())))} seeds: {gap.before:.0%} and {gap.after:.0%}"
     )
-    show(two_tongues(losses, found), alt, f"{summary}; the seeds of one lie within {gap.spread:.0%}.")
+    show(two_tongues(losses, found), alt, f"{summary}; the seeds of one lie within {gap.seed_range:.0%}.")
 
 
 def matching(pictures: Sequence[Image.Image], captions: Sequence[str], cosines: np.ndarray) -> Figure:

@@ -37,8 +37,7 @@ from minivlm.checkpoint import load_checkpoint
 from minivlm.config import PROMPTS, STAGES
 from minivlm.data.features import FeatureCache
 from minivlm.data.samples import Sample
-from minivlm.evaluation.ablations import Effect, effect
-from minivlm.evaluation.exam import exam_questions, is_right, normalised
+from minivlm.evaluation import Effect, effect, exam_questions, is_right, normalised
 from minivlm.generate import Asked, answer
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
@@ -211,7 +210,7 @@ def compared(results: Mapping[str, Any], arm: str, measure: str, against: str | 
 
 def in_words(name: str, found: Effect) -> str:
     """An effect as a sentence that claims no more than was measured."""
-    points = f"{name}: {100 * found.difference:+.1f} points, spread of the seeds {100 * found.spread:.1f}"
+    points = f"{name}: {100 * found.difference:+.1f} points, spread of the seeds {100 * found.seed_range:.1f}"
     return f"{points}: {'an effect' if found.claimed else 'no effect that three seeds could show'}"
 
 

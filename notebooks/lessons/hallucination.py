@@ -18,8 +18,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, data_uri, smoothed, style
-from minivlm.evaluation import exam as evaluate
-from minivlm.evaluation.ablations import EXPERIMENTS, effect, values
+from minivlm.evaluation import EXPERIMENTS, Estimate, effect, values
 from minivlm.generate import Asked, describe, prompt_ids
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
@@ -103,7 +102,7 @@ def two_losses(losses: Mapping[str, Sequence[float]], nothing_known: float) -> F
     return figure
 
 
-def intervals(rows: Mapping[str, Mapping[str, evaluate.Figure]], titles: Mapping[str, str]) -> Figure:
+def intervals(rows: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str, str]) -> Figure:
     """Figures with their intervals: one line for each who, one panel for each measure.
 
     Args:

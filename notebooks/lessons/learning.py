@@ -18,6 +18,7 @@ from PIL import Image
 from lessons.lenses import FACTS, NO_WORD, UNTRUE, PatchWord, listed, things_patches
 from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, border, patches, readable, show, style
 from minivlm.config import IGNORE_INDEX
+from minivlm.evaluation import Estimate
 from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes.facts import Scene
 from minivlm.scenes.language import noun_phrase
@@ -27,9 +28,6 @@ FAINTEST = 0.002  # of a row's largest gradient: what is below is drawn alike
 MARKERS = "os^Dv"
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "")  # so that bars differ without colour, too
 SHADES = ("#C85200", "#FF800E", "#FFBC79", "#5F9ED1", "#A2C8EC", "#E6E6E6")
-
-
-Figured = Mapping[str, float | int | None]  # a figure of `minivlm.evaluation.exam`: value, low, high, count, of
 
 
 class Moment(NamedTuple):
@@ -130,15 +128,17 @@ def show_facts(rows: Mapping[str, Mapping[str, int]]) -> None:
     show(facts_bars(rows), alt, f"Patches of things whose nearest word is true of the thing: {summary}.")
 
 
-def show_intervals(rows: Mapping[str, Mapping[str, Figured]], label: str) -> None:
+def show_intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> None:
     """Shares with their intervals and counts; see `intervals`."""
     told = [
-        f"{who}, {what}: {found['count']} of {found['of']}" for who, row in rows.items() for what, found in row.items()
+        f"{who}, {what}: {found['numerator']} of {found['denominator']}"
+        for who, row in rows.items()
+        for what, found in row.items()
     ]
     alt = f"Points with intervals, {label}. {'; '.join(told)}."
     first, *others = rows
     what = next(iter(rows[first]))
-    named = [f"{who} {rows[who][what]['count']} of {rows[who][what]['of']}" for who in (first, *others)]
+    named = [f"{who} {rows[who][what]['numerator']} of {rows[who][what]['denominator']}" for who in (first, *others)]
     show(intervals(rows, label), alt, f"{what}: {', '.join(named)}.")
 
 
@@ -289,7 +289,7 @@ def facts_bars(rows: Mapping[str, Mapping[str, int]]) -> Figure:
     return figure
 
 
-def intervals(rows: Mapping[str, Mapping[str, Figured]], label: str) -> Figure:
+def intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> Figure:
     """Shares as points with their intervals, and their counts written out.
 
     Args:
@@ -311,7 +311,7 @@ def intervals(rows: Mapping[str, Mapping[str, Figured]], label: str) -> Figure:
                 colour = BLUE if place == 0 else GREY
                 axes.plot([found["low"], found["high"]], [y, y], color=colour, linewidth=5, alpha=0.45)
                 axes.plot(found["value"], y, MARKERS[number % len(MARKERS)], color=colour, markersize=8)
-                text = f"{found['value']:.2f}   ({found['count']} of {found['of']})"
+                text = f"{found['value']:.2f}   ({found['numerator']} of {found['denominator']})"
                 axes.annotate(
                     text,
                     (max(found["high"], found["value"]), y),

@@ -10,7 +10,7 @@ import argparse
 import json
 
 from minivlm.checkpoint import load_checkpoint
-from minivlm.evaluation.exam import figure
+from minivlm.evaluation import estimate
 from minivlm.pretraining.language_model import ROUNDS, MosaicReader
 from minivlm.runtime.paths import BASE, data_folder
 from minivlm.scenes.vocabulary import LANGUAGES
@@ -27,8 +27,8 @@ def measure(lists: int) -> dict:
     for lang in LANGUAGES:
         compared = list(enumerate(reader.compare_captions(lang, lists, "list")))
         found[lang] = {
-            "precision": figure((i, right, named) for i, (right, named, _) in compared),
-            "recall": figure((i, right, true) for i, (right, _, true) in compared),
+            "precision": estimate((i, right, named) for i, (right, named, _) in compared),
+            "recall": estimate((i, right, true) for i, (right, _, true) in compared),
         }
     return found
 

@@ -1,4 +1,4 @@
-"""The three experiments: what differs between arms and what does not, hand-counted scores, and a whole small run."""
+"""The three experiments: what differs between variants and what does not, hand-counted scores, a whole small run."""
 
 import json
 from collections import Counter
@@ -11,14 +11,14 @@ from training import save_base
 from minivlm.checkpoint import load_checkpoint, read_meta
 from minivlm.cli import main
 from minivlm.config import PROMPTS
-from minivlm.evaluation import ablations as experiments
+from minivlm.evaluation import ablations
 from minivlm.evaluation.ablations import (
-    ARMS,
     EXPERIMENTS,
     SHIPPED,
     STEPS,
-    Arm,
+    VARIANTS,
     Plan,
+    Variant,
     as_text,
     effect,
     experiment,
@@ -43,24 +43,26 @@ def scene(*kinds: str, setting: str = "beach") -> Scene:
     return Scene(setting, tuple(things), 0)
 
 
-class TestArms:
+class TestVariants:
     def test_each_experiment_turns_one_knob(self):
         for names in EXPERIMENTS.values():
-            arms = [ARMS[name] for name in names]
-            differ = [knob for knob in ("base", "short", "noise") if len({getattr(arm, knob) for arm in arms}) > 1]
+            variants = [VARIANTS[name] for name in names]
+            differ = [
+                knob for knob in ("base", "short", "noise") if len({getattr(variant, knob) for variant in variants}) > 1
+            ]
             assert len(differ) == 1, names
-        assert [ARMS[name].noise for name in EXPERIMENTS["noise"]] == [0.0, 0.1, 0.3]
-        assert {name for names in EXPERIMENTS.values() for name in names} == set(ARMS)
+        assert [VARIANTS[name].noise for name in EXPERIMENTS["noise"]] == [0.0, 0.1, 0.3]
+        assert {name for names in EXPERIMENTS.values() for name in names} == set(VARIANTS)
 
     @pytest.fixture
     def long(self):
-        return list(Arm().rows(PICTURES, ROWS, seed=1))
+        return list(Variant().rows(PICTURES, ROWS, seed=1))
 
     def test_long_answers_are_the_shipped_recipe(self, long):
         assert long == list(SceneRows("sft", PICTURES, ROWS, 1))
 
     def test_short_answers_name_the_same_things_in_one_clause_and_change_nothing_else(self, long):
-        short, described = list(Arm(short=True).rows(PICTURES, ROWS, seed=1)), 0
+        short, described = list(Variant(short=True).rows(PICTURES, ROWS, seed=1)), 0
         assert len(short) == len(long)
         for brief, full in zip(short, long, strict=True):
             assert (brief.images, brief.where) == (full.images, full.where)
@@ -78,12 +80,12 @@ class TestArms:
         assert described > ROWS / 4
 
     def test_short_answers_depend_on_index_and_seed_alone(self):
-        rows = Arm(short=True).rows(PICTURES, ROWS, seed=1)
+        rows = Variant(short=True).rows(PICTURES, ROWS, seed=1)
         assert [rows[i] for i in reversed(range(ROWS))][::-1] == list(rows)
-        assert list(Arm(short=True).rows(PICTURES, ROWS, seed=2)) != list(rows)
+        assert list(Variant(short=True).rows(PICTURES, ROWS, seed=2)) != list(rows)
 
     def test_noise_adds_one_untrue_thing_to_its_share_of_the_descriptions(self, long):
-        noisy = list(Arm(noise=0.3).rows(PICTURES, 400, seed=1))
+        noisy = list(Variant(noise=0.3).rows(PICTURES, 400, seed=1))
         untrue = described = 0
         for row in noisy:
             if "(description)" in row.where:
@@ -104,18 +106,18 @@ class TestScores:
     def test_invented_by_mention_by_hand(self):
         found = invented_by_mention(self.SCENES, self.TEXTS, mentions=2)
         # first mentions: dog (there), car (not); second and later ones: kite (not), boat (there), tree (not)
-        assert [(one["count"], one["of"]) for one in found] == [(1, 2), (2, 3)]
+        assert [(one["numerator"], one["denominator"]) for one in found] == [(1, 2), (2, 3)]
 
     def test_usual_share_by_hand(self):
         found = usual_share(self.SCENES, self.TEXTS)  # kite is usual at the beach, tree in the park, car in neither
-        assert (found["count"], found["of"]) == (2, 3)
+        assert (found["numerator"], found["denominator"]) == (2, 3)
 
     @pytest.mark.parametrize(
         ("before", "after", "claimed"),
         [
             ([0.01, 0.02, 0.03], [0.06, 0.07, 0.08], True),  # means 0.05 apart, spread 0.02
             ([0.01, 0.02, 0.03], [0.03, 0.03, 0.04], False),  # about 0.013 apart
-            ([0.01, 0.01, 0.01], [0.02, 0.06, 0.10], False),  # 0.05 apart, but the second arm spreads over 0.08
+            ([0.01, 0.01, 0.01], [0.02, 0.06, 0.10], False),  # 0.05 apart, but the second variant spreads over 0.08
             ([0.9, 0.9, 0.9], [0.5, 0.5, 0.5], True),
         ],
     )
@@ -123,7 +125,7 @@ class TestScores:
         found = effect(before, after)
         assert found.claimed is claimed
         assert found.difference == pytest.approx(sum(after) / 3 - sum(before) / 3)
-        assert found.spread == pytest.approx(max(max(before) - min(before), max(after) - min(after)))
+        assert found.seed_range == pytest.approx(max(max(before) - min(before), max(after) - min(after)))
 
 
 class TestSampled:
@@ -136,7 +138,7 @@ class TestSampled:
         )
 
     def test_first_words_come_as_often_as_they_are_probable(self, model, processor, monkeypatch):
-        monkeypatch.setattr(experiments, "LONG", 1)
+        monkeypatch.setattr(ablations, "LONG", 1)
         count = 2000
         texts = sampled(model, processor, self.features(model, count), "What?", batch_size=count)
         shared, own = prompt_ids(processor, Asked("What?", 0))
@@ -151,7 +153,7 @@ class TestSampled:
             assert texts.count(text) / count == pytest.approx(chance, abs=5 * error)
 
     def test_the_same_seed_says_the_same_and_leaves_randomness_alone(self, model, processor, monkeypatch):
-        monkeypatch.setattr(experiments, "LONG", 4)
+        monkeypatch.setattr(ablations, "LONG", 4)
         before = torch.random.get_rng_state()
         first, again, other = (sampled(model, processor, self.features(model, 3), "What?", seed) for seed in (0, 0, 1))
         assert first == again != other
@@ -174,32 +176,31 @@ class TestRun:
     def plan(self, tmp_path, data, monkeypatch):
         stages = {
             "scenes": {
-                name: replace(stage, batch_size=2, accumulation=1)
-                for name, stage in experiments.STAGES["scenes"].items()
+                name: replace(stage, batch_size=2, accumulation=1) for name, stage in ablations.STAGES["scenes"].items()
             }
         }
-        monkeypatch.setattr(experiments, "STAGES", stages)
-        monkeypatch.setattr(experiments, "LONG", 4)
-        monkeypatch.setattr(experiments, "SHORT", 2)
-        return Plan(tmp_path / "out", data, (0, 1), {"pretrain": 1, "sft": 1}, 4, 4, ("en",), "fp32", "minivlm test")
+        monkeypatch.setattr(ablations, "STAGES", stages)
+        monkeypatch.setattr(ablations, "LONG", 4)
+        monkeypatch.setattr(ablations, "SHORT", 2)
+        return Plan(tmp_path / "out", data, (0, 1), {"pretrain": 1, "sft": 1}, 4, 4, "fp32", "minivlm test")
 
     def test_a_whole_run_and_its_second_sitting(self, plan, monkeypatch):
         results = experiment(plan)
-        assert set(results["arms"]) == set(ARMS)
-        for arm in results["arms"].values():
-            assert [run["seed"] for run in arm["runs"]] == [0, 1]
+        assert set(results["variants"]) == set(VARIANTS)
+        for variant in results["variants"].values():
+            assert [run["seed"] for run in variant["runs"]] == [0, 1]
         assert results == json.loads((plan.out / "experiments.json").read_text("utf-8"))
         assert results["language_models"][SMALL_LM]["from_words"] == {"list en": {"recall": 0.5}}
         assert len(values(results, "short", "sampled chair_s")) == 2 and len(values(results, "long", "pope")) == 2
         assert "sft, noise 30%" in as_text(results)
-        monkeypatch.setattr(experiments, "train", lambda *_, **__: pytest.fail("it was trained before"))
-        assert experiment(plan)["arms"] == results["arms"]
+        monkeypatch.setattr(ablations, "train", lambda *_, **__: pytest.fail("it was trained before"))
+        assert experiment(plan)["variants"] == results["variants"]
 
     def test_arms_of_a_seed_share_stage_1(self, plan):
-        runs = experiment(replace(plan, seeds=(0,)), ["length"])["arms"]
+        runs = experiment(replace(plan, seeds=(0,)), ["length"])["variants"]
         assert set(runs) == {"short", "long"}
         folder = plan.out / "seed-0"
-        parents = [read_meta(folder / arm)["parent"]["hashes"]["projector"] for arm in runs]
+        parents = [read_meta(folder / variant)["parent"]["hashes"]["projector"] for variant in runs]
         assert parents == [read_meta(folder / f"pretrain-of-{BASE}")["hashes"]["projector"]] * 2
         assert runs["short"]["runs"][0]["pretrain"] == runs["long"]["runs"][0]["pretrain"]
 
@@ -226,10 +227,10 @@ class TestShipped:
 
     def test_every_arm_has_three_seeds_and_was_made_by_the_documented_command(self, results):
         assert results["command"] == "minivlm experiment" and results["seeds"] == [0, 1, 2]
-        assert set(results["arms"]) == set(ARMS)
-        for arm in results["arms"].values():
-            assert [run["seed"] for run in arm["runs"]] == results["seeds"]
-            assert all(len(run["losses"]) == results["steps"]["sft"] == STEPS["sft"] for run in arm["runs"])
+        assert set(results["variants"]) == set(VARIANTS)
+        for variant in results["variants"].values():
+            assert [run["seed"] for run in variant["runs"]] == results["seeds"]
+            assert all(len(run["losses"]) == results["steps"]["sft"] == STEPS["sft"] for run in variant["runs"])
 
     def test_both_language_models_are_the_ones_that_lie_here(self, results):
         for name, about in results["language_models"].items():

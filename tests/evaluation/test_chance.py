@@ -1,11 +1,21 @@
-"""What answers are worth by accident, against the plain way: every answer held against every wrong picture in turn."""
+"""Chance levels against the plain way: every answer compared with every unrelated picture in turn."""
 
 from itertools import permutations
 
 import pytest
 
-from minivlm.evaluation import chance as accident
-from minivlm.evaluation import exam as ev
+from minivlm.evaluation import (
+    POPE_WAYS,
+    Reply,
+    chance,
+    exam_questions,
+    is_right,
+    normalised,
+    pope_questions,
+    score_descriptions,
+    score_questions,
+)
+from minivlm.evaluation.questions import PRESENT, answer_key
 from minivlm.scenes import vocabulary as w
 from minivlm.scenes.facts import random_stream, sample_scene
 from minivlm.scenes.language import description, read_facts
@@ -15,9 +25,9 @@ SCENES = [sample_scene("exam", i) for i in range(60)]
 
 def replies(lang, shown, scenes=SCENES):
     """The exam's questions about each scene, each answered with the true answer about scene number `shown(i)`."""
-    items = ev.exam_questions(scenes, lang)
+    items = exam_questions(scenes, lang)
     known = {(item.picture, item.group): item.question.answer for item in items}
-    return [ev.Reply(item, known.get((shown(item.picture), item.group), "")) for item in items]
+    return [Reply(item, known.get((shown(item.picture), item.group), "")) for item in items]
 
 
 def test_agreement_is_the_mean_over_all_wrong_places():
@@ -25,8 +35,8 @@ def test_agreement_is_the_mean_over_all_wrong_places():
     said, true = ([str(x) for x in rng.integers(0, 4, 30)] for _ in range(2))
     pairs = list(permutations(range(30), 2))
     expected = sum(said[i] == true[j] for i, j in pairs) / len(pairs)
-    assert accident.agreement(said, true) == pytest.approx(expected, abs=1e-5)
-    assert accident.agreement(["a"], ["a"]) is None and accident.agreement([], []) is None
+    assert chance.agreement(said, true) == pytest.approx(expected, abs=1e-5)
+    assert chance.agreement(["a"], ["a"]) is None and chance.agreement([], []) is None
 
 
 def test_answers_are_held_against_places_where_the_same_was_asked():
@@ -36,7 +46,7 @@ def test_answers_are_held_against_places_where_the_same_was_asked():
     true = ["yes", "yes", "no", "no", "no", "yes"]
     # cat, said no: others are no, no -> 1; cat, said yes: others yes, no -> 1/2; cat, said no: others yes, no -> 1/2
     # dog, said no: the other is no -> 1; dog, said yes: the other is yes -> 1
-    assert accident.agreement(said, true, asked) == pytest.approx((1 + 1 / 2 + 1 / 2 + 1 + 1) / 5)
+    assert chance.agreement(said, true, asked) == pytest.approx((1 + 1 / 2 + 1 / 2 + 1 + 1) / 5)
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
@@ -46,23 +56,23 @@ def test_descriptions_are_held_against_every_picture_but_their_own(lang):
     texts[5] = ""  # names nothing
     shown = [(i + 7) % len(SCENES) if i % 3 else [None, len(SCENES)][i % 2] for i in range(len(SCENES))]
     pairs = [(i, j) for i, j in permutations(range(len(SCENES)), 2) if j != shown[i]]
-    scored = ev.score_descriptions([SCENES[j] for _, j in pairs], [texts[i] for i, _ in pairs], lang, fully=False)
+    scored = score_descriptions([SCENES[j] for _, j in pairs], [texts[i] for i, _ in pairs], lang, fully=False)
     near = scored["things"]["pair"]["near"]["any"]
     expected = {name: near[name]["value"] for name in ("precision", "recall")}
     expected |= {name: scored[name]["value"] for name in ("setting", "chair_i", "chair_s")}
-    assert accident.describing(SCENES, texts, shown) == pytest.approx(expected, abs=2e-5)
+    assert chance.describing(SCENES, texts, shown) == pytest.approx(expected, abs=2e-5)
     assert 0 < expected["recall"] < 0.2
 
 
 def test_descriptions_that_name_nothing_are_worth_nothing():
-    level = accident.describing(SCENES, [""] * len(SCENES))
+    level = chance.describing(SCENES, [""] * len(SCENES))
     assert level == {"precision": None, "recall": 0, "setting": 0, "chair_i": None, "chair_s": 0}
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
 def test_an_answer_is_right_where_its_words_are(lang):
     """`is_right` goes by keys; here it is held against the words themselves, for answers of other questions too."""
-    items = ev.exam_questions(SCENES, lang)
+    items = exam_questions(SCENES, lang)
     checked = 0
     for group in w.QUESTION_TYPES:
         questions = [item.question for item in items if item.group == group]
@@ -72,22 +82,22 @@ def test_an_answer_is_right_where_its_words_are(lang):
                 if group == "what" and true:
                     right = set(read_facts(other.answer).things) == set(true)
                 else:
-                    right = ev.normalised(other.answer) == ev.normalised(one.answer)
-                assert ev.is_right(one, other.answer) == right, (one, other)
+                    right = normalised(other.answer) == normalised(one.answer)
+                assert is_right(one, other.answer) == right, (one, other)
                 checked += right
     assert checked > len(items)
 
 
 def test_keys_compare_answers_to_different_questions():
     def of_type(lang, group):
-        return [item.question for item in ev.exam_questions(SCENES, lang) if item.group == group]
+        return [item.question for item in exam_questions(SCENES, lang) if item.group == group]
 
     for lang in w.LANGUAGES:
-        which = {ev.answer_key(question, question.answer) for question in of_type(lang, "compare")}
+        which = {answer_key(question, question.answer) for question in of_type(lang, "compare")}
         assert which == {0, 1}  # the one named first, the one named second
-    counted = {ev.answer_key(question, question.answer) for question in of_type("zh", "count")}
-    assert counted <= {(ev.normalised(number),) for number in w.NUMBERS["zh"]} and len(counted) > 1
-    (bare,) = {ev.answer_key(q, w.NUMBERS["zh"][2]) for q in of_type("zh", "count")}
+    counted = {answer_key(question, question.answer) for question in of_type("zh", "count")}
+    assert counted <= {(normalised(number),) for number in w.NUMBERS["zh"]} and len(counted) > 1
+    (bare,) = {answer_key(q, w.NUMBERS["zh"][2]) for q in of_type("zh", "count")}
     assert bare not in counted  # without its measure word a number is no answer
 
 
@@ -96,24 +106,24 @@ def test_pope_is_held_against_other_pictures_of_which_the_same_kind_was_asked(la
     """Loose forms of yes and no, and one that is neither; against pairs of questions, by hand."""
     forms = {"en": ("Yes, there is.", "no", "Blub."), "zh": ("是的，有。", "不是。", "一只狗")}[lang]
     rng = random_stream("loose", lang)
-    items = ev.pope_questions(SCENES, lang)
-    pope = [ev.Reply(item, forms[int(rng.choice(3, p=(0.3, 0.5, 0.2)))]) for item in items]
-    level = ev.accident_of(SCENES, [""] * len(SCENES), replies(lang, lambda i: i), pope)["pope"]
-    assert len(set(level.values())) == len(ev.POPE_WAYS)
-    for way in ev.POPE_WAYS:
-        group = [reply for reply in pope if reply.item.group in (way, ev.PRESENT)]
+    items = pope_questions(SCENES, lang)
+    pope = [Reply(item, forms[int(rng.choice(3, p=(0.3, 0.5, 0.2)))]) for item in items]
+    level = chance.chance_levels(SCENES, [""] * len(SCENES), replies(lang, lambda i: i), pope)["pope"]
+    assert len(set(level.values())) == len(POPE_WAYS)
+    for way in POPE_WAYS:
+        group = [reply for reply in pope if reply.item.group in (way, PRESENT)]
         shares = []
         for one in group:
             (kind, _), *_ = read_facts(one.item.question.text).things
             others = [o for o in group if o is not one and read_facts(o.item.question.text).things[0][0] == kind]
             said = {forms[0]: True, forms[1]: False, forms[2]: None}[one.text]
             if others:
-                shares.append(sum(said is (o.item.group == ev.PRESENT) for o in others) / len(others))
+                shares.append(sum(said is (o.item.group == PRESENT) for o in others) / len(others))
         assert level[way] == pytest.approx(sum(shares) / len(shares), abs=1e-5)
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
-def test_a_control_that_tells_about_another_picture_is_worth_what_it_is_by_accident(lang):
+def test_a_control_that_tells_about_another_picture_scores_its_chance_level(lang):
     """A perfect teller, shown pictures in another order: within the interval, nineteen times in twenty or so."""
     rng, count, inside = random_stream("another order", lang), len(SCENES), []
     for _ in range(20):
@@ -127,9 +137,9 @@ def within(lang, shown):
     """Which intervals hold their level: of recall, and of the types that can be asked about every picture."""
     told = [description(SCENES[shown(i)], lang, random_stream("told", i)) for i in range(len(SCENES))]
     answered = replies(lang, shown)
-    level = ev.accident_of(SCENES, told, answered, [], [shown(i) for i in range(len(SCENES))])
+    level = chance.chance_levels(SCENES, told, answered, [], [shown(i) for i in range(len(SCENES))])
     assert set(level["questions"]) == set(w.QUESTION_TYPES)
-    scored, right = ev.score_descriptions(SCENES, told, lang, fully=False), ev.score_questions(answered)
+    scored, right = score_descriptions(SCENES, told, lang, fully=False), score_questions(answered)
     recall = scored["things"]["pair"]["near"]["any"]["recall"]
     pairs = [(recall, level["descriptions"]["recall"])]
     pairs += [(right[type_], level["questions"][type_]) for type_ in ("what", "total", "setting", "time")]

@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 from minivlm.checkpoint import load_checkpoint, save_checkpoint
 from minivlm.config import W_ALONE, Stage
 from minivlm.data.features import FeatureCache
-from minivlm.evaluation.ablations import effect
+from minivlm.evaluation import effect
 from minivlm.pretraining import loop
 from minivlm.pretraining.encoder import contrast_loss
 from minivlm.pretraining.language_model import Lessons, MosaicReader

@@ -4,8 +4,8 @@ import pytest
 from lessons.exercises.chair import MENTIONED, PRESENT, WRONG_I, WRONG_S, chair_i, chair_s
 from lessons.exercises.frame import verdict
 
-from minivlm.evaluation import exam as evaluate
-from minivlm.evaluation.exam import score_descriptions
+from minivlm import evaluation
+from minivlm.evaluation import score_descriptions
 from minivlm.scenes.facts import Scene, Thing
 from minivlm.scenes.language import noun_phrase
 
@@ -47,7 +47,7 @@ def test_the_right_answer_is_the_packages_own():
         scenes.append(Scene("park", things, 0))
         texts.append(" ".join(f"There is {noun_phrase(kind, colour, 'en')}." for kind, colour in said))
     scored = score_descriptions(scenes, texts, "en")
-    counted = [(scored[name]["count"], scored[name]["of"]) for name in ("chair_i", "chair_s")]
+    counted = [(scored[name]["numerator"], scored[name]["denominator"]) for name in ("chair_i", "chair_s")]
     assert counted == [(6, 18), (2, 7)]
 
 
@@ -88,7 +88,7 @@ WRONG = {
     "one number": (lambda m, p: by_hand(m, p)[0], "give two numbers"),
     "something else": (lambda m, p: (0.1, 0.2), "your CHAIR_i is 0.100, but for these 7 answers it is 0.333"),
     "an error": (lambda m, p: m.keys(), "your function raised AttributeError"),
-    "the package's own": (lambda m, p: evaluate.score_descriptions([], [], "en"), "own score_descriptions"),
+    "the package's own": (lambda m, p: evaluation.score_descriptions([], [], "en"), "own score_descriptions"),
     "the package's own, by its name": (score_descriptions, "own score_descriptions"),
 }
 

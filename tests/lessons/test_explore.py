@@ -284,8 +284,8 @@ class TestFigures:
         is_image = np.array([0, 1, 1, 1, 1, 0, 0]) == 1
         norms = rng.random((3, 7)) * np.array([1, 1, 1, 1, 1, 1, 0])
         counts = dict(zip((*FACTS, UNTRUE), (5, 4, 3, 2, 1, 5), strict=True))
-        found = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 5, "of": 10}
-        nothing = {"value": None, "low": None, "high": None, "count": 0, "of": 0}
+        found = {"value": 0.5, "low": 0.4, "high": 0.6, "numerator": 5, "denominator": 10}
+        nothing = {"value": None, "low": None, "high": None, "numerator": 0, "denominator": 0}
         for figure in (
             learning.patch_words(picture, {"before": words, "after": words}, [("a red car", np.array([0, 1]))]),
             learning.gradient_path(picture, norms, ["a"] * 7, is_image, ~is_image, 0.5),
@@ -368,8 +368,8 @@ class TestFigures:
         learning.show_facts(
             {"before": {**dict.fromkeys(FACTS, 0), UNTRUE: 9}, "after": {**dict.fromkeys(FACTS, 1), UNTRUE: 5}}
         )
-        found = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 5, "of": 10}
-        learning.show_intervals({"looking": {"recall": found}, "grey": {"recall": found | {"count": 1}}}, "things")
+        found = {"value": 0.5, "low": 0.4, "high": 0.6, "numerator": 5, "denominator": 10}
+        learning.show_intervals({"looking": {"recall": found}, "grey": {"recall": found | {"numerator": 1}}}, "things")
         assert [bundle["text/plain"] for bundle in shown] == [
             "The picture lights up as W learns: 0 → 3 of its 4 patches.",
             "Patches of things whose nearest word is true of the thing: before 0%, after 50%.",
@@ -379,7 +379,7 @@ class TestFigures:
         assert "Step 9: 3, “y”." in alts[0] and "after: kind 10%" in alts[1] and "grey, recall: 1 of 10" in alts[2]
 
     def test_counts_are_written_beside_the_points(self):
-        found = {"value": 0.5, "low": 0.4, "high": 0.6, "count": 5, "of": 10}
-        nothing = {"value": None, "low": None, "high": None, "count": 0, "of": 0}
+        found = {"value": 0.5, "low": 0.4, "high": 0.6, "numerator": 5, "denominator": 10}
+        nothing = {"value": None, "low": None, "high": None, "numerator": 0, "denominator": 0}
         texts = [t.get_text() for t in learning.intervals({"a": {"x": found, "y": nothing}}, "s").axes[0].texts]
         assert texts == ["0.50   (5 of 10)", "nothing named"]

@@ -15,7 +15,7 @@ from training import some_features
 from minivlm.checkpoint import read_meta, save_checkpoint
 from minivlm.config import IMAGE_TOKEN
 from minivlm.data.features import FeatureCache
-from minivlm.evaluation.ablations import effect
+from minivlm.evaluation import effect
 from minivlm.runtime.paths import data_folder
 from minivlm.scenes.facts import sample_scene
 from minivlm.scenes.samples import TEXT_OFFSET, SceneRows
@@ -143,9 +143,9 @@ class TestEffect:
         results = {"before": {"recall": 0.5}, "arms": arms}
         assert forgetting.mean_of(results, WITH, "recall") == pytest.approx(0.8)
         found = forgetting.compared(results, WITH, "recall", WITHOUT)
-        assert found.difference == pytest.approx(0.6) and found.spread == pytest.approx(0.2) and found.claimed
+        assert found.difference == pytest.approx(0.6) and found.seed_range == pytest.approx(0.2) and found.claimed
         found = forgetting.compared(results, WITH, "recall")
-        assert found.difference == pytest.approx(0.3) and found.spread == pytest.approx(0.1)
+        assert found.difference == pytest.approx(0.3) and found.seed_range == pytest.approx(0.1)
 
     def test_in_words(self):
         assert (

@@ -7,8 +7,7 @@ import pytest
 import torch
 from lessons import hallucination as h
 
-from minivlm.evaluation.ablations import ARMS
-from minivlm.evaluation.exam import figure
+from minivlm.evaluation import VARIANTS, estimate
 from minivlm.generate import describe
 from minivlm.scenes.drawing.draw import draw, layout
 from minivlm.scenes.facts import Scene, Thing, sample_scene
@@ -119,14 +118,14 @@ class TestOcclusion:
 def some_results():
     """Results of all arms with values that tell them apart: arm number a, seed s."""
     arms = {}
-    for a, arm in enumerate(ARMS):
+    for a, arm in enumerate(VARIANTS):
         runs = []
         for s in range(3):
             one = {"value": 0.1 * a + 0.01 * s}
             scored = dict.fromkeys(("precision", "recall", "chair_i", "chair_s", "length"), one)
             runs.append({"sft": {"en": scored | {"sampled": scored}}})
         arms[arm] = {"runs": runs}
-    return {"arms": arms}
+    return {"variants": arms}
 
 
 class TestFigures:
@@ -136,7 +135,7 @@ class TestFigures:
         assert [len(axes.lines[0].get_xdata()) for axes in panels] == [2, 3]
 
     def test_intervals_show_every_value_or_say_that_there_is_none(self):
-        one, none = figure([(0, 1, 2), (1, 1, 1)]), figure([])
+        one, none = estimate([(0, 1, 2), (1, 1, 1)]), estimate([])
         made = h.intervals({"model": {"a": one}, "blank": {"a": none}}, {"a": "A"})
         assert [text.get_text() for text in made.axes[0].texts] == ["0.67", "names nothing"]
         assert [label.get_text() for label in made.axes[0].get_yticklabels()] == ["model", "blank"]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minivlm.evaluation.exam import CONTROLLED, CONTROLS, COUNTS, DISTANCES, EVERYONE, LEVELS, POPE_WAYS
+from minivlm.evaluation import CONTROLLED, CONTROLS, EVERYONE, POPE_WAYS
+from minivlm.evaluation.metrics import COUNTS, DISTANCES, LEVELS
 from minivlm.report import build as report
 from minivlm.report.page import Figure, Fold, Heading, Lines, Paragraph, Span, Table, Tiles, html_page, markdown_page
 from minivlm.report.page import Image as Picture
@@ -30,14 +31,14 @@ STAGES, LANGUAGES = ("pretrain", "sft"), ("en", "zh")
 
 def figure(count: int, of: int) -> dict:
     if not of:
-        return {"value": None, "low": None, "high": None, "count": 0, "of": 0}
+        return {"value": None, "low": None, "high": None, "numerator": 0, "denominator": 0}
     value = count / of
     return {
         "value": round(value, 5),
         "low": round(value * 0.9, 5),
         "high": round(value, 5) / 2 + 0.5,
-        "count": count,
-        "of": of,
+        "numerator": count,
+        "denominator": of,
     }
 
 
@@ -71,7 +72,7 @@ def examined(start: int) -> dict:
         "questions": {who: {t: next_() for t in ("all", *QUESTION_TYPES)} for who in (*EVERYONE, "guess")},
         "guesses": dict.fromkeys(QUESTION_TYPES, "Two."),
         "pope": {who: {way: {key: next_() for key in ways} for way in POPE_WAYS} for who in EVERYONE},
-        "accident": {who: {group: dict(levels) for group, levels in ACCIDENT.items()} for who in CONTROLS},
+        "chance": {who: {group: dict(levels) for group, levels in ACCIDENT.items()} for who in CONTROLS},
     }
 
 
@@ -226,7 +227,7 @@ def two(figure_: dict, digits: int = 3) -> str:
     """A figure with its interval and counts, as the page's tables write it."""
     places = min(digits, 2)
     interval = f"{figure_['low']:.{places}f}–{figure_['high']:.{places}f}"
-    return f"{figure_['value']:.{digits}f} {interval} · {figure_['count']}/{figure_['of']}"
+    return f"{figure_['value']:.{digits}f} {interval} · {figure_['numerator']}/{figure_['denominator']}"
 
 
 # ---- what the page shows
@@ -307,7 +308,7 @@ def test_the_headline_shows_values_and_counts_beside_aim_floor_and_experiment(pa
                 p, r = near[n]["precision"], near[n]["recall"]
                 numbers = f"{p['value']:.3f} / {r['value']:.3f}"
                 assert re.sub(" [●◐○]", "", next(cells)) == (
-                    f"{numbers} {p['count']}/{p['of']} · {r['count']}/{r['of']}"
+                    f"{numbers} {p['numerator']}/{p['denominator']} · {r['numerator']}/{r['denominator']}"
                 )
         assert f"{run['exam']['sft'][lang]['questions']['model']['all']['value']:.3f}" in next(cells)
     assert [" | ".join(row) for row in targets] == [  # as they were promised
@@ -415,8 +416,8 @@ def test_pope_and_the_holdout_are_shown_as_measured(page, run):
     got = pope["model"]["adversarial"]
     shown = [two(got[key]) for key in ("accuracy", "precision", "recall", "f1", "yes_ratio")]
     control = pope["alone"]["adversarial"]["accuracy"]  # figures grow in this fixture: the last is the best
-    best = f"{control['value']:.3f} alone · {control['count']}/{control['of']}"
-    unreadable = f"{got['unreadable']['count']}/{got['unreadable']['of']}"
+    best = f"{control['value']:.3f} alone · {control['numerator']}/{control['denominator']}"
+    unreadable = f"{got['unreadable']['numerator']}/{got['unreadable']['denominator']}"
     assert rows[-1] == ["SFT_vlm, Chinese, adversarial", *shown, best, unreadable]
     _, *rows = table_of(page, "hold-out: precision")
     near = [run["exam"]["pretrain"]["en"]["holdout"], run["exam"]["pretrain"]["en"]["descriptions"]["model"]]
@@ -437,7 +438,10 @@ def test_controls_are_counted_that_hold_what_they_are_worth_by_accident(run):
     for stage in STAGES:
         for lang in LANGUAGES:
             exam = run["exam"][stage][lang]
-            told, wide = exam["descriptions"]["another"], {"value": 0.5, "low": 0.0, "high": 1.0, "count": 1, "of": 2}
+            told, wide = (
+                exam["descriptions"]["another"],
+                {"value": 0.5, "low": 0.0, "high": 1.0, "numerator": 1, "denominator": 2},
+            )
             told |= {"things": {"pair": {"near": {"any": {"precision": wide, "recall": wide}}}}}
             told |= dict.fromkeys(("setting", "chair_i", "chair_s"), wide)
             exam["questions"]["another"] |= dict.fromkeys(QUESTION_TYPES, wide)
@@ -513,7 +517,7 @@ def test_the_large_percentages_stand_with_their_counts(run):
     weaker.append(run["exam"]["sft"]["en"]["questions"]["model"]["all"])  # figures grow: English is the lower
     for (number, what), figure_ in zip(report._tiles(run)[2:], weaker, strict=True):
         assert number == f"{100 * figure_['value']:.0f}%"
-        assert what.endswith(f"in the weaker language: {figure_['count']}/{figure_['of']}")
+        assert what.endswith(f"in the weaker language: {figure_['numerator']}/{figure_['denominator']}")
 
 
 def test_the_ledger_counts_what_trained_and_what_was_frozen(page):
@@ -606,7 +610,7 @@ def test_the_worst_counts_by_hand():
     worst = report.worst_of(three_headlines())
 
     def counts(figure_):
-        return figure_["count"], figure_["of"]
+        return figure_["numerator"], figure_["denominator"]
 
     first, last = worst["near"]["pretrain"]["en"]["1"], worst["near"]["sft"]["zh"]["4"]
     assert (counts(first["precision"]), counts(first["recall"])) == ((88, 100), (79, 100))

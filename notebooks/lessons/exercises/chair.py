@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lessons.exercises.frame import Wrong, called, exercise, forbidden
-from minivlm.evaluation.exam import score_descriptions
+from minivlm.evaluation import score_descriptions
 
 Pair = tuple[str, str | None]  # a kind and its colour, as `read_facts` gives them
 Answers, Pictures = Sequence[Sequence[Pair]], Sequence[Sequence[Pair]]

@@ -10,7 +10,7 @@ from lessons.exercises.frame import Wrong, called, exercise, forbidden
 from lessons.forgetting import CHOICES, compared, read_results
 from lessons.stages import chosen, size
 from minivlm.config import preset_config
-from minivlm.evaluation.ablations import Effect
+from minivlm.evaluation import Effect
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 
 W, TABLE, HEAD = "projector.", "language_model.model.embed_tokens.", "language_model.lm_head"
@@ -141,7 +141,7 @@ def _check_prediction(key: str, name: str, predicted: bool, results: Mapping[str
     unit = 1 if measure == "words" else 100
     told = (
         f"with {name!r}, {measure} went from {unit * found.before:.0f} to {unit * found.after:.0f}, and the seeds "
-        f"spread over {unit * found.spread:.1f}"
+        f"spread over {unit * found.seed_range:.1f}"
     )
     if not predicted:
         raise Wrong(f"{name!r} belongs under {key!r}, too: {told}")
