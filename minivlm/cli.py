@@ -12,7 +12,7 @@ from pathlib import Path
 
 from minivlm.config import CLIP_B16, IMAGE_TOKEN, MINIMIND2_V, PRESETS, PROMPTS
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
-from minivlm.runtime.processes import launched
+from minivlm.runtime.processes import launched, process_group
 
 REFUSED = 2  # the exit code of a message for people: a bad file, a wrong checkpoint
 SHEET = 8  # pictures across a contact sheet, and down
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.typed = shlex.join(["minivlm", *given])
     try:
         _require_one_process(options)
-        return options.command(options) or 0
+        with process_group():
+            return options.command(options) or 0
     except (ValueError, OSError) as problem:
         number = f" (process {os.environ.get('RANK')} of {launched()})" if launched() > 1 else ""
         print(f"minivlm{number}: {problem}", file=sys.stderr)

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,13 @@ from torch.nn.utils import parameters_to_vector
 from training import save_base, some_features
 from worker import KILLED_IN, ROWS, RUNS, learn, machine_folder
 
+import minivlm.runtime.processes
 from minivlm import cli
 from minivlm.checkpoint import load_checkpoint, read_meta
 from minivlm.data.dataset import read_index, write_index
 from minivlm.data.feature_store import build_store
 from minivlm.model import draw_projector
-from minivlm.runtime.processes import ProcessError, processes
+from minivlm.runtime.processes import ProcessError, process_group, processes
 from minivlm.train import LOG
 
 SCRIPT = Path(__file__).with_name("worker.py")
@@ -256,6 +258,43 @@ def test_features_are_encoded_once_a_machine_and_one_that_cannot_be_stops_all(
     first, second = (report["said"] for report in reports)
     assert second.startswith(f"SampleError: {where}: {broken}: this is not a picture")
     assert first == "ProcessError: process 1 of 2 stopped: " + second.removeprefix("SampleError: ")
+
+
+def test_the_group_is_left_at_the_end_of_a_command_and_after_an_error(place):
+    folder = place / "left"
+    machine_folder(folder, 0).mkdir(parents=True)
+    first, second = done(folder, "left", 1, 2)
+    assert [report[name] for report in (first, second) for name in ("well", "error")] == [[True, False]] * 4
+    assert second["said"] == "ValueError: no more"
+    assert first["said"].startswith("ProcessError: another process stopped")
+
+
+@pytest.mark.parametrize("problem", [None, ValueError("a bad file"), KeyboardInterrupt()])
+def test_the_command_line_leaves_the_group(tmp_path, monkeypatch, problem):
+    """Of one process here; a command that joined none ends as ever."""
+    group, joined = torch.distributed, []
+
+    def command(*_):
+        store = group.FileStore(str(tmp_path / "store"), 1)
+        group.init_process_group("gloo", store=store, rank=0, world_size=1)
+        joined.append(group.is_initialized())
+        if problem is not None:
+            raise problem
+
+    monkeypatch.setattr(cli, "_evaluate", command)
+    code = {type(None): 0, ValueError: cli.REFUSED, KeyboardInterrupt: 130}[type(problem)]
+    assert cli.main(["evaluate"]) == code
+    assert joined == [True] and not group.is_initialized()
+
+
+def test_a_group_that_cannot_be_left_does_not_hold_a_process_up(monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr(minivlm.runtime.processes, "LEAVING", 0.1)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", never.wait)
+    with pytest.raises(ValueError, match="a bad file"), process_group():
+        raise ValueError("a bad file")
+    never.set()
 
 
 def test_the_command_line_in_two_processes_of_accelerate_is_that_of_one(place, capsys):

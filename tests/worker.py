@@ -7,6 +7,8 @@ import json
 import os
 import signal
 import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from minivlm.data import feature_store
 from minivlm.data.dataset import read_index
 from minivlm.data.feature_store import build_store
 from minivlm.processor import SampleError
-from minivlm.runtime.processes import ProcessError, launched, processes
+from minivlm.runtime.processes import ProcessError, from_all, launched, process_group, processes, sum_of_all
 from minivlm.train import TrainingError, train
 
 # name: stage, its parent, precision. 7 rows of 3 in a pass, 3 rows for two processes: nothing divides evenly.
@@ -127,6 +129,33 @@ def unreadable(machine: Path) -> dict:
     return {}
 
 
+def left(machine: Path) -> dict:
+    """A command that ends well, then one that does not in process 1: whether the group is there before and after each.
+
+    Between the two the group is joined anew, by a store of files: the launcher's is used up.
+    """
+    report, names = {}, ("well", "error")
+    for name in names:
+        if not torch.distributed.is_initialized():
+            store = torch.distributed.FileStore(str(machine / "store-of-files"), processes().num_processes)
+            here = processes()
+            torch.distributed.init_process_group(
+                "gloo", store=store, rank=here.process_index, world_size=here.num_processes
+            )
+        before = torch.distributed.is_initialized()
+        try:
+            with process_group():
+                from_all([name])
+                if name == "error" and processes().process_index == 1:
+                    raise ValueError("no more")
+                if name == "error":
+                    sum_of_all(torch.ones(1))
+        except ValueError as error:
+            report["said"] = f"{type(error).__name__}: {error}"
+        report[name] = [before, torch.distributed.is_initialized()]
+    return report
+
+
 def stored(machine: Path) -> dict:
     """A store of each machine; then one in which a picture cannot be read. How many pictures this process encoded."""
     feature_store.BATCH, feature_store.SHARD_BYTES = 2, 512  # two pictures together, four in a shard
@@ -153,10 +182,29 @@ def main(folder: Path, job: str) -> None:
         "killed": killed,
         "unreadable": unreadable,
         "stored": stored,
+        "left": left,
     }
     report |= jobs[job](machine)
     (folder / f"{job}-{processes().process_index}.json").write_text(json.dumps(report))
 
 
+def require_no_threads() -> None:
+    """None of gloo's may be left: with one, the end of Python may be an abort. Only Linux tells their names."""
+    ends = time.monotonic() + 30
+    while left := [name for name in thread_names() if "gloo" in name]:  # a joined one is still listed for an instant
+        assert time.monotonic() < ends, left
+        time.sleep(0.05)
+
+
+def thread_names() -> list[str]:
+    names = []
+    for task in Path("/proc/self/task").glob("*"):
+        with suppress(OSError):  # it ended meanwhile
+            names.append((task / "comm").read_text().strip())
+    return names
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    with process_group():
+        main(Path(sys.argv[1]), sys.argv[2])
+    require_no_threads()

@@ -17,6 +17,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env, reduce
 
+LEAVING = 30  # seconds, after which a process ends without having left its group
+
 
 class ProcessError(ValueError):
     """These processes cannot work together. The message says what to do."""
@@ -45,6 +47,22 @@ def processes() -> PartialState:
             "ACCELERATE_USE_CPU=true"
         )
     return state
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Leave the group of all processes at the end of a block, if it was ever joined, also after an error.
+
+    A process that ends in its group may be aborted, since the group's threads are still at work. The others are not
+    waited for: they may have died. Leaving does not wait for them either, but a connection could; so it has a limit.
+    """
+    try:
+        yield
+    finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            leaving = threading.Thread(target=torch.distributed.destroy_process_group, daemon=True)
+            leaving.start()
+            leaving.join(LEAVING)
 
 
 def from_main(make: Callable[[], Any]) -> Any:
