@@ -307,18 +307,20 @@ def _experiment(options: argparse.Namespace) -> None:
 
 
 def _caption(options: argparse.Namespace) -> None:
-    from minivlm.generate import describe
+    from minivlm.generate import ask, reply
     from minivlm.processor import without_shorthand
 
     model, processor = _model(options)
     prompt = without_shorthand(options.prompt)
-    for file in options.file:
-        print(f"{file}: {describe(model, processor, [file], prompt)[0]}")
+    for file, answer in zip(
+        options.file, reply(model, processor, [ask(prompt, file) for file in options.file]), strict=True
+    ):
+        print(f"{file}: {answer}")
 
 
 def _chat(options: argparse.Namespace) -> None:
     from minivlm.data.images import open_image
-    from minivlm.generate import reply
+    from minivlm.generate import ask, reply
     from minivlm.processor import without_shorthand
 
     picture = open_image(options.file)
@@ -329,8 +331,7 @@ def _chat(options: argparse.Namespace) -> None:
         text = line.strip() if messages else without_shorthand(line.strip())
         if not text:
             break
-        shown = [] if messages else [{"type": "image", "image": picture}]
-        messages.append({"role": "user", "content": [*shown, {"type": "text", "text": text}]})
+        messages += ask(text, None if messages else picture)
         answer = reply(model, processor, messages)
         messages.append({"role": "assistant", "content": answer})
         print(answer, flush=True)

@@ -1,10 +1,11 @@
-"""Many questions about many pictures, answered greedily: each picture is read once, however much is asked about it.
+"""Greedy answers to many conversations: each image is encoded once, however many questions are about it.
 
-Every prompt about a picture begins with the same tokens, up to its last placeholder. The language model's cache of
-that beginning is computed once per picture and copied for each of its prompts. Letters as in `config.py`.
+Conversations that begin with the same tokens and images, up to the last placeholder, share the language model's cache
+of this beginning. It is computed once and copied for each of them. Letters as in `config.py`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,155 +13,176 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
+from minivlm.data.images import ImageSource
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.precision import give_back_memory
 
-BATCH = 125  # prompts answered together
+BATCH = 125  # conversations answered together
+Conversation = list[dict]
 
 
-class Asked(NamedTuple):
-    """A prompt, and the number of the picture it is about; None asks the language model alone."""
-
-    prompt: str
-    picture: int | None = None
-
-
-@torch.no_grad()
-def answer(
-    model: MiniVLMForConditionalGeneration,
-    processor: MiniVLMProcessor,
-    asked: Sequence[Asked],
-    patch_features: torch.Tensor,
-    max_new_tokens: int = 96,
-    precision: str = "fp32",
-    title: str = "answering",
-    batch_size: int = BATCH,
-) -> list[str]:
-    """The model's greedy answer to each prompt, in the order asked; what is asked twice is answered once.
-
-    Args:
-        asked: prompts, each in a conversation of its own.
-        patch_features: (I, N, Dv) the pictures that `asked` counts.
-        max_new_tokens: an answer that does not end by itself is cut here.
-        precision: "fp32", or "bf16" for autocast.
-
-    Returns:
-        One text per prompt, as `model.generate(do_sample=False)` would give it.
-    """
-    unique = sorted(set(asked), key=lambda one: (one.picture is None, one.picture or 0, one.prompt))
-    blind = next((i for i, one in enumerate(unique) if one.picture is None), len(unique))
-    batches = [
-        part[start : start + batch_size]
-        for part in (unique[:blind], unique[blind:])
-        for start in range(0, len(part), batch_size)
-    ]
-    device, texts = model.language_model.device, {}
-    with tqdm(total=len(unique), desc=title, unit="answer", mininterval=2) as bar:
-        for batch in batches:
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                written = _answer_batch(model, processor, batch, patch_features, max_new_tokens)
-            decoded = processor.tokenizer.batch_decode(written, skip_special_tokens=True)
-            texts |= dict(zip(batch, decoded, strict=True))
-            bar.update(len(batch))
-    give_back_memory()  # keys and values grew token by token and left pieces of all sizes
-    return [texts[one] for one in asked]
-
-
-@torch.no_grad()
-def describe(
-    model: MiniVLMForConditionalGeneration,
-    processor: MiniVLMProcessor,
-    pictures: Sequence,
-    prompt: str,
-    max_new_tokens: int = 96,
-) -> list[str]:
-    """The answer to one prompt about each picture; a picture is whatever `open_image` takes.
-
-    Raises:
-        ImageError: a picture cannot be read.
-    """
-    features = model.vision(processor.pixels(list(pictures)).to(model.device))  # (I, N, Dv)
-    return answer(model, processor, [Asked(prompt, i) for i in range(len(features))], features, max_new_tokens)
+def ask(prompt: str, image: ImageSource | torch.Tensor | None = None) -> Conversation:
+    """A conversation of one question, about an image or its patch features (N, Dv), or about no image."""
+    parts = [] if image is None else [{"type": "image", "image": image}]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}]
 
 
 @torch.no_grad()
 def reply(
     model: MiniVLMForConditionalGeneration,
     processor: MiniVLMProcessor,
-    messages: Sequence[dict],
+    conversations: Conversation | Sequence[Conversation],
+    *,
     max_new_tokens: int = 96,
+    precision: str = "fp32",
+    batch_size: int = BATCH,
+    title: str = "",
     streamer: BaseStreamer | None = None,
-) -> str:
-    """The model's greedy answer to a conversation that ends with a question, pictures as image parts.
+) -> str | list[str]:
+    """The model's greedy answer to one conversation, or to each of several.
 
     Args:
-        streamer: is given every token as soon as it is written.
+        conversations: chat messages that end with a question. An image part carries an image, as `open_image` takes
+            it, or its patch features (N, Dv).
+        max_new_tokens: an answer that does not end by itself is cut here.
+        precision: "fp32", or "bf16" for autocast.
+        title: of a progress bar; without one there is none.
+        streamer: is given the tokens of the one conversation as soon as they are written.
+
+    Returns:
+        As `model.generate(do_sample=False)` would give it: one text for one conversation, a list for several.
 
     Raises:
-        ImageError, SampleError: as `processor.apply_chat_template` raises them.
+        SampleError: a conversation is not understood or too long.
+        ImageError: an image cannot be read.
+        ValueError: there is a streamer, but more than one conversation.
     """
-    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    batch = processor.apply_chat_template(list(messages), add_generation_prompt=True, **options).to(model.device)
-    written = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False, streamer=streamer)
-    return processor.tokenizer.decode(written[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    single = bool(conversations) and isinstance(conversations[0], dict)
+    if streamer is not None and not single:
+        raise ValueError(f"a streamer takes the tokens of one conversation, not of {len(conversations)}")
+    images: dict[Hashable, ImageSource | torch.Tensor] = {}
+    prompts = [_prompt(processor, one, images) for one in ([conversations] if single else conversations)]
+    order = {key: number for number, key in enumerate(images)}
+    unique = sorted(set(prompts), key=lambda p: (not p.images, p.head, [order[key] for key in p.images], p.text))
+    texts: dict[_Prompt, str] = {}
+    with tqdm(total=len(unique), desc=title, unit="answer", mininterval=2, disable=not title) as bar:
+        for batch in _batches(unique, batch_size):
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                answers = _answer_batch(model, processor, batch, images, max_new_tokens, streamer)
+            decoded = processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
+            texts |= dict(zip(batch, decoded, strict=True))
+            bar.update(len(batch))
+    give_back_memory()  # keys and values grew token by token and left pieces of all sizes
+    return texts[prompts[0]] if single else [texts[one] for one in prompts]
 
 
-def prompt_ids(processor: MiniVLMProcessor, one: Asked) -> tuple[list[int], list[int]]:
-    """A prompt's ids in two parts: what all prompts about this picture begin with, and the rest."""
-    image = [] if one.picture is None else [{"type": "image"}]
-    message = {"role": "user", "content": [*image, {"type": "text", "text": one.prompt}]}
-    ids = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=True)[0]
-    shared = 1  # without a picture, every prompt begins with the same control token
-    if image:
+class _Prompt(NamedTuple):
+    """A conversation as token ids: `head` up to the last placeholder, `tail` behind it; its images by their keys."""
+
+    head: tuple[int, ...]
+    tail: tuple[int, ...]
+    images: tuple[Hashable, ...]
+    text: str
+
+
+def _prompt(processor: MiniVLMProcessor, messages: Conversation, images: dict) -> _Prompt:
+    """Encode a conversation; its images are entered into `images`."""
+    bare, keys = [], []
+    for message in messages:
+        parts = message.get("content")
+        for part in parts if isinstance(parts, list) else []:
+            source = next((part[name] for name in ("image", "path", "url") if part.get(name) is not None), None)
+            if part.get("type") == "image" and source is not None:
+                keys.append(_key(source))
+                images[keys[-1]] = source
+        if isinstance(parts, list):
+            parts = [{"type": "image"} if part.get("type") == "image" else part for part in parts]
+        bare.append(message | {"content": parts})
+    ids = processor.apply_chat_template(bare, add_generation_prompt=True, tokenize=True)[0]
+    shared = 1  # without an image, every prompt begins with the same control token
+    if keys:
         shared = len(ids) - ids[::-1].index(processor.image_token_id)
-    return ids[:shared], ids[shared:]
+    text = processor.apply_chat_template(bare, add_generation_prompt=True)
+    return _Prompt(tuple(ids[:shared]), tuple(ids[shared:]), tuple(keys), text)
+
+
+def _key(image: ImageSource | torch.Tensor) -> Hashable:
+    """What an image is known by while a call lasts: names and bytes by what they say, all else by where it lies."""
+    if isinstance(image, torch.Tensor):
+        return image.data_ptr(), tuple(image.shape)
+    return image if isinstance(image, str | Path | bytes) else id(image)
+
+
+def _batches(prompts: list[_Prompt], size: int) -> list[list[_Prompt]]:
+    """At most `size` prompts with the same head in each batch, in the order given."""
+    batches: list[list[_Prompt]] = []
+    for one in prompts:
+        if not batches or len(batches[-1]) == size or batches[-1][0].head != one.head:
+            batches.append([])
+        batches[-1].append(one)
+    return batches
 
 
 def _answer_batch(
     model: MiniVLMForConditionalGeneration,
     processor: MiniVLMProcessor,
-    batch: list[Asked],
-    patch_features: torch.Tensor,
+    batch: list[_Prompt],
+    images: dict[Hashable, ImageSource | torch.Tensor],
     max_new_tokens: int,
+    streamer: BaseStreamer | None,
 ) -> list[list[int]]:
     """Token ids of each answer, without the end token."""
-    device, pad = model.language_model.device, processor.tokenizer.pad_token_id
-    parts = [prompt_ids(processor, one) for one in batch]
-    places = {one.picture: place for place, one in enumerate({one.picture: one for one in batch}.values())}
-    heads = torch.tensor([parts[0][0]] * len(places), device=device)  # (I, H): the same for every picture
-    shown = {} if None in places else {"patch_features": patch_features[list(places)].to(device)}
+    device, pad = model.device, processor.tokenizer.pad_token_id
+    positions = {keys: number for number, keys in enumerate(dict.fromkeys(one.images for one in batch))}
+    heads = torch.tensor([batch[0].head] * len(positions), device=device)  # (G, H)
+    features = [images[key] for keys in positions for key in keys]
+    inputs = {"patch_features": _features(model, processor, features)} if features else {}
     cache = DynamicCache(config=model.config.text_config)
-    model(input_ids=heads, use_cache=True, past_key_values=cache, logits_to_keep=1, **shown)
-    cache.batch_select_indices(torch.tensor([places[one.picture] for one in batch], device=device))
-    width = max(len(tail) for _, tail in parts)
-    ids = torch.tensor([[pad] * (width - len(tail)) + tail for _, tail in parts], device=device)  # (B, T)
-    mask = torch.tensor([[0] * (width - len(tail)) + [1] * len(tail) for _, tail in parts], device=device)  # (B, T)
+    model(input_ids=heads, use_cache=True, past_key_values=cache, logits_to_keep=1, **inputs)
+    cache.batch_select_indices(torch.tensor([positions[one.images] for one in batch], device=device))
+    width = max(len(one.tail) for one in batch)
+    ids = torch.tensor([[pad] * (width - len(one.tail)) + list(one.tail) for one in batch], device=device)  # (B, T)
+    mask = torch.tensor([[0] * (width - len(one.tail)) + [1] * len(one.tail) for one in batch], device=device)  # (B, T)
     mask = torch.cat([mask.new_ones(len(batch), heads.shape[1]), mask], dim=1)  # (B, H + T)
-    return _write_on(model, cache, ids, mask, processor.tokenizer.eos_token_id, max_new_tokens)
+    if streamer is not None:
+        streamer.put(torch.tensor([batch[0].head + batch[0].tail]))
+    return _decode(model, cache, ids, mask, processor.tokenizer.eos_token_id, max_new_tokens, streamer)
 
 
-def _write_on(
+def _features(model, processor: MiniVLMProcessor, images: list[ImageSource | torch.Tensor]) -> torch.Tensor:
+    """Patch features (I, N, Dv) of images, some of which may be features already."""
+    pixels = [one for one in images if not isinstance(one, torch.Tensor)]
+    encoded = iter(model.vision(processor.pixels(pixels).to(model.device)) if pixels else ())
+    return torch.stack([one.to(model.device) if isinstance(one, torch.Tensor) else next(encoded) for one in images])
+
+
+def _decode(
     model: MiniVLMForConditionalGeneration,
     cache: DynamicCache,
     ids: torch.Tensor,
     mask: torch.Tensor,
     end: int,
     max_new_tokens: int,
+    streamer: BaseStreamer | None,
 ) -> list[list[int]]:
-    """Greedy decoding behind a cache; a row that has ended leaves the batch."""
-    written: list[list[int]] = [[] for _ in ids]
+    """Greedy decoding behind a cache; an answer that has ended leaves the batch."""
+    answers: list[list[int]] = [[] for _ in ids]
     rows = torch.arange(len(ids), device=ids.device)  # which answer each row of the batch is
     for _ in range(max_new_tokens):
         logits = model(ids, mask, past_key_values=cache, use_cache=True, logits_to_keep=1).logits  # (B, 1, V)
         new = logits[:, -1].argmax(dim=-1)  # (B,)
+        if streamer is not None:
+            streamer.put(new.cpu())
         going = (new != end).nonzero()[:, 0]
         for row, token in zip(rows[going].tolist(), new[going].tolist(), strict=True):
-            written[row].append(token)
+            answers[row].append(token)
         if len(going) == 0:
             break
         if len(going) < len(rows):
             cache.batch_select_indices(going)
         rows, ids = rows[going], new[going][:, None]
         mask = torch.cat([mask[going], mask.new_ones(len(going), 1)], dim=1)
-    return written
+    if streamer is not None:
+        streamer.end()
+    return answers

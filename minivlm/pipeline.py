@@ -30,7 +30,7 @@ from minivlm.data.dataset import CheckedRows, read_index
 from minivlm.data.feature_store import FeatureStoreError, StorePlan, fill, plan_store, stored_precision, worth
 from minivlm.data.features import BATCH, FeatureCache
 from minivlm.evaluation.exam import EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED, Exam, evaluate, prepare_exam
-from minivlm.generate import describe
+from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration, ledger
 from minivlm.processor import MiniVLMProcessor
 from minivlm.report.build import read_seeds, write_report
@@ -277,7 +277,10 @@ class Clock:
 def table_answers(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> dict[str, list[str]]:
     """What a model says about the table's seven pictures, by language."""
     pictures = [draw(scene) for scene in TABLE.values()]
-    return {lang: describe(model, processor, pictures, prompt) for lang, prompt in PROMPTS.items()}
+    return {
+        lang: reply(model, processor, [ask(prompt, picture) for picture in pictures])
+        for lang, prompt in PROMPTS.items()
+    }
 
 
 def most_memory_gb(helpers_gb: float | None = 0.0) -> float | None:

@@ -13,6 +13,7 @@ from PIL import Image
 from minivlm import cli
 from minivlm.checkpoint import read_meta
 from minivlm.config import PROMPTS
+from minivlm.generate import ask
 from minivlm.processor import without_shorthand
 from minivlm.report.build import STAGES
 from minivlm.runtime.paths import data_folder
@@ -64,9 +65,9 @@ def test_the_seeds_string_is_a_shorthand(capsys):
 def test_caption_takes_the_shorthand_off(typed, capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(cli, "_model", lambda options: (None, None))
-    monkeypatch.setattr("minivlm.generate.describe", lambda *given: asked.append(given[2:]) or ["a dog"])
+    monkeypatch.setattr("minivlm.generate.reply", lambda *given: asked.append(given[2]) or ["a dog"])
     assert said(capsys, "caption", "dog.png", "--prompt", typed)[:2] == (0, "dog.png: a dog\n")
-    assert asked == [(["dog.png"], "What is it?")]
+    assert asked == [[ask("What is it?", "dog.png")]]
 
 
 @pytest.mark.parametrize(
@@ -81,19 +82,15 @@ def test_other_text_is_not_the_shorthand(text):
 def test_only_the_first_line_of_a_chat_may_be_shorthand(capsys, monkeypatch, model, processor, picture, tmp_path):
     picture.save(tmp_path / "dog.png")
     monkeypatch.setattr(cli, "_model", lambda options: (model, processor))
-    shown, real = [], processor.apply_chat_template
-
-    def template(messages, **options):
-        batch = real(messages, **options)
-        shown.append(([dict(message) for message in messages], batch["input_ids"][0].tolist()))
-        return batch
-
-    monkeypatch.setattr(processor, "apply_chat_template", template)
-    monkeypatch.setattr(model, "generate", lambda **batch: batch["input_ids"])  # an empty answer
+    conversations = []
+    monkeypatch.setattr(
+        "minivlm.generate.reply", lambda model, processor, messages: conversations.append(list(messages)) or ""
+    )
     lines = ["<image>\\nWhat is it?", "<image>\\nAnd this?", "<image>", "Is \\n text?"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
     assert said(capsys, "chat", str(tmp_path / "dog.png"))[0] == 0
-    messages, ids = shown[-1]
+    messages = conversations[-1]
+    ids = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)[0]
     parts = [message["content"] for message in messages if message["role"] == "user"]
     assert [part["type"] for part in parts[0]] == ["image", "text"] and parts[0][1]["text"] == "What is it?"
     assert parts[1:] == [[{"type": "text", "text": line}] for line in lines[1:]]

@@ -1,11 +1,12 @@
-"""Answers: those of the library's own loop, pictures read once, rows that end leave the batch."""
+"""Answers: those of the library's own loop, images encoded once, rows that end leave the batch."""
 
 import pytest
 import torch
+from transformers.generation.streamers import BaseStreamer
 
-from minivlm import generate as answers
+from minivlm import generate
 from minivlm.config import PROMPTS
-from minivlm.generate import Asked, answer, describe, prompt_ids
+from minivlm.generate import ask, reply
 
 
 @pytest.fixture
@@ -13,69 +14,108 @@ def features(config):
     return torch.randn(5, config.num_image_tokens, config.vision_width)
 
 
+def by_the_library(model, processor, messages, features=None, tokens: int = 9) -> str:
+    """One conversation alone, by the library's own loop."""
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    batch = processor.apply_chat_template(messages, True, **options)
+    inputs = batch | ({} if features is None else {"patch_features": features})
+    out = model.generate(**inputs, do_sample=False, max_new_tokens=tokens, eos_token_id=2, pad_token_id=0)
+    return processor.tokenizer.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_answers_are_those_of_generate(model, processor, features, batch_size):
     prompts = ["a red car", PROMPTS["zh"], "left?", "Which one is further left?"]
-    asked = [Asked(prompt, picture) for prompt in prompts for picture in (3, None, 0, 4)]
-    texts = answer(model, processor, asked, features, max_new_tokens=9, batch_size=batch_size)
-    for (prompt, picture), text in zip(asked, texts, strict=True):
+    cases = [(prompt, image) for prompt in prompts for image in (3, None, 0, 4)]
+    asked = [ask(prompt, None if image is None else features[image]) for prompt, image in cases]
+    texts = reply(model, processor, asked, max_new_tokens=9, batch_size=batch_size)
+    for (prompt, image), text in zip(cases, texts, strict=True):
         parts = [{"type": "text", "text": prompt}]
-        shown = {}
-        if picture is not None:
-            parts, shown = [{"type": "image"}, *parts], {"patch_features": features[[picture]]}
-        batch = processor.apply_chat_template(
-            [{"role": "user", "content": parts}], True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
-        out = model.generate(
-            **batch, **shown, do_sample=False, max_new_tokens=9, eos_token_id=2, pad_token_id=0
-        )  # one row alone, by the library's own loop
-        expected = processor.tokenizer.decode(out[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert text == expected
+        if image is not None:
+            parts = [{"type": "image"}, *parts]
+        known = None if image is None else features[[image]]
+        assert text == by_the_library(model, processor, [{"role": "user", "content": parts}], known)
     assert len(set(texts)) > 4
 
 
+def test_a_conversation_of_several_turns_and_images_is_answered_as_by_generate(model, processor, picture):
+    other = picture.rotate(90)
+    turns = [*ask("a", picture), {"role": "assistant", "content": "red"}, *ask("b", other)]
+    short = [*ask("a", picture), {"role": "assistant", "content": "red"}, *ask("left?")]
+    texts = reply(model, processor, [turns, short, ask("a", picture)], max_new_tokens=5)
+    assert texts == [by_the_library(model, processor, one, tokens=5) for one in (turns, short, ask("a", picture))]
+    assert reply(model, processor, turns, max_new_tokens=5) == texts[0]
+
+
+def test_a_streamer_sees_every_token_of_one_conversation(model, processor, picture):
+    class Listener(BaseStreamer):
+        def __init__(self):
+            self.tokens, self.ended = [], False
+
+        def put(self, value):
+            self.tokens.append(value.flatten().tolist())
+
+        def end(self):
+            self.ended = True
+
+    listener = Listener()
+    text = reply(model, processor, ask("a", picture), max_new_tokens=5, streamer=listener)
+    prompt, *new = listener.tokens
+    assert prompt.count(processor.image_token_id) == processor.num_image_tokens and listener.ended
+    assert processor.tokenizer.decode([token for one in new for token in one], skip_special_tokens=True) == text
+    with pytest.raises(ValueError, match="not of 2"):
+        reply(model, processor, [ask("a"), ask("b")], streamer=listener)
+
+
 def test_memory_is_handed_back_when_all_is_answered_and_not_after_every_batch(model, processor, features, monkeypatch):
-    done = []
-    write = answers._answer_batch
-    monkeypatch.setattr(answers, "_answer_batch", lambda *given: done.append("batch") or write(*given))
-    monkeypatch.setattr(answers, "give_back_memory", lambda: done.append("given back"))
-    answer(model, processor, [Asked("left?", picture) for picture in range(5)], features, 3, batch_size=2)
-    assert done == ["batch"] * 3 + ["given back"]
+    calls = []
+    write = generate._answer_batch
+    monkeypatch.setattr(generate, "_answer_batch", lambda *given: calls.append("batch") or write(*given))
+    monkeypatch.setattr(generate, "give_back_memory", lambda: calls.append("given back"))
+    reply(model, processor, [ask("left?", one) for one in features], max_new_tokens=3, batch_size=2)
+    assert calls == ["batch"] * 3 + ["given back"]
 
 
 def test_rows_that_end_leave_the_batch_and_the_others_go_on(model, processor, features):
     """The end token is made likely, so that answers end at different steps."""
     with torch.no_grad():
         model.get_input_embeddings().weight[2] *= 2.2
-    asked = [Asked(prompt, i) for i in range(5) for prompt in ("a", "red car", "where is the dog?", "海滩")]
-    texts = answer(model, processor, asked, features, max_new_tokens=12)
-    alone = [answer(model, processor, [one], features, max_new_tokens=12)[0] for one in asked]
-    assert texts == alone
+    asked = [ask(prompt, one) for one in features for prompt in ("a", "red car", "where is the dog?", "海滩")]
+    texts = reply(model, processor, asked, max_new_tokens=12)
+    assert texts == [reply(model, processor, one, max_new_tokens=12) for one in asked]
     assert len({len(processor.tokenizer.encode(text)) for text in texts}) > 2
 
 
-def test_what_is_asked_twice_is_answered_once(model, processor, features, monkeypatch):
-    seen = []
-    forward = type(model).forward
+def test_an_image_of_many_questions_is_encoded_once_and_a_question_asked_twice_answered_once(
+    model, processor, picture, monkeypatch
+):
+    rows, encoded = [], []
+    forward, look = type(model).forward, type(model.vision).forward
 
     def watched(self, input_ids=None, *args, **kwargs):
-        seen.append(len(input_ids))
+        rows.append(len(input_ids))
         return forward(self, input_ids, *args, **kwargs)
 
     monkeypatch.setattr(type(model), "forward", watched)
-    texts = answer(model, processor, [Asked("a", 1), Asked("b", 1), Asked("a", 1)], features, max_new_tokens=2)
-    assert seen[:2] == [1, 2]  # one picture read, two prompts answered
+    monkeypatch.setattr(type(model.vision), "forward", lambda self, x: encoded.append(len(x)) or look(self, x))
+    texts = reply(model, processor, [ask("a", picture), ask("b", picture), ask("a", picture)], max_new_tokens=2)
+    assert rows[:2] == [1, 2] and encoded == [1]
     assert texts[0] == texts[2]
 
 
-def test_a_typed_placeholder_is_text(processor):
-    head, tail = prompt_ids(processor, Asked("<image> a", 0))
-    assert head.count(processor.image_token_id) == processor.num_image_tokens
-    assert processor.image_token_id not in tail
+def test_a_typed_placeholder_is_text(model, processor, features):
+    typed, plain = reply(model, processor, [ask("<image> a", features[0]), ask("a", features[0])], max_new_tokens=3)
+    parts = [{"type": "image"}, {"type": "text", "text": "<image> a"}]
+    assert typed == by_the_library(model, processor, [{"role": "user", "content": parts}], features[:1], tokens=3)
+    assert isinstance(plain, str)
 
 
-def test_pictures_are_described_from_pixels(model, processor, picture):
-    other = picture.rotate(90)
-    texts = describe(model, processor, [picture, other], "a", max_new_tokens=5)
-    features = model.vision(processor.pixels([picture, other]))
-    assert texts == answer(model, processor, [Asked("a", 0), Asked("a", 1)], features, max_new_tokens=5)
+def test_images_may_be_files_bytes_or_features(model, processor, picture, tmp_path):
+    file = tmp_path / "a.png"
+    picture.save(file)
+    known = model.vision(processor.pixels([picture]))[0]
+    texts = reply(
+        model, processor, [ask("a", one) for one in (picture, file, str(file), file.read_bytes(), known)],
+        max_new_tokens=5,
+    )  # fmt: skip
+    assert len(set(texts)) == 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+ImageSource = str | Path | bytes | Image.Image  # the one type of an image
 MAX_PIXELS = 64_000_000  # 192 MB once decoded; no camera phone's standard mode goes beyond it
 MAX_ASPECT = 100  # the short side is scaled to the encoder's size: a thread of a picture would explode
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
@@ -36,7 +37,7 @@ class ImageError(ValueError):
     """A picture cannot be used. The message names the file, says what is wrong and what to do about it."""
 
 
-def open_image(source: str | Path | bytes | Image.Image) -> Image.Image:
+def open_image(source: ImageSource) -> Image.Image:
     """Open one picture as 8-bit RGB, upright, on white where it is transparent.
 
     RGBA and palette pictures are laid on white; greyscale, CMYK and palette become RGB; 16-bit samples are scaled

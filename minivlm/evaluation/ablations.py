@@ -36,7 +36,7 @@ from minivlm.data.samples import Sample
 from minivlm.evaluation.exam import LONG, SHORT
 from minivlm.evaluation.metrics import Estimate, estimate, score_descriptions, score_pope
 from minivlm.evaluation.questions import POPE_WAYS, Reply, pope_questions
-from minivlm.generate import Asked, answer, prompt_ids
+from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.pretraining.small_lm import SMALL_LM
 from minivlm.processor import MiniVLMProcessor
@@ -280,11 +280,11 @@ def score(
         What `score_texts` gives for greedy answers; "sampled": the same for sampled ones; "pope": way -> accuracy,
         yes_ratio (greedy).
     """
-    asked = [Asked(PROMPTS[lang], i) for i in range(len(scenes))]
-    texts = answer(model, processor, asked, patch_features, LONG, title=f"descriptions, {lang}")
+    asked = [ask(PROMPTS[lang], features) for features in patch_features]
+    texts = reply(model, processor, asked, max_new_tokens=LONG, title=f"descriptions, {lang}")
     items = pope_questions(scenes, lang)
-    asked = [Asked(item.question.text, item.picture) for item in items]
-    answers = answer(model, processor, asked, patch_features, SHORT, title=f"yes or no, {lang}")
+    asked = [ask(item.question.text, patch_features[item.picture]) for item in items]
+    answers = reply(model, processor, asked, max_new_tokens=SHORT, title=f"yes or no, {lang}")
     pope = score_pope([Reply(item, text) for item, text in zip(items, answers, strict=True)])
     return score_texts(scenes, texts, lang) | {
         "sampled": score_texts(scenes, sampled(model, processor, patch_features, PROMPTS[lang]), lang),
@@ -320,12 +320,13 @@ def sampled(
     batch_size: int = 100,
 ) -> list[str]:
     """One answer to a prompt about each picture (I, N, Dv), each word drawn as probable as the model finds it."""
-    shared, own = prompt_ids(processor, Asked(prompt, 0))
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
+    prompt_ids = processor.apply_chat_template([message], add_generation_prompt=True, tokenize=True)[0]
     texts = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for shown in patch_features.split(batch_size):
-            ids = torch.tensor([shared + own] * len(shown))  # (B, T)
+            ids = torch.tensor([prompt_ids] * len(shown))  # (B, T)
             whole = model.generate(input_ids=ids, patch_features=shown, do_sample=True, top_k=0, max_new_tokens=LONG)
             texts += processor.tokenizer.batch_decode(whole[:, ids.shape[1] :], skip_special_tokens=True)
     return texts

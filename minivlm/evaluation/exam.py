@@ -18,7 +18,7 @@ from minivlm.data.features import FeatureCache
 from minivlm.evaluation.chance import chance_levels
 from minivlm.evaluation.metrics import score_descriptions, score_pope, score_questions
 from minivlm.evaluation.questions import Item, Reply, best_guesses, exam_questions, pope_questions
-from minivlm.generate import Asked, answer
+from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes.facts import Scene, sample_scene
@@ -49,6 +49,10 @@ class Exam:
     features: torch.Tensor
     shown: Mapping[str, tuple[int | None, ...]]
     questioned: int = QUESTIONED
+
+    def image(self, number: int | None) -> torch.Tensor | None:
+        """The patch features (N, Dv) of a picture; None stays None."""
+        return None if number is None else self.features[number]
 
 
 def prepare_exam(
@@ -115,16 +119,18 @@ def _evaluate_in(
     def replies(items: list[Item], title: str) -> dict[str, list[Reply]]:
         """The replies of the model and of each control."""
         cases = [(c, item) for c in EVERYONE for item in items if c != "another" or item.picture < CONTROLLED]
-        asked = [Asked(item.question.text, exam.shown[c][item.picture]) for c, item in cases]
-        texts = answer(model, processor, asked, exam.features, SHORT, precision, f"{title}, {lang}")
+        asked = [ask(item.question.text, exam.image(exam.shown[c][item.picture])) for c, item in cases]
+        options = {"max_new_tokens": SHORT, "precision": precision, "title": f"{title}, {lang}"}
+        texts = reply(model, processor, asked, **options)
         by_control = {c: [] for c in EVERYONE}
         for (c, item), text in zip(cases, texts, strict=True):
             by_control[c].append(Reply(item, text))
         return by_control
 
     pictures = [*range(len(exam.features)), None]
-    prompts = [Asked(PROMPTS[lang], picture) for picture in pictures]
-    texts = answer(model, processor, prompts, exam.features, LONG, precision, f"descriptions, {lang}")
+    asked = [ask(PROMPTS[lang], exam.image(picture)) for picture in pictures]
+    options = {"max_new_tokens": LONG, "precision": precision, "title": f"descriptions, {lang}"}
+    texts = reply(model, processor, asked, **options)
     text_about = dict(zip(pictures, texts, strict=True))
     described = {c: [text_about[picture] for picture in exam.shown[c]] for c in EVERYONE}
     of_holdout = [text_about[len(exam.scenes) + i] for i in range(len(exam.holdout))]

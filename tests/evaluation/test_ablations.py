@@ -27,7 +27,6 @@ from minivlm.evaluation.ablations import (
     usual_share,
     values,
 )
-from minivlm.generate import Asked, prompt_ids
 from minivlm.pretraining.small_lm import SMALL_LM
 from minivlm.runtime.paths import BASE, data_folder
 from minivlm.scenes.facts import Scene, Thing, sample_scene
@@ -141,8 +140,8 @@ class TestSampled:
         monkeypatch.setattr(ablations, "LONG", 1)
         count = 2000
         texts = sampled(model, processor, self.features(model, count), "What?", batch_size=count)
-        shared, own = prompt_ids(processor, Asked("What?", 0))
-        ids = torch.tensor([shared + own])
+        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
+        ids = torch.tensor(processor.apply_chat_template([message], add_generation_prompt=True, tokenize=True))
         with torch.no_grad():
             logits = model(input_ids=ids, patch_features=self.features(model, 1)).logits[0, -1]
         chances = Counter()  # several ids may be written alike
