@@ -1,8 +1,8 @@
-"""Put finished runs into data/: `python data/ship.py runs/seed-0 runs/seed-1 runs/seed-2 --timed runs/fp32`.
+"""Copy finished runs into data/: `python data/ship.py runs/seed-0 runs/seed-1 runs/seed-2 --timed runs/fp32`.
 
-The first run's two checkpoints are shipped (W as it is, the language model in 16 bits), with its page's tables; of all
-runs the headlines, so that every page can show the seeds side by side. Minutes and memory are noted by precision:
-those of the runs behind `--timed`, or of the first.
+Of the first run: its two checkpoints (W as it is, the language model in 16 bits), its answers about the seven images and
+the tables of its report. Of all runs: the headline numbers. Minutes and memory by precision: of the first run and of
+those behind `--timed`. `python docs/build.py` then writes the pages.
 """
 
 import argparse
@@ -41,6 +41,8 @@ def ship(runs: Sequence[Path], data: Path, timed: Sequence[Path] = ()) -> None:
     results.write_text(json.dumps([headline(_read(run)) for run in runs], ensure_ascii=False, indent=1), "utf-8")
     cost = {made["precision"]: _cost(made) for made in map(_read, (runs[0], *timed))}
     (data / MEASURED).write_text(json.dumps({"run": cost}, indent=1), "utf-8")
+    answers = json.dumps(_read(runs[0])["table"], ensure_ascii=False, indent=1)
+    (results.parent / "table.json").write_text(answers + "\n", "utf-8")
     for table in ("table.md", "metrics.md"):
         shutil.copy(runs[0] / table, results.parent / table)
 
