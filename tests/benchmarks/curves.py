@@ -22,10 +22,10 @@ from pathlib import Path
 
 import torch
 from bench import OLD, PADDED, Step, Taker, Way, bench_rows, prepare
+from check_rows import FORMS, ONE_CORE, make, private
 from lessons.cost import Length, probe_row
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from rows import FORMS, ONE_CORE, make, private
 from transformers import CLIPVisionModel, LlamaForCausalLM
 
 from minivlm.checkpoint import load_checkpoint
