@@ -13,7 +13,7 @@ import minivlm
 from minivlm.checkpoint import hash_config, load_checkpoint, read_meta
 from minivlm.evaluation.exam import CONTROLLED, EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED
 from minivlm.pretraining.build import LOG_EVERY
-from minivlm.pretraining.language_model import ROUNDS, MosaicReader
+from minivlm.pretraining.language_model import ROUNDS, LanguageModelTrainer
 from minivlm.report.build import read_seeds
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
 from minivlm.scenes.facts import sample_scene
@@ -126,7 +126,7 @@ def test_the_language_model_turns_lists_into_captions(lang):
 def test_the_figures_of_lists_are_those_of_the_shipped_language_model(lang):
     """The first 500 lists, read again, as the record of the training has them."""
     model, processor, _ = load_checkpoint(data_folder() / BASE)
-    reader = MosaicReader(model.language_model, processor, *ROUNDS[-1], bf16=False)
+    reader = LanguageModelTrainer(model.language_model, processor, *ROUNDS[-1], bf16=False)
     recorded = read_meta(data_folder() / BASE)["metrics"]["language_model"][f"list {lang}"]
     found = reader.captions(lang, 500, "list")
     assert found["pairs"] == recorded["pairs"]

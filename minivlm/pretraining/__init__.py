@@ -1,1 +1,1 @@
-"""How the two small base models and their tokenizer are made."""
+"""How the base models of the scenes preset are made from nothing: tokenizer, vision encoder, language model."""

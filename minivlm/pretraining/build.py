@@ -6,11 +6,9 @@ a thinned log of each training, the recipes, and the hashes of the weights and o
 """
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -21,6 +19,7 @@ from minivlm.model import assemble
 from minivlm.pretraining import encoder, language_model, loop
 from minivlm.pretraining.tokenizer import CORPUS_DOCUMENTS, train_tokenizer
 from minivlm.processor import MiniVLMProcessor
+from minivlm.runtime.files import replace_folder, write_json
 from minivlm.scenes.corpus import tokenizer_corpus
 from minivlm.scenes.drawing.gallery import drawing_key, program_key
 from minivlm.train import text_probe
@@ -31,7 +30,7 @@ MADE_FROM = "made_from.json"
 PACKAGE = Path(__file__).parent.parent
 CORPUS = tuple(
     PACKAGE / name
-    for name in ("scenes/corpus.py", "pretraining/mosaic.py", "scenes/vocabulary.py", "scenes/language.py")
+    for name in ("scenes/corpus.py", "pretraining/reading_tasks.py", "scenes/vocabulary.py", "scenes/language.py")
 )
 
 
@@ -41,7 +40,7 @@ def build_base(
     only: str | None = None,
     workers: int | None = None,
     encoder_recipe: loop.Recipe = encoder.RECIPE,
-    language_rounds: Sequence[tuple[loop.Recipe, language_model.Lessons]] = language_model.ROUNDS,
+    language_rounds: Sequence[tuple[loop.Recipe, language_model.Curriculum]] = language_model.ROUNDS,
     pictures: int = encoder.PICTURES,
     exam: int = 500,
     command: str = "minivlm base",
@@ -58,59 +57,50 @@ def build_base(
     tokenizer = _tokenizer(work / "tokenizer")
     config = preset_config("scenes", tokenizer.vocab_size)
     processor = MiniVLMProcessor.for_config(config, tokenizer)
-    seen, spoken, made_from = None, None, {}
+    vision, language, made_from = None, None, {}
     if only in (None, "encoder"):
         made_from["encoder"] = _note(work / "encoder", {"drawing": drawing_key()})
-        seen = encoder.train(
+        vision = encoder.train(
             config.vision_config, tokenizer, work / "encoder", recipe=encoder_recipe, pictures=pictures, workers=workers
         )
     if only in (None, "language_model"):
         programs = {"drawing": drawing_key(), "corpus": program_key(CORPUS)}
         made_from["language_model"] = _note(work / "language_model", programs)
-        spoken = language_model.train(processor, config, work / "language_model", rounds=language_rounds, exam=exam)
-    if seen is None or spoken is None:
+        language = language_model.train(processor, config, work / "language_model", rounds=language_rounds, exam=exam)
+    if vision is None or language is None:
         return None
     meta = {
         "seed": encoder_recipe.seed,
         "command": command,
         "made_from": made_from,
         "threads": torch.get_num_threads(),
-        "metrics": {"encoder": seen[1], "language_model": spoken[1]},
+        "metrics": {"encoder": vision[1], "language_model": language[1]},
         "recipes": {
             "encoder": asdict(encoder_recipe) | {"pictures": pictures},
-            "language_model": [asdict(recipe) | asdict(lessons) for recipe, lessons in language_rounds],
+            "language_model": [asdict(recipe) | asdict(curriculum) for recipe, curriculum in language_rounds],
         },
     }
-    return _save(out, work, config, processor, seen[0], spoken[0], meta)
+    return _save(out, work, config, processor, vision[0], language[0], meta)
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Learn the tokenizer, or read it where it was learnt before."""
+    """Train the tokenizer, or read the one that was trained before."""
     if not (folder / "tokenizer.json").exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f"{folder.name}.partial-", dir=folder.parent) as aside:
-            made = Path(aside) / folder.name
-            train_tokenizer(tokenizer_corpus(CORPUS_DOCUMENTS)).save_pretrained(made)
-            try:
-                made.rename(folder)  # whole or not there: a kill leaves no half of it
-            except OSError:
-                if not (folder / "tokenizer.json").exists():  # or else another process has made the same meanwhile
-                    raise
+        tokenizer = train_tokenizer(tokenizer_corpus(CORPUS_DOCUMENTS))
+        with replace_folder(folder) as temporary:  # another process may have made the same meanwhile
+            tokenizer.save_pretrained(temporary)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def _note(folder: Path, programs: dict[str, str]) -> list[dict[str, str]]:
     """The hashes of the programs that a part was made with, one entry unless they changed between two sittings."""
-    file, noted = folder / MADE_FROM, []
+    file, entries = folder / MADE_FROM, []
     if file.exists() and any(folder.rglob("state.pt")):  # without a state, training begins anew
-        noted = json.loads(file.read_text("utf-8"))
-    if programs not in noted:
-        noted.append(programs)
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".partial")
-        aside.write_text(json.dumps(noted, indent=1), "utf-8")
-        os.replace(aside, file)
-    return noted
+        entries = json.loads(file.read_text("utf-8"))
+    if programs not in entries:
+        entries.append(programs)
+        write_json(file, entries)
+    return entries
 
 
 def _save(
@@ -118,11 +108,11 @@ def _save(
     work: Path,
     config: MiniVLMConfig,
     processor: MiniVLMProcessor,
-    seen: CLIPVisionModel,
-    spoken: LlamaForCausalLM,
+    vision: CLIPVisionModel,
+    language: LlamaForCausalLM,
     meta: dict,
 ) -> Path:
-    model = assemble(seen, spoken, config.image_token_id, meta["seed"])
+    model = assemble(vision, language, config.image_token_id, meta["seed"])
     # the values as they are stored, in 16 bits: what a user loads is what the probe is measured on
     model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
     meta = {"stage": "base", **meta, "text_probe": text_probe(model, processor)}

@@ -1,9 +1,9 @@
 """The language model of the scenes preset: a Llama that has read text only.
 
-It begins with drills about word mosaics and lists (`mosaic.py`), which teach it to look things up; then come
-conversations about them, lists, plain text, translations and small talk. A large language model meets jumbled lists of
-words and lookups of every kind among its trillions of tokens; a model of four million parameters must be shown them on
-purpose, and the course says so (notebook A1).
+It begins with associative recall about word mosaics and lists (`reading_tasks.py`), which teaches it to look things up.
+Then come conversations about them, lists, plain text, translations and small talk. A large language model meets jumbled
+lists and look-ups of every kind among its trillions of tokens; a model of four million parameters must be shown them on
+purpose (notebook A1).
 """
 
 import json
@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 from minivlm.config import IGNORE_INDEX, PROMPTS, MiniVLMConfig
 from minivlm.placeholders import replace_placeholders
 from minivlm.pretraining import loop
-from minivlm.pretraining.mosaic import NOISE, Lexicon, drill, mosaic, roll_call
+from minivlm.pretraining.reading_tasks import NOISE, Lexicon, associative_recall, mosaic, ordered_listing
 from minivlm.processor import Example, MiniVLMProcessor, messages_from_row
 from minivlm.scenes import vocabulary as w
 from minivlm.scenes.corpus import answered_prompts, listed_scene, listing_of, plain_text, small_talk, translation
@@ -32,18 +32,19 @@ SOURCES = ("list", "mosaic")
 
 
 @dataclass(frozen=True)
-class Lessons:
+class Curriculum:
     """What is read in a round of training.
 
     Attributes:
-        batches: kinds of batches that take turns: "mosaic" and "text" hold conversations, drills and roll calls only
-            what their names say.
+        batches: kinds of batches that take turns. "mosaic" and "text" hold conversations, "drill" stands for
+            associative recall and "roll call" for ordered listings. These names seed the random streams of the
+            shipped weights and stand in their logs, so they stay.
         turns: questions asked about one mosaic or list.
         captions: how much more often than a question a caption is asked for.
         descriptions: how much more often than a question a description is asked for.
         in_order: the share of lists in reading order.
         crowded: the share of conversations about three or four things for certain.
-        fewest: drills and roll calls are about so many things or more.
+        fewest: recall and listings are about so many things or more.
     """
 
     batches: tuple[str, ...]
@@ -55,42 +56,47 @@ class Lessons:
     fewest: int = 2
 
 
-DRILLS = ("mosaic drill", "mosaic drill", "list drill")
-ROLL_CALLS = ("mosaic roll call", "list roll call")
-CROWDED = Lessons(
-    ("mosaic", "text", *ROLL_CALLS, "mosaic", "text", "list drill", ROLL_CALLS[1]),
+RECALL = ("mosaic drill", "mosaic drill", "list drill")
+LISTINGS = ("mosaic roll call", "list roll call")
+CROWDED = Curriculum(
+    ("mosaic", "text", *LISTINGS, "mosaic", "text", "list drill", LISTINGS[1]),
     turns=3,
     captions=12.0,
     descriptions=0.5,
     crowded=0.7,
 )
 ROUNDS = (
-    (loop.Recipe(steps=500, batch_size=48, muon_lr=0.02, adam_lr=3e-3), Lessons(DRILLS)),
+    (loop.Recipe(steps=500, batch_size=48, muon_lr=0.02, adam_lr=3e-3), Curriculum(RECALL)),
     (
-        # half the rates of the drills: at the full ones half of the lookups were lost again, and nothing built on them
+        # half the rates of round 1: at the full ones half of the look-ups were lost again, and nothing built on them
         loop.Recipe(steps=1700, batch_size=32, muon_lr=0.01, adam_lr=2e-3, seed=1),
-        Lessons(("mosaic", "text", "mosaic", "text", *DRILLS[1:])),
+        Curriculum(("mosaic", "text", "mosaic", "text", *RECALL[1:])),
     ),
     # what was still wrong: of two things in one place one was passed over
     (loop.Recipe(steps=800, batch_size=32, muon_lr=0.01, adam_lr=2e-3, seed=2), CROWDED),
     # and now and then a panda was added to a thing that stood alone, or a thing of a list was lost
     (
         loop.Recipe(steps=900, batch_size=32, muon_lr=0.01, adam_lr=2e-3, seed=3),
-        replace(CROWDED, batches=("mosaic", "text", ROLL_CALLS[0], "text") * 3 + ROLL_CALLS[1:], crowded=0.5, fewest=1),
+        replace(CROWDED, batches=("mosaic", "text", LISTINGS[0], "text") * 3 + LISTINGS[1:], crowded=0.5, fewest=1),
     ),
 )
 
 
-class MosaicReader:
+class LanguageModelTrainer:
     """Turns corpus documents into batches, and a batch into the language model's loss.
 
     `processor.num_image_tokens` decides how many cells a mosaic has: the same block a picture will fill.
     """
 
     def __init__(
-        self, model: LlamaForCausalLM, processor: MiniVLMProcessor, recipe: loop.Recipe, lessons: Lessons, bf16: bool
+        self,
+        model: LlamaForCausalLM,
+        processor: MiniVLMProcessor,
+        recipe: loop.Recipe,
+        curriculum: Curriculum,
+        bf16: bool,
     ):
-        self.model, self.processor, self.recipe, self.lessons, self.bf16 = model, processor, recipe, lessons, bf16
+        self.model, self.processor, self.recipe, self.curriculum, self.bf16 = model, processor, recipe, curriculum, bf16
         self.lexicon = Lexicon.of(processor.tokenizer)
         self.side = int(processor.num_image_tokens**0.5)
 
@@ -98,7 +104,7 @@ class MosaicReader:
         """The mean loss per supervised token of batch number `step`, a pure function of `step` and the model."""
         size = self.recipe.batch_size
         first = self.recipe.seed * ROUND_OFFSET + step * size
-        kind = self.lessons.batches[step % len(self.lessons.batches)]
+        kind = self.curriculum.batches[step % len(self.curriculum.batches)]
         rows, scenes = zip(*(self.row(kind, number) for number in range(first, first + size)), strict=True)
         batch = self.processor.collate(list(rows))
         shown = [scene for row, scene in zip(rows, scenes, strict=True) if row.pictures]
@@ -128,24 +134,24 @@ class MosaicReader:
         if kind == "text":
             return self._text_row(index), None
         rng = random_stream(kind, self.recipe.seed, index)
-        lang, lessons = w.LANGUAGES[int(rng.integers(2))], self.lessons
+        lang, plan = w.LANGUAGES[int(rng.integers(2))], self.curriculum
         if kind == "mosaic":
             scene = sample_scene("text", index, self._things(index))
-            turns = answered_prompts(scene, lang, rng, lessons.turns, lessons.captions, lessons.descriptions)
+            turns = answered_prompts(scene, lang, rng, plan.turns, plan.captions, plan.descriptions)
             turns[0]["content"] = f"<image>\n{turns[0]['content']}"
             return self.processor.render(messages_from_row(turns, [None])), scene
         shown, form = kind.split(" ", 1)
-        scene = sample_scene("text", index, things=int(rng.integers(lessons.fewest, MAX_THINGS + 1)))
+        scene = sample_scene("text", index, things=int(rng.integers(plan.fewest, MAX_THINGS + 1)))
         content = [{"type": "image"}] if shown == "mosaic" else listing_of(scene, lang, rng)
         if form == "drill":
-            return self._answered(content, *drill(scene, self.lexicon, lang, rng)), scene
-        ids = roll_call(scene, self.lexicon, lang)
+            return self._answered(content, *associative_recall(scene, self.lexicon, lang, rng)), scene
+        ids = ordered_listing(scene, self.lexicon, lang)
         return self._answered(content, ids, ids), scene
 
     def _things(self, index: int) -> int | None:
         """How many things scene number `index` shall have; None leaves it to the scene."""
         rng = random_stream("crowded", self.recipe.seed, index)
-        return int(rng.integers(3, MAX_THINGS + 1)) if rng.random() < self.lessons.crowded else None
+        return int(rng.integers(3, MAX_THINGS + 1)) if rng.random() < self.curriculum.crowded else None
 
     def _answered(self, content: str | list, ids: list[int], labels: list[int]) -> Example:
         """A user's turn and an answer that is given in ids."""
@@ -164,9 +170,9 @@ class MosaicReader:
             return self.processor.render(translation(index))
         if place == 2:
             return self.processor.render(small_talk(index))
-        asked = self.lessons
+        plan = self.curriculum
         return self.processor.render(
-            listed_scene(index, asked.turns, asked.in_order, asked.captions, asked.descriptions, self._things(index))
+            listed_scene(index, plan.turns, plan.in_order, plan.captions, plan.descriptions, self._things(index))
         )
 
     def captions(self, lang: str, count: int, source: str, batch_size: int = 100) -> dict[str, float]:
@@ -229,22 +235,22 @@ def train(
     config: MiniVLMConfig,
     folder: Path,
     bf16: bool = True,
-    rounds: Sequence[tuple[loop.Recipe, Lessons]] = ROUNDS,
+    rounds: Sequence[tuple[loop.Recipe, Curriculum]] = ROUNDS,
     exam: int = 500,
 ) -> tuple[LlamaForCausalLM, dict]:
-    """Train the language model from nothing, round after round; resumable. Returns it and its measured bars.
+    """Train the language model from nothing, round after round; resumable. Returns it and its metrics.
 
     Each round keeps its state and log in a folder of its own. `exam` held-out scenes are read in each language.
     """
     model = build(config, rounds[0][0].seed)
     minutes = []
-    for number, (recipe, lessons) in enumerate(rounds, start=1):
-        reader = MosaicReader(model, processor, recipe, lessons, bf16)
+    for number, (recipe, curriculum) in enumerate(rounds, start=1):
+        trainer = LanguageModelTrainer(model, processor, recipe, curriculum, bf16)
         model.train()
-        log = loop.run(model, reader.step_loss, recipe, folder / f"round{number}", f"language model, round {number}")
+        log = loop.run(model, trainer.step_loss, recipe, folder / f"round{number}", f"language model, round {number}")
         minutes.append(sum(row["seconds"] for row in log) / 60)
     model.eval()
-    metrics = {f"{source} {lang}": reader.captions(lang, exam, source) for source in SOURCES for lang in w.LANGUAGES}
+    metrics = {f"{source} {lang}": trainer.captions(lang, exam, source) for source in SOURCES for lang in w.LANGUAGES}
     metrics["minutes"] = minutes
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
     return model, metrics

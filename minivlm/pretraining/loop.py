@@ -1,12 +1,11 @@
 """The training loop of the two base models: seeded, logged, stopped and resumed at any step.
 
-Hidden matrices learn with Muon (Jordan et al., 2024; `torch.optim.Muon`), everything else with AdamW: on these
+Hidden matrices are trained with Muon (Jordan et al., 2024; `torch.optim.Muon`), everything else with AdamW: on these
 small models Muon needed less than half of AdamW's steps.
 """
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,12 +15,14 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from minivlm.runtime.files import replace_file
+
 StepLoss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a base model is trained. `batch_size` counts rows; learning rates are peaks of a cosine schedule."""
+    """How a base model is trained. `batch_size` counts samples; learning rates are peaks of a cosine schedule."""
 
     steps: int
     batch_size: int
@@ -95,12 +96,9 @@ def run(module: nn.Module, step_loss: StepLoss, recipe: Recipe, folder: Path, ti
 
 
 def _save(file: Path, module: nn.Module, opts: list, recipe: Recipe, step: int, log: list[dict]) -> None:
-    aside = file.with_suffix(".partial")
-    states = [opt.state_dict() for opt in opts]
-    torch.save(
-        {"module": module.state_dict(), "optimizers": states, "recipe": asdict(recipe), "step": step, "log": log}, aside
-    )
-    os.replace(aside, file)
+    state = {"module": module.state_dict(), "optimizers": [opt.state_dict() for opt in opts]}
+    with replace_file(file) as temporary:
+        torch.save(state | {"recipe": asdict(recipe), "step": step, "log": log}, temporary)
 
 
 def _rounded(row: dict) -> dict:

@@ -37,7 +37,7 @@ def make_small_lm(
     out: Path,
     work: Path,
     data: Path,
-    rounds: Sequence[tuple[loop.Recipe, language_model.Lessons]] = language_model.ROUNDS,
+    rounds: Sequence[tuple[loop.Recipe, language_model.Curriculum]] = language_model.ROUNDS,
     exam: int = 500,
     command: str = "minivlm experiment small-lm",
 ) -> Path:

@@ -2,7 +2,7 @@
 
 Six kinds of documents, in English and Chinese, all written from scene facts that are never drawn: plain captions
 and descriptions; a listed scene followed by questions, a caption or a description; translations; small talk about
-what words mean. A seventh, the *word mosaic*, is built in `language_model.py` because it is made of token ids.
+what words mean. A seventh, the word mosaic, is made of token ids (`pretraining/reading_tasks.py`).
 """
 
 from collections.abc import Iterator
@@ -129,7 +129,7 @@ def small_talk(index: int) -> Conversation:
 
 
 def tokenizer_corpus(documents: int) -> Iterator[str]:
-    """The text from which the tokenizer is learnt: every kind of document in turn, roles too."""
+    """The text from which the tokenizer is trained: every kind of document in turn, roles too."""
     writers = (listed_scene, translation, small_talk)
     for index in range(documents):
         yield plain_text(index)

@@ -32,8 +32,8 @@ from minivlm.data.samples import Sample
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.pretraining import loop
 from minivlm.pretraining.encoder import TextTower, contrast_loss, normalised
-from minivlm.pretraining.language_model import MosaicReader
-from minivlm.pretraining.mosaic import Lexicon, mosaic
+from minivlm.pretraining.language_model import LanguageModelTrainer
+from minivlm.pretraining.reading_tasks import Lexicon, mosaic
 from minivlm.processor import Example, MiniVLMProcessor, messages_from_row
 from minivlm.scenes.facts import Scene, random_stream, sample_scene
 from minivlm.scenes.language import caption
@@ -219,7 +219,7 @@ def visible(token: str) -> str:
         return f"‹{raw.hex(' ')}›"
 
 
-class BlindReader(MosaicReader):
+class BlindReader(LanguageModelTrainer):
     """Trains a language model on captions, each after a typed picture of *another* scene.
 
     It learns to speak, and it learns that what stands before a caption says nothing about it. The block is there so
@@ -237,7 +237,7 @@ class BlindReader(MosaicReader):
 def typed(
     model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, scene: Scene, order: str = "in place"
 ) -> torch.Tensor:
-    """A scene typed in words where a picture would stand (`minivlm/pretraining/mosaic.py`): image_embeds (N, Dl).
+    """A scene typed in words where a picture would stand (`pretraining/reading_tasks.py`): image_embeds (N, Dl).
 
     Args:
         order: one of `ORDERS`. "in place", each cell where its patch would be; "cells shuffled", the cells go anywhere

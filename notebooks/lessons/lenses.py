@@ -16,7 +16,7 @@ from minivlm.generate import Asked, prompt_ids
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.placeholders import replace_placeholders
 from minivlm.pretraining.encoder import covered
-from minivlm.pretraining.mosaic import Lexicon, mosaic
+from minivlm.pretraining.reading_tasks import Lexicon, mosaic
 from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes.drawing.draw import layout
 from minivlm.scenes.facts import Scene, Thing, random_stream
@@ -151,7 +151,7 @@ def listed(scene: Scene) -> str:
 def typed_picture(model: MiniVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scene: Scene):
     """A picture typed in words: image_embeds (N, Dl) that were never seen, only looked up.
 
-    Each patch is the sum of the embeddings of the words that are true of it, as in `minivlm/pretraining/mosaic.py`.
+    Each patch is the sum of the embeddings of the words that are true of it, as in `pretraining/reading_tasks.py`.
     """
     side = int(model.config.num_image_tokens**0.5)
     ids, weights = mosaic(scene, side, Lexicon.of(tokenizer), random_stream("typed", scene.seed))  # (N, 5)

@@ -11,7 +11,7 @@ import json
 
 from minivlm.checkpoint import load_checkpoint
 from minivlm.evaluation import estimate
-from minivlm.pretraining.language_model import ROUNDS, MosaicReader
+from minivlm.pretraining.language_model import ROUNDS, LanguageModelTrainer
 from minivlm.runtime.paths import BASE, data_folder
 from minivlm.scenes.vocabulary import LANGUAGES
 
@@ -22,7 +22,7 @@ def measure(lists: int) -> dict:
     """Figures by language."""
     model, processor, _ = load_checkpoint(data_folder() / BASE)
     recipe, lessons = ROUNDS[-1]
-    reader = MosaicReader(model.language_model, processor, recipe, lessons, bf16=False)
+    reader = LanguageModelTrainer(model.language_model, processor, recipe, lessons, bf16=False)
     found = {}
     for lang in LANGUAGES:
         compared = list(enumerate(reader.compare_captions(lang, lists, "list")))

@@ -15,8 +15,8 @@ from minivlm.data.features import FeatureCache
 from minivlm.evaluation import effect
 from minivlm.pretraining import loop
 from minivlm.pretraining.encoder import contrast_loss
-from minivlm.pretraining.language_model import Lessons, MosaicReader
-from minivlm.pretraining.mosaic import Lexicon, mosaic
+from minivlm.pretraining.language_model import Curriculum, LanguageModelTrainer
+from minivlm.pretraining.reading_tasks import Lexicon, mosaic
 from minivlm.pretraining.tokenizer import train_tokenizer
 from minivlm.scenes.facts import Scene, Thing, random_stream, sample_scene
 from minivlm.scenes.language import caption
@@ -154,7 +154,7 @@ class TestBytePairs:
 
 class TestBlindReader:
     def test_a_row_speaks_of_one_scene_and_shows_another(self, make_model, processor):
-        reader = base_models.BlindReader(make_model().language_model, processor, RECIPE, Lessons(("mosaic",)), False)
+        reader = base_models.BlindReader(make_model().language_model, processor, RECIPE, Curriculum(("mosaic",)), False)
         row, shown = reader.row("mosaic", 7)
         words = processor.tokenizer.decode(row.input_ids)
         assert caption(sample_scene("text", 7), "en", random_stream("blind reader", 7)) in words
@@ -163,8 +163,8 @@ class TestBlindReader:
 
     def test_it_learns_as_the_shipped_one_does(self, make_model, processor):
         model = make_model().language_model
-        reader = base_models.BlindReader(model, processor, RECIPE, Lessons(("mosaic",)), False)
-        assert reader.step_loss.__func__ is MosaicReader.step_loss
+        reader = base_models.BlindReader(model, processor, RECIPE, Curriculum(("mosaic",)), False)
+        assert reader.step_loss.__func__ is LanguageModelTrainer.step_loss
         log = base_models.train_briefly(model, reader.step_loss, RECIPE, "blind")
         assert len(log) == 3 and all(np.isfinite(row["loss"]) for row in log)
 

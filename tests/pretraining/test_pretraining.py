@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 from minivlm.checkpoint import load_checkpoint
 from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN
 from minivlm.pretraining import build, encoder, language_model, loop
-from minivlm.pretraining.mosaic import Lexicon, drill, mosaic, roll_call
+from minivlm.pretraining.reading_tasks import Lexicon, associative_recall, mosaic, ordered_listing
 from minivlm.pretraining.tokenizer import train_tokenizer
 from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes import vocabulary as w
@@ -48,7 +48,9 @@ def reader(make_model, config, world_tokenizer):
     model = language_model.build(config, seed=0)
     processor = MiniVLMProcessor.for_config(config, world_tokenizer)
     recipe, lessons = language_model.ROUNDS[1]
-    return language_model.MosaicReader(model, processor, replace(recipe, steps=4, batch_size=6), lessons, bf16=False)
+    return language_model.LanguageModelTrainer(
+        model, processor, replace(recipe, steps=4, batch_size=6), lessons, bf16=False
+    )
 
 
 def test_tokenizer_ids_and_words(world_tokenizer):
@@ -104,10 +106,10 @@ def test_mosaic_says_what_stands_where(world_tokenizer):
 
 
 def test_a_drill_asks_for_what_is_true_and_learns_no_key(world_tokenizer, monkeypatch):
-    monkeypatch.setattr("minivlm.pretraining.mosaic.WAYS", 3)
+    monkeypatch.setattr("minivlm.pretraining.reading_tasks.KEYS", 3)
     tree = Thing("tree", "green", "right", "far", "medium")
     lexicon = Lexicon.of(world_tokenizer)
-    ids, labels = drill(replace(PARK, things=(RED_CAR, tree)), lexicon, "en", random_stream("drill"))
+    ids, labels = associative_recall(replace(PARK, things=(RED_CAR, tree)), lexicon, "en", random_stream("drill"))
     assert all(label in (token, IGNORE_INDEX) for token, label in zip(ids, labels, strict=True))
     pieces: list[list[list[int]]] = []  # [key, what is learnt] of every item
     for token, label in zip(ids, labels, strict=True):
@@ -125,11 +127,11 @@ def test_a_drill_asks_for_what_is_true_and_learns_no_key(world_tokenizer, monkey
     assert {item for item in said if item[1] != no} == true
 
 
-def test_a_roll_call_names_every_thing_once_from_left_to_right(world_tokenizer):
+def test_an_ordered_listing_names_every_thing_once_from_left_to_right(world_tokenizer):
     lexicon = Lexicon.of(world_tokenizer)
     far_tree = Thing("tree", "green", "left", "far", "medium")
     panda = Thing("panda", None, "middle", "near", "big")
-    ids = roll_call(replace(PARK, things=(panda, far_tree, RED_CAR)), lexicon, "en")
+    ids = ordered_listing(replace(PARK, things=(panda, far_tree, RED_CAR)), lexicon, "en")
     want = [("places", "left"), ("distances", "near"), ("colours", "red"), ("kinds", "car")]
     want += [("places", "left"), ("distances", "far"), ("colours", "green"), ("kinds", "tree")]
     want += [("places", "middle"), ("distances", "near"), ("kinds", "panda")]
@@ -138,10 +140,10 @@ def test_a_roll_call_names_every_thing_once_from_left_to_right(world_tokenizer):
 
 def test_lessons_choose_how_many_things_there_are(reader):
     def things(lessons, kind):
-        other = language_model.MosaicReader(reader.model, reader.processor, reader.recipe, lessons, bf16=False)
+        other = language_model.LanguageModelTrainer(reader.model, reader.processor, reader.recipe, lessons, bf16=False)
         return {len(other.row(kind, index)[1].things) for index in range(40)}
 
-    lessons = reader.lessons
+    lessons = reader.curriculum
     assert things(replace(lessons, crowded=1.0), "mosaic") == {3, 4}
     assert things(replace(lessons, crowded=0.0), "mosaic") == {1, 2, 3, 4}
     assert things(replace(lessons, fewest=3), "mosaic roll call") == {3, 4}
@@ -152,7 +154,7 @@ def test_an_ambiguous_key_takes_more_words(world_tokenizer):
     lexicon = Lexicon.of(world_tokenizer)
     scene = replace(PARK, things=(RED_CAR, replace(RED_CAR, colour="blue", place="right")))
     for seed in range(10):
-        ids, labels = drill(scene, lexicon, "zh", random_stream("two cars", seed))
+        ids, labels = associative_recall(scene, lexicon, "zh", random_stream("two cars", seed))
         car, colours = lexicon.kinds["zh"]["car"], set(lexicon.colours["zh"].values())
         for place in range(1, len(ids)):
             if ids[place - 1] == car and labels[place - 1] == IGNORE_INDEX and ids[place] in colours:
@@ -172,13 +174,13 @@ def test_mosaic_fills_the_block_a_picture_will_fill(reader):
 def test_batches_take_turns_and_depend_on_the_step_alone(reader):
     first, again, other = (reader.step_loss(step)[0].item() for step in (0, 0, 2))
     assert first == again != other
-    kinds = [reader.step_loss(step)[1]["kind"] for step in range(len(reader.lessons.batches))]
-    assert tuple(kinds) == reader.lessons.batches and set(kinds) == {"mosaic", "text", *language_model.DRILLS}
+    kinds = [reader.step_loss(step)[1]["kind"] for step in range(len(reader.curriculum.batches))]
+    assert tuple(kinds) == reader.curriculum.batches and set(kinds) == {"mosaic", "text", *language_model.RECALL}
 
 
 def test_the_second_round_reads_other_scenes(reader):
     again = replace(reader.recipe, seed=0)
-    other = language_model.MosaicReader(reader.model, reader.processor, again, reader.lessons, bf16=False)
+    other = language_model.LanguageModelTrainer(reader.model, reader.processor, again, reader.curriculum, bf16=False)
     assert reader.step_loss(0)[0].item() != other.step_loss(0)[0].item()
 
 
@@ -338,7 +340,7 @@ def test_programs_are_noted_as_they_were_at_each_start(tmp_path):
 
 def test_the_corpus_key_follows_the_programs_text(tmp_path):
     names = {file.name for file in build.CORPUS}
-    assert names == {"corpus.py", "mosaic.py", "words.py", "language.py"}
+    assert names == {"corpus.py", "reading_tasks.py", "vocabulary.py", "language.py"}
     copies = [tmp_path / file.name for file in build.CORPUS]
     for copy, file in zip(copies, build.CORPUS, strict=True):
         copy.write_text(file.read_text("utf-8"), "utf-8")
@@ -390,18 +392,18 @@ def test_the_language_model_resumes(stop_round, stop_step, config, world_tokeniz
     def weights(folder):
         return language_model.train(processor, config, folder, bf16=False, rounds=rounds, exam=2)[0].state_dict()
 
-    whole, steps, real = weights(tmp_path / "whole"), [], language_model.MosaicReader.step_loss
+    whole, steps, real = weights(tmp_path / "whole"), [], language_model.LanguageModelTrainer.step_loss
 
     def killed(self, step):
         if (self.recipe.seed + 1, step) == (stop_round, stop_step):
             raise KeyboardInterrupt
         return real(self, step)
 
-    monkeypatch.setattr(language_model.MosaicReader, "step_loss", killed)
+    monkeypatch.setattr(language_model.LanguageModelTrainer, "step_loss", killed)
     with pytest.raises(KeyboardInterrupt):
         weights(tmp_path / "again")
     counted = lambda self, step: steps.append((self.recipe.seed + 1, step)) or real(self, step)  # noqa: E731
-    monkeypatch.setattr(language_model.MosaicReader, "step_loss", counted)
+    monkeypatch.setattr(language_model.LanguageModelTrainer, "step_loss", counted)
     resumed = weights(tmp_path / "again")
     assert steps == [(2, step) for step in range(stop_step // 2 * 2, 4)]  # from the last state on
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
