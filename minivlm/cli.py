@@ -118,11 +118,8 @@ def _own_rows_options(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--rows", type=Path, metavar="INDEX", help="an index that minivlm data check --decode --out wrote")
     own.add_argument(
         "--features", type=Path, metavar="FOLDER",
-        help="keep there what the encoder makes of each picture, and train from it, if that pays (measured) and fits",
+        help="keep there what the encoder makes of each image, and train from it; what is missing is encoded first",
     )  # fmt: skip
-    own.add_argument(
-        "--build-features", action="store_true", help="build it also where this run alone would be faster without"
-    )
     own.add_argument("--recipe", choices=("scenes", "clip-26m"), help="learning rates (default: by the model's widths)")
     own.add_argument("--steps", type=_positive, help="optimizer steps (default: the recipe's)")
     own.add_argument("--batch-size", type=_positive, help="rows of one pass (default: the recipe's)")
@@ -255,12 +252,10 @@ def _train(options: argparse.Namespace) -> None:
     from minivlm.runtime.processes import processes
 
     if options.rows is None:
-        own = ("features", "build_features", "recipe", "steps", "batch_size", "accumulation")
+        own = ("features", "recipe", "steps", "batch_size", "accumulation")
         _refuse(options, own, "is for training on --rows")
     else:
         _refuse(options, ("pictures", "scale"), "is for the drawn world, not for --rows")
-        if options.features is None:
-            _refuse(options, ("build_features",), "needs --features FOLDER")
     plan = _plan(options, f"runs/{options.stage}")
     parent = options.parent or data_folder() / (BASE if options.stage == PRETRAIN else PRETRAIN)
     model, processor, _ = load_checkpoint(parent)
@@ -279,7 +274,7 @@ def _train_on_rows(options: argparse.Namespace, plan, parent: Path, model, proce
     stage = sized_stage(options.recipe or recipe_for(model.config), options.stage, **sizes)
     precision = None if plan.precision == "auto" else plan.precision
     train_on_index(
-        options.rows, stage, model, processor, parent, plan.out, options.features, options.build_features,
+        options.rows, stage, model, processor, parent, plan.out, options.features,
         seed=plan.seed, precision=precision, compiled=plan.compiled, resume=plan.resume, command=plan.command,
     )  # fmt: skip
 
@@ -366,12 +361,12 @@ def _data(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     """What the rows hold goes to standard output, every one that cannot be used to standard error."""
     from minivlm.checkpoint import load_checkpoint
-    from minivlm.data.dataset import write_index
+    from minivlm.data.dataset import write_dataset
     from minivlm.data.survey import as_text, survey
 
     _, processor, _ = load_checkpoint(options.model or data_folder() / BASE)
     given = (options.path, processor, options.images, options.decode)
-    found = survey(*given) if options.out is None else write_index(options.out, *given)
+    found = survey(*given) if options.out is None else write_dataset(options.out, *given)
     print(f"{options.path}: {as_text(found)}")
     if options.out is not None:
         print(f"The index: {options.out}, {found.usable} rows")

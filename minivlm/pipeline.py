@@ -26,9 +26,8 @@ from minivlm.checkpoint import (
     require_place,
 )
 from minivlm.config import PRESETS, PROMPTS, STAGES, MiniVLMConfig, Stage
-from minivlm.data.dataset import CheckedRows, read_index
-from minivlm.data.feature_store import FeatureStoreError, StorePlan, fill, plan_store, stored_precision, worth
-from minivlm.data.features import BATCH, FeatureCache
+from minivlm.data.dataset import open_dataset
+from minivlm.data.features import BATCH, FeatureCache, FeatureError, FeatureStore, stored_precision
 from minivlm.evaluation.exam import EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED, Exam, evaluate, prepare_exam
 from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration, ledger
@@ -37,7 +36,7 @@ from minivlm.report.build import read_seeds, write_report
 from minivlm.runtime.files import latest_folder
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT
 from minivlm.runtime.precision import choose_precision
-from minivlm.runtime.processes import all_or_none, from_all, from_main, processes
+from minivlm.runtime.processes import from_all, from_main, processes
 from minivlm.scenes.drawing.draw import draw
 from minivlm.scenes.drawing.table import TABLE
 from minivlm.scenes.facts import sample_scene
@@ -197,58 +196,32 @@ def train_on_index(
     parent: Path,
     out: Path,
     features: Path | None = None,
-    build_features: bool = False,
     precision: str | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Train one stage on the rows of an index, from `parent` into `out`; returns its log. Further options: `train`.
+    """Train one stage on the samples of a data set, from `parent` into `out`; further options: `train`. Its log.
 
     Args:
-        features: a folder to keep what the encoder makes of the pictures. What is missing there is built before the
-            first step, if that takes less time than to encode in every step of this run, as measured, and fits; None
-            encodes in every step.
-        build_features: build them anyway, for runs to come.
+        features: a folder for what the encoder makes of the images. What is missing there is encoded before the first
+            step; None encodes in every step.
         precision: as in `train`; with `features`, None is that of the store, if there is one.
 
     Raises:
-        RowIndexError: there is no index, or training on it could end at a row.
-        FeatureStoreError: `features` holds something else, features of something else, or has no room.
+        DatasetError: there is no data set, or training on it could end at a sample.
+        FeatureError: `features` holds features of something else, or has no room.
         CheckpointError, TrainingError, OSError: as `train` does.
     """
     require_parent(read_meta(parent), stage, parent)
-    rows = read_index(index)
-    rows.require_trainable(processor)
+    samples = open_dataset(index)
+    samples.require_trainable(processor)
     if features is not None:
         from_main(lambda: require_place(out, parent))  # what training would refuse is refused before hours of encoding
+        if features.resolve().is_relative_to(out.resolve()):
+            raise FeatureError(f"{features} lies in {out}, which every checkpoint replaces as a whole; take another")
         model.to(processes().device)
         precision = precision or from_main(lambda: stored_precision(features) or choose_precision(model))
-        epochs = stage.steps * stage.batch_size * stage.accumulation / max(1, len(rows))
-        if features.resolve().is_relative_to(out.resolve()):
-            raise FeatureStoreError(
-                f"{features} lies in {out}, which every checkpoint replaces as a whole; take another"
-            )
-        plan = all_or_none(lambda: plan_store(features, rows, model, processor, precision))
-        if _is_to_be_used(plan, rows, model, processor, epochs, build_features):
-            options["features"] = fill(plan, rows, model, processor)
-    return train(model, processor, rows, stage, out, parent=parent, precision=precision, **options)
-
-
-def _is_to_be_used(
-    plan: StorePlan,
-    rows: CheckedRows,
-    model: MiniVLMForConditionalGeneration,
-    processor: MiniVLMProcessor,
-    epochs: float,
-    anyway: bool,
-) -> bool:
-    """Whether a store is whole, or to be made so: that takes less time than encoding in every step, and fits."""
-    if not from_main(plan.missing):
-        return True
-    decision = from_main(lambda: worth(plan, rows, model, processor, epochs))
-    processes().print(decision)
-    if not (built := anyway or (decision.wins and decision.fits)):
-        processes().print("It is not built: every step encodes its pictures. --build-features builds it all the same.")
-    return built
+        samples = samples.with_features(FeatureStore.build(features, samples, model, processor, precision))
+    return train(model, processor, samples, stage, out, parent=parent, precision=precision, **options)
 
 
 class Clock:

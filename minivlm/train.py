@@ -35,7 +35,6 @@ from minivlm.checkpoint import (
     save_checkpoint,
 )
 from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
-from minivlm.data.feature_store import FeatureStore
 from minivlm.data.features import FeatureCache
 from minivlm.data.samples import Sample
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration, draw_projector, ledger, set_trainable
@@ -89,7 +88,7 @@ def train(
     *,
     parent: str | Path,
     seed: int = 0,
-    features: FeatureCache | FeatureStore | None = None,
+    features: FeatureCache | None = None,
     precision: str | None = None,
     compiled: bool | None = None,
     resume: bool = True,
@@ -147,7 +146,7 @@ class Run:
     processor: MiniVLMProcessor
     stage: Stage
     order: "RowOrder"
-    features: FeatureCache | FeatureStore | None
+    features: FeatureCache | None
     out: Path
     parent: Path
     processes: PartialState = field(default_factory=processes)
@@ -211,7 +210,7 @@ class Run:
     def to_the_end(self, save_every: int, on_step: Callable | None, interrupted: threading.Event) -> None:
         """All steps that are left, with a checkpoint every so often and at the end."""
         main, steps = self.processes.is_main_process, self.stage.steps
-        looks = self.features is None
+        looks = self.features is None and getattr(self.order.rows, "features", None) is None
         self.engine = Engine(self.model, self.about["precision"], self.about["compiled"], encoder=looks)
         told = {"desc": f"stage {self.stage.name}", "unit": "step", "mininterval": BAR_EVERY, "disable": not main}
         bar = tqdm(total=steps, initial=len(self.log), **told)
@@ -390,7 +389,10 @@ class RowOrder:
     def _rendered(self, window: int) -> list[list[Example]]:
         size = self._span * self.rows_per_step
         numbers = [self._number(place) for place in range(window * size, (window + 1) * size)]
-        rows = [self.processor.render(row.messages(), row.where) for row in (self.rows[number] for number in numbers)]
+        rows = []
+        for sample in (self.rows[number] for number in numbers):
+            example = self.processor.render(sample.messages(), sample.where)
+            rows.append(replace(example, patch_features=sample.patch_features))
         rows.sort(key=lambda row: len(row.input_ids))
         steps = [rows[i : i + self.rows_per_step] for i in range(0, size, self.rows_per_step)]
         return [steps[i] for i in np.random.default_rng(_seed(self.seed, window)).permutation(self._span)]

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 from PIL import Image
@@ -92,3 +93,42 @@ REASONS = {  # where they are others than in JSON lines
     ("Parquet", "not JSON"): "not JSON",
     ("LLaVA", "wrong role"): "a turn is from 'robot'",
 }
+
+
+# ---- for stores of features
+
+NOISE = 10  # different images
+
+
+def with_noise(folder: Path) -> Path:
+    """Ten images of noise, none like another, in a new folder."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for i in range(NOISE):
+        Image.fromarray(random.integers(0, 256, (12, 10, 3), np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def noise_rows() -> list[dict]:
+    """One image, two, and none by turns: all ten of them in eighteen positions, the last one first."""
+    rows = []
+    for i in range(18):
+        turn = i // 3
+        shown = [[9 - turn], [turn, (2 * turn + 1) % 10], []][i % 3]
+        row = {"conversations": turns("<image>\n" * len(shown) + "What is in this picture?", f"a red car, {i}")}
+        rows.append(row | ({"image": ", ".join(f"{number}.png" for number in shown)} if shown else {}))
+    return rows
+
+
+def different_images(samples) -> list:
+    """Each different image once, in the order of the samples; told apart by their files' bytes."""
+    images = {}
+    for sample in samples:
+        for image in sample.images:
+            images.setdefault(image if isinstance(image, bytes) else image.read_bytes(), image)
+    return list(images.values())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -16,9 +16,9 @@ import torch
 from training import some_features, some_rows, stage
 
 from minivlm.checkpoint import load_checkpoint, part_hashes
-from minivlm.data import feature_store
-from minivlm.data.dataset import read_index
-from minivlm.data.feature_store import build_store
+from minivlm.data import features
+from minivlm.data.dataset import open_dataset
+from minivlm.data.features import FeatureStore
 from minivlm.processor import SampleError
 from minivlm.runtime.processes import ProcessError, from_all, launched, process_group, processes, sum_of_all
 from minivlm.train import TrainingError, train
@@ -158,14 +158,14 @@ def left(machine: Path) -> dict:
 
 def stored(machine: Path) -> dict:
     """A store of each machine; then one in which a picture cannot be read. How many pictures this process encoded."""
-    feature_store.BATCH, feature_store.SHARD_BYTES = 2, 512  # two pictures together, four in a shard
+    features.BATCH = 2
     model, processor, _ = load_checkpoint(machine / "base")
     counts, said = [], ""
     model.vision.register_forward_hook(lambda _module, given, _made: counts.append(len(given[0])))
-    build_store(machine / "store", read_index(machine.parent / "index"), model, processor)
+    FeatureStore.build(machine / "store", open_dataset(machine.parent / "index"), model, processor)
     encoded = sum(counts)
     try:
-        build_store(machine / "broken", read_index(machine.parent / "broken-index"), model, processor)
+        FeatureStore.build(machine / "broken", open_dataset(machine.parent / "broken-index"), model, processor)
     except (SampleError, ProcessError) as error:
         said = f"{type(error).__name__}: {error}"
     return {"encoded": encoded, "said": said}

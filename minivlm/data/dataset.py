@@ -1,82 +1,98 @@
-"""A checked set: the usable rows of a source in one Arrow file, read from the disk row by row when they are needed.
+"""A checked data set: the usable samples of a source in one Arrow file, read from the disk one by one.
 
-An index is a folder. `rows.arrow` has the rows; pictures that are files stay where they are, and only their paths and
-sizes are kept, while those of a Parquet table are copied into it. `index.json` says what was checked, and how: for
-which tokenizer, up to which length, and whether every picture was opened.
+A data set is a folder. `rows.arrow` has the samples; images that are files stay where they are, and only their paths
+and sizes are kept, while those of a Parquet table are copied into it. `index.json` says what was checked, and how: for
+which tokenizer, up to which length, and whether every image was opened.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minivlm.data.readers import source_files
 from minivlm.data.samples import Sample
 from minivlm.data.survey import Survey, survey
-from minivlm.processor import MiniVLMProcessor
-from minivlm.runtime.files import hash_tokenizer, latest_folder, replace_folder, require_replaceable, versions
+from minivlm.runtime.files import (
+    hash_tokenizer,
+    latest_folder,
+    replace_folder,
+    require_replaceable,
+    versions,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from minivlm.data.features import FeatureStore
+    from minivlm.processor import MiniVLMProcessor
+
 FORMAT = 1
 ROWS, ABOUT = "rows.arrow", "index.json"
-BATCH_ROWS, BATCH_BYTES = 256, 8_000_000  # rows wait in memory until there are so many of them, or so much in them
-PICTURE_ROWS = 32  # rows whose pictures are in memory together
-COUNTS = ("usable", "pictures", "languages", "lengths", "tokens", "learnt")  # of the survey
-MEASURED_BY = ("tokenizer", "token_limit", "tokens_a_picture")
+BATCH_ROWS, BATCH_BYTES = 256, 8_000_000  # samples wait in memory until there are so many of them, or of their bytes
+IMAGE_ROWS = 32  # rows whose images are in memory together
+MEASURED_BY = {  # what decides whether a sample is too long, and how a message calls it
+    "tokenizer": "tokenizer",
+    "token_limit": "token limit",
+    "tokens_a_picture": "number of tokens of an image",
+}
 AGAIN = "write it again: minivlm data check PATH --out INDEX"
 
 
-class RowIndexError(ValueError):
-    """An index cannot be written or used. The message names the folder or the file, and says what to do."""
+class DatasetError(ValueError):
+    """A data set cannot be written or used. The message names the folder or the file, and says what to do."""
 
 
-def write_index(
+def write_dataset(
     folder: str | Path,
     path: str | Path,
-    processor: MiniVLMProcessor,
+    processor: "MiniVLMProcessor",
     images: str | Path | None = None,
     decode: bool = False,
 ) -> Survey:
-    """Check every row once, and write those that are usable; an index of that name is replaced.
+    """Check every row once, and write those that are usable; a data set of that name is replaced.
 
     Args:
-        folder: the index to write, aside at first; it is renamed when it is whole.
-        path, images, processor, decode: as in `survey`. Without `decode` the index cannot be trained on.
+        folder: the data set to write. It takes its place when it is whole.
+        path, images, processor, decode: as in `survey`. Without `decode` the data set cannot be trained on.
 
     Returns:
-        What was found, the bad rows included.
+        The survey, with the errors of the bad rows.
 
     Raises:
-        RowIndexError: the source or its pictures lie in `folder`.
-        FolderError: `folder` holds something else, or cannot be replaced.
+        DatasetError: the source or its images lie in `folder`.
+        FolderError: `folder` holds something else.
         SampleError: the source is missing, or a folder has no file of rows.
         OSError: the disk is full, or the folder cannot be written. What was there before is as it was.
     """
     folder = Path(folder)
-    _require_place(folder, [*source_files(path), *([] if images is None else [Path(images)])])
+    sources = [*source_files(path), *([] if images is None else [Path(images)])]
+    if any(source.resolve().is_relative_to(folder.resolve()) for source in sources):
+        raise DatasetError(f"{folder} holds the rows or images that are to be checked; choose another folder")
+    require_replaceable(folder, ABOUT, "data set")
     with replace_folder(folder) as temporary:
-        with RowWriter(temporary / ROWS) as writer:
-            found = survey(path, processor, images, decode, writer.add)
+        with _Writer(temporary / ROWS) as writer:
+            result = survey(path, processor, images, decode, writer.add)
         about = {
             "format": FORMAT,
             "source": os.path.abspath(path),
             "decoded": decode,
-            **_lengths_for(processor),
-            "rows": _whole(temporary / ROWS),
-            **{name: getattr(found, name) for name in COUNTS},
-            "bad": len(found.bad),
+            **_measured_by(processor),
+            "rows": fingerprint(temporary / ROWS),
+            **vars(result),
+            "bad": len(result.bad),
             "versions": versions() | {"pyarrow": writer.version},
         }
-        (temporary / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    return found
+        write_json(temporary / ABOUT, about)
+    return result
 
 
-class RowWriter:
-    """Rows to an Arrow file, a few of them in memory at a time; a context, at the end of which the file is whole."""
+class _Writer:
+    """Samples to an Arrow file, a few of them in memory at a time; a context, at whose end the file is whole."""
 
     def __init__(self, file: Path):
         import pyarrow
@@ -85,7 +101,7 @@ class RowWriter:
         self.schema = pyarrow.schema(
             {
                 "where": pyarrow.string(),
-                "conversations": pyarrow.list_(turn),
+                "conversations": pyarrow.list_(turn),  # `<image>` where an image stands
                 "files": pyarrow.list_(pyarrow.string()),
                 "sizes": pyarrow.list_(pyarrow.int64()),  # of the files, in bytes
                 "pictures": pyarrow.list_(pyarrow.binary()),
@@ -97,14 +113,15 @@ class RowWriter:
         self._stream = pyarrow.ipc.new_stream(self._file, self.schema)
         self._waiting, self._bytes = [], 0
 
-    def add(self, row: Sample, tokens: int) -> None:
-        """A usable row and its length."""
-        files = [os.path.abspath(picture) for picture in row.images if isinstance(picture, Path)]
-        pictures = [picture for picture in row.images if isinstance(picture, bytes)]
-        content = {"where": row.where, "conversations": row.conversations, "tokens": tokens}
-        content |= {"files": files, "sizes": [os.path.getsize(file) for file in files], "pictures": pictures}
-        self._waiting.append(content)
-        self._bytes += sum(map(len, pictures)) + sum(len(turn["content"]) for turn in row.conversations)
+    def add(self, sample: Sample, tokens: int) -> None:
+        """A usable sample and its length."""
+        files = [os.path.abspath(image) for image in sample.images if isinstance(image, Path)]
+        images = [image for image in sample.images if isinstance(image, bytes)]
+        turns = sample.conversations
+        row = {"where": sample.where, "conversations": turns, "tokens": tokens}
+        row |= {"files": files, "sizes": [os.path.getsize(file) for file in files], "pictures": images}
+        self._waiting.append(row)
+        self._bytes += sum(map(len, images)) + sum(len(turn["content"]) for turn in turns)
         if len(self._waiting) == BATCH_ROWS or self._bytes >= BATCH_BYTES:
             self._write()
 
@@ -114,7 +131,7 @@ class RowWriter:
         self._stream.write_batch(pyarrow.RecordBatch.from_pylist(self._waiting, self.schema))
         self._waiting, self._bytes = [], 0
 
-    def __enter__(self) -> "RowWriter":
+    def __enter__(self) -> "_Writer":
         """The writer itself."""
         return self
 
@@ -126,123 +143,137 @@ class RowWriter:
                 self._stream.close()
 
 
-class CheckedRows(Sequence[Sample]):
-    """The rows of an index, each read from the disk when it is asked for; made by `read_index`.
+class SampleDataset(Sequence[Sample]):
+    """The samples of a data set, each read from the disk when it is asked for; made by `open_dataset`.
 
     Attributes:
-        folder: the index.
+        folder: the data set's.
         about: what `index.json` says.
-        dataset: the rows as the `datasets` library has them, memory-mapped.
+        table: the rows as the `datasets` library has them, memory-mapped.
+        features: the store that samples take their `patch_features` from; None leaves them out.
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any], dataset: "Dataset"):
-        self.folder, self.about, self.dataset = folder, about, dataset
+    def __init__(self, folder: Path, about: dict[str, Any], table: "Dataset", features: "FeatureStore | None" = None):
+        self.folder, self.about, self.table, self.features = folder, about, table, features
 
     def __len__(self) -> int:
-        """How many rows there are."""
-        return len(self.dataset)
+        """How many samples there are."""
+        return len(self.table)
 
     def __getitem__(self, index: int) -> Sample:
-        """Row number `index`, its pictures as paths or as the bytes of files.
+        """Sample number `index`, its images as paths or as the bytes of files, its features from the store.
 
         Raises:
-            IndexError: there is no such row.
+            IndexError: there is no such sample.
+            FeatureError: as `FeatureStore.of` raises it.
         """
         if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        row = self.dataset[index]
-        return Sample(row["conversations"], [*map(Path, row["files"]), *row["pictures"]], row["where"])
+            raise IndexError(f"sample {index} of {len(self)}")
+        row = self.table[index]
+        images = [*map(Path, row["files"]), *row["pictures"]]
+        sample = Sample(row["conversations"], images, row["where"])
+        if self.features is None or not images:
+            return sample
+        return replace(sample, patch_features=self.features.of(index, sample))
 
-    def require_trainable(self, processor: MiniVLMProcessor) -> None:
-        """Refuse an index on which training could end at a row.
+    def with_features(self, store: "FeatureStore") -> "SampleDataset":
+        """The same data set, with `patch_features` in every sample that has images.
+
+        Raises:
+            FeatureError: the store was made for another data set.
+        """
+        store.require_dataset(self)
+        return SampleDataset(self.folder, self.about, self.table, store)
+
+    def require_trainable(self, processor: "MiniVLMProcessor") -> None:
+        """Refuse a data set on which training could end at a sample.
 
         Args:
             processor: that of the model that shall train.
 
         Raises:
-            RowIndexError: the rows' lengths were counted with another tokenizer, limit or number of tokens a picture;
-                the pictures were not opened; or one of their files is missing or has another size than at the check.
+            DatasetError: the samples' lengths were counted with another tokenizer, limit or number of tokens of an
+                image; the images were not opened; or one of their files is missing or has another size than at the
+                check.
         """
-        for name, value in _lengths_for(processor).items():
+        for name, value in _measured_by(processor).items():
             if self.about[name] != value:
-                raise RowIndexError(
-                    f"{self.folder}: its rows were measured with another {name.replace('_', ' ')} than the model's "
-                    f"({self.about[name]}, not {value}), so a row could be too long; check them again with --model"
+                raise DatasetError(
+                    f"{self.folder}: its samples were measured with another {MEASURED_BY[name]} than the model's "
+                    f"({self.about[name]}, not {value}), so one could be too long; check them again with --model"
                 )
         if not self.about["decoded"]:
-            raise RowIndexError(
-                f"{self.folder}: its pictures were never opened, and one that cannot be would end the training; check "
+            raise DatasetError(
+                f"{self.folder}: its images were never opened, and one that cannot be would end the training; check "
                 "them again with --decode"
             )
-        for where, file, size in self.files():
-            found = os.path.getsize(file) if os.path.isfile(file) else None
-            if found != size:
-                state = "is missing" if found is None else f"has {found:,} bytes and had {size:,} when it was checked"
-                raise RowIndexError(f"{self.folder}: {where}: the picture {file} {state}; put it back, or {AGAIN}")
+        for name, file, size in self.files():
+            now = os.path.getsize(file) if os.path.isfile(file) else None
+            if now != size:
+                state = "is missing" if now is None else f"has {now:,} bytes and had {size:,} when it was checked"
+                raise DatasetError(f"{self.folder}: {name}: the image {file} {state}; put it back, or {AGAIN}")
 
     def files(self) -> Iterator[tuple[str, str, int]]:
-        """Sample's name, path and size of each picture that is a file; the size is that of the check."""
-        columns = self.dataset.select_columns(["where", "files", "sizes"])
+        """Sample's name, path and size of each image that is a file; the size is that of the check."""
+        columns = self.table.select_columns(["where", "files", "sizes"])
         for batch in columns.iter(BATCH_ROWS):
-            for where, files, sizes in zip(batch["where"], batch["files"], batch["sizes"], strict=True):
+            for name, files, sizes in zip(batch["where"], batch["files"], batch["sizes"], strict=True):
                 for file, size in zip(files, sizes, strict=True):
-                    yield where, file, size
+                    yield name, file, size
 
-    def pictures(self) -> Iterator[tuple[str, list[Path | bytes]]]:
-        """Every row's name and its pictures, as `Sample.images` has them; their texts are not read."""
-        columns = self.dataset.select_columns(["where", "files", "pictures"])
-        for batch in columns.iter(PICTURE_ROWS):
-            for where, files, pictures in zip(batch["where"], batch["files"], batch["pictures"], strict=True):
-                yield where, [*map(Path, files), *pictures]
+    def images(self) -> Iterator[tuple[str, list[Path | bytes]]]:
+        """Every sample's name and its images, as `Sample.images` has them; their texts are not read."""
+        columns = self.table.select_columns(["where", "files", "pictures"])
+        for batch in columns.iter(IMAGE_ROWS):
+            for name, files, images in zip(batch["where"], batch["files"], batch["pictures"], strict=True):
+                yield name, [*map(Path, files), *images]
 
 
-def read_index(folder: str | Path) -> CheckedRows:
-    """Open an index; its file is read once to compare its hash, then only where rows are asked for.
+def open_dataset(folder: str | Path) -> SampleDataset:
+    """Open a data set; its file is read once to compare its hash, then only where samples are asked for.
 
     Raises:
-        RowIndexError: there is no index, it is of another format, or a file is damaged.
+        DatasetError: there is no data set, it is of another format, or a file is damaged.
     """
     from datasets import Dataset
 
     folder = latest_folder(Path(folder))
-    about = _read_about(folder)
-    file = folder / ROWS
-    if not file.is_file() or _whole(file) != about["rows"]:
-        raise RowIndexError(f"{file}: missing, cut off or changed since it was written; {AGAIN}")
-    return CheckedRows(folder, about, Dataset.from_file(str(file), in_memory=False))
+    about = read_about(folder / ABOUT, FORMAT, ("rows", "decoded", *MEASURED_BY), DatasetError, AGAIN)
+    if fingerprint(folder / ROWS) != about["rows"]:
+        raise DatasetError(f"{folder / ROWS}: missing, cut off or changed since it was written; {AGAIN}")
+    return SampleDataset(folder, about, Dataset.from_file(str(folder / ROWS), in_memory=False))
 
 
-def _read_about(folder: Path) -> dict[str, Any]:
-    file = folder / ABOUT
+def read_about(file: Path, version: int, keys: Iterable[str], refused: type[ValueError], remedy: str) -> dict[str, Any]:
+    """What a folder says about itself in a JSON file.
+
+    Args:
+        version: the one `format` that can be read.
+        keys: what has to be there.
+        refused, remedy: the error to raise, and what its message says to do.
+    """
     if not file.is_file():
-        raise RowIndexError(f"{folder}: there is no index of rows here ({ABOUT} is missing); {AGAIN}")
+        raise refused(f"{file.parent}: {file.name} is missing, so there is nothing to open here; {remedy}")
     try:
         about = json.loads(file.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise RowIndexError(f"{file}: cut off or damaged ({error}); {AGAIN}") from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise RowIndexError(f"{file}: not of format {FORMAT}; it was written by another version of minivlm; {AGAIN}")
-    if missing := {"rows", "decoded", *MEASURED_BY} - about.keys():
-        raise RowIndexError(f"{file}: {', '.join(sorted(missing))} is missing; {AGAIN}")
+        raise refused(f"{file}: cut off or damaged ({error}); {remedy}") from error
+    if not isinstance(about, dict) or about.get("format") != version:
+        raise refused(f"{file}: not of format {version}; it was written by another version of minivlm; {remedy}")
+    if missing := [key for key in keys if key not in about]:
+        raise refused(f"{file}: {', '.join(missing)} is missing; {remedy}")
     return about
 
 
-def _lengths_for(processor: MiniVLMProcessor) -> dict[str, Any]:
-    """What decides whether a row is too long, in the order of `MEASURED_BY`."""
-    values = (hash_tokenizer(processor.tokenizer), processor.tokenizer.model_max_length, processor.num_image_tokens)
-    return dict(zip(MEASURED_BY, values, strict=True))
-
-
-def _require_place(folder: Path, sources: list[Path]) -> None:
-    """Refuse a folder that an index may not take."""
-    if any(source.resolve().is_relative_to(folder.resolve()) for source in sources):
-        raise RowIndexError(
-            f"{folder} holds the rows or pictures that are to be checked; choose another folder for the index"
-        )
-    require_replaceable(folder, ABOUT, "index of rows")
-
-
-def _whole(file: Path) -> dict[str, Any]:
-    """What tells a file from one that is cut off or was changed."""
+def fingerprint(file: Path) -> dict[str, Any] | None:
+    """What tells a file from one that is cut off or was changed; None if there is none."""
+    if not file.is_file():
+        return None
     with file.open("rb") as stream:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _measured_by(processor: "MiniVLMProcessor") -> dict[str, Any]:
+    """What decides whether a sample is too long, in the order of `MEASURED_BY`."""
+    values = (hash_tokenizer(processor.tokenizer), processor.tokenizer.model_max_length, processor.num_image_tokens)
+    return dict(zip(MEASURED_BY, values, strict=True))

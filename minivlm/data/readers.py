@@ -1,22 +1,39 @@
-"""The rows of files as they stand there: lines of JSON, the items of one JSON array, the rows of a Parquet table.
+"""Reads samples from files: lines of JSON, a JSON array in LLaVA's form, a Parquet table, or a folder of such files.
 
-What they mean is said in `data.py`. Whatever is wrong with a file as a whole stands as an error in the place of its
-rows, so that the files beside it are still read.
+One JSON object a line, images in a folder beside it, as MiniMind-V publishes them:
+
+    {"conversations": [{"role": "user", "content": "<image>\\n这个图像中有什么内容？"},
+                       {"role": "assistant", "content": "一只白色的狗。"}], "image": "dog.jpg"}
+
+Several images are one string, "0.jpg, 1.jpg"; a text-only row has no "image". In these strings `<image>` is a
+placeholder, and there must be one for each image.
+
+LLaVA's form is one JSON array over the whole file, with turns `{"from": "human" or "gpt", "value": …}`.
+
+In a Parquet table, as minimind-3v publishes it, the column "conversations" has the turns as JSON, and "image_bytes" the
+images themselves (bytes, a list of bytes, or null). There a text-only row carries a small black image that no `<image>`
+stands for; it is left out.
 """
 
 import codecs
 import json
+import os.path
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from minivlm.processor import SampleError
+from minivlm.config import IMAGE_TOKEN
+from minivlm.data.images import ImageError, open_image
+from minivlm.data.samples import Sample
+from minivlm.processor import HALF_A_CHARACTER, SampleError, check_answers
 
 TABLE = ".parquet"
 ENDINGS = (".jsonl", TABLE)  # of the files that are looked for in a folder
 COLUMNS = ("conversations", "image_bytes")
 TABLE_ROWS = 32  # read together, out of the page that Arrow holds anyway
 BUFFER = 1 << 20  # bytes read at a time; Arrow's own ways are to read a row group's columns whole
+SPEAKERS = {"human": "user", "gpt": "assistant", "system": "system"}  # LLaVA's names
+STAND_IN_SIZE, STAND_IN_BYTES = (8, 8), 4096  # of a text-only row's black image; a larger file is not opened
 
 
 def source_files(path: str | Path) -> list[Path]:
@@ -35,12 +52,39 @@ def source_files(path: str | Path) -> list[Path]:
     return [path]
 
 
-def contents(file: Path) -> Iterator[tuple[str, Any] | SampleError]:
-    """Each row's name, such as "train.jsonl, line 12", and what stands there.
+def read_samples(path: str | Path, images: str | Path | None = None) -> Iterator[Sample | SampleError]:
+    """All rows of a file as samples, one after the other; an error stands for each row, or file, that cannot be used.
+
+    Args:
+        path: JSON lines or one JSON array, UTF-8, or a Parquet table; or a folder with some `.jsonl` and `.parquet`
+            files, read by their names. Of an array, all of the text is held in memory; of the others some rows.
+        images: the folder of the images; by default the one in which the file lies.
 
     Yields:
-        The bytes of a line; an item of an array, as JSON has it; or of a table a dict of `COLUMNS`. An error stands
-        for a file, or a part of one, that cannot be read.
+        Samples whose messages can be trained on; their images are there, but were not opened. Errors name the file and
+        the row, and say what is wrong: a file is cut off or lacks a column, a line is no JSON object, a turn is not
+        understood or out of order, there is no answer, a text has half a character, there are more or fewer `<image>`s
+        than images, or one of these is missing or lies outside the folder. Blank lines are passed over.
+
+    Raises:
+        SampleError: the file is missing, or a folder has none.
+    """
+    for file in source_files(path):
+        folder = file.parent if images is None else Path(images)
+        for row in _rows(file):
+            try:
+                yield row if isinstance(row, SampleError) else _sample(*row, folder)
+            except SampleError as error:
+                yield error
+
+
+# ---- files to rows
+
+
+def _rows(file: Path) -> Iterator[tuple[str, Any] | SampleError]:
+    """Each row's name, such as "train.jsonl, line 12", and its content: bytes, or what JSON or a table's columns hold.
+
+    An error stands for a file, or a part of one, that cannot be read, so that the files beside it still are.
     """
     if file.suffix.lower() == TABLE:
         yield from _table(file)
@@ -81,12 +125,15 @@ def _table(file: Path) -> Iterator[tuple[str, Any] | SampleError]:
         yield SampleError(str(file), f"cut off, or not a Parquet file ({error}); copy or download it again")
         return
     with table:
-        if missing := [name for name in COLUMNS if name not in table.schema_arrow.names]:
-            found = ", ".join(table.schema_arrow.names)
-            yield SampleError(str(file), f"there is no column {missing[0]!r} (only {found}); each row needs one")
-            return
-        if twice := [name for name in COLUMNS if table.schema_arrow.names.count(name) > 1]:
-            yield SampleError(str(file), f"there are two columns {twice[0]!r}; leave one of them")
+        names = table.schema_arrow.names
+        for column in COLUMNS:
+            if column not in names:
+                problem = f"there is no column {column!r} (only {', '.join(names)}); each row needs one"
+            elif names.count(column) > 1:
+                problem = f"there are two columns {column!r}; leave one of them"
+            else:
+                continue
+            yield SampleError(str(file), problem)
             return
         first = 1
         for group in range(table.num_row_groups):
@@ -103,10 +150,116 @@ def _row_group(table: Any, group: int, file: Path, first: int) -> Iterator[tuple
     number = first
     for batch in table.iter_batches(TABLE_ROWS, row_groups=[group], columns=list(COLUMNS), use_threads=False):
         columns = {name: batch.column(name) for name in COLUMNS}
-        for place in range(batch.num_rows):
-            where = f"{file}, row {number}"
+        for index in range(batch.num_rows):
+            name = f"{file}, row {number}"
             try:
-                yield where, {name: column[place].as_py() for name, column in columns.items()}
+                yield name, {column: values[index].as_py() for column, values in columns.items()}
             except UnicodeDecodeError as error:  # Parquet does not look into its texts
-                yield SampleError(where, f"its text is not UTF-8 ({error}); correct it")
+                yield SampleError(name, f"its text is not UTF-8 ({error}); correct it")
             number += 1
+
+
+# ---- a row to a sample
+
+
+def _sample(name: str, content: bytes | Any, folder: Path) -> Sample:
+    if isinstance(content, bytes):
+        content = _json(content, "a line of JSON", name)
+    if not isinstance(content, dict) or content.get("conversations") is None:
+        raise SampleError(name, 'not an object with "conversations"; each row needs its turns under that name')
+    if "image_bytes" in content:
+        turns = _turns(_json(content["conversations"], "JSON", name), name)
+        images = _held_images(content["image_bytes"], turns, name)
+    else:
+        turns = _turns(content["conversations"], name)
+        images = _image_files(content.get("image"), folder, name)
+    sample = Sample(turns, images, name)
+    messages = sample.messages()
+    check_answers(messages, name)
+    _check_order([message["role"] for message in messages], name)
+    return sample
+
+
+def _json(content: Any, what: str, name: str) -> Any:
+    """What a text says; what is no text is taken as it is."""
+    if not isinstance(content, bytes | str):
+        return content
+    try:
+        return json.loads(content.decode("utf-8-sig") if isinstance(content, bytes) else content)
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or brackets in brackets without end
+        raise SampleError(name, f"not {what} ({error}); correct it") from error
+
+
+def _turns(conversations: Any, name: str) -> Any:
+    """LLaVA's turns under our names; of all turns only role and content."""
+    if not isinstance(conversations, list) or not all(isinstance(turn, dict) for turn in conversations):
+        return conversations
+    turns = []
+    for turn in conversations:
+        if set(turn) >= {"from", "value"}:
+            if not isinstance(turn["from"], str) or turn["from"] not in SPEAKERS:
+                raise SampleError(name, f"a turn is from {turn['from']!r}; it must be one of {', '.join(SPEAKERS)}")
+            turn = {"role": SPEAKERS[turn["from"]], "content": turn["value"]}
+        turns.append({key: turn[key] for key in ("role", "content") if key in turn})
+    return turns
+
+
+def _check_order(roles: list[str], name: str) -> None:
+    """After an optional system turn, user and assistant take turns, the user first."""
+    start = int(roles[0] == "system")
+    for index, role in enumerate(roles[start:]):
+        expected = ("user", "assistant")[index % 2]
+        if role != expected:
+            raise SampleError(
+                name,
+                f"turn {start + index + 1} is the {role}'s where the {expected}'s is expected; "
+                "user and assistant take turns",
+            )
+
+
+def _held_images(held: Any, turns: Any, name: str) -> list[bytes]:
+    """A table's images: one, several or none; without the black ones of a row that shows none."""
+    images = [] if held is None else held if isinstance(held, list) else [held]
+    for image in images:
+        if not isinstance(image, bytes):
+            raise SampleError(
+                name,
+                f'"image_bytes" has {type(image).__name__}; it must be the bytes of image files, and only Parquet '
+                'holds these (in JSON, "image" names files)',
+            )
+    shows_some = isinstance(turns, list) and any(IMAGE_TOKEN in str(turn) for turn in turns)
+    return images if shows_some or not all(map(_is_stand_in, images)) else []
+
+
+def _is_stand_in(image: bytes) -> bool:
+    """Whether an image is small and black all over."""
+    if len(image) > STAND_IN_BYTES:
+        return False
+    try:
+        opened = open_image(image)
+    except ImageError:
+        return False
+    return opened.size == STAND_IN_SIZE and opened.getextrema() == ((0, 0),) * 3
+
+
+def _image_files(names: Any, folder: Path, where: str) -> list[Path]:
+    """The paths behind "0.jpg, 1.jpg"."""
+    if not names:
+        return []
+    if not isinstance(names, str):
+        raise SampleError(where, f'"image" is {type(names).__name__}; write file names in one string, "0.jpg, 1.jpg"')
+    paths = []
+    for name in (name.strip() for name in names.split(",")):
+        short = repr(name if len(name) <= 40 else f"{name[:40]}…")
+        if not name or os.path.isabs(name) or os.path.normpath(name).startswith(".."):
+            raise SampleError(where, f"the image {name!r} is no name inside {folder}; name files in that folder")
+        if HALF_A_CHARACTER.search(name):
+            raise SampleError(where, f"the image's name {short} has half of a character; rename the file")
+        try:
+            exists = (folder / name).is_file()
+        except OSError as error:  # such as a name that is too long
+            raise SampleError(where, f"no file can be called {short} ({error.strerror}); correct it") from error
+        if not exists:
+            raise SampleError(where, f"the image {folder / name} is missing; add it or drop the row")
+        paths.append(folder / name)
+    return paths

@@ -1,15 +1,20 @@
-"""What a file of rows holds, and what is wrong with it: everything is read once, and nothing is trained on trust."""
+"""Reads every row of a source once, checks and counts it: what `minivlm data check` prints."""
 
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minivlm.config import IGNORE_INDEX
 from minivlm.data.images import ImageError, open_image
-from minivlm.data.samples import Sample, scan_rows
-from minivlm.processor import Example, MiniVLMProcessor, SampleError
+from minivlm.data.readers import read_samples
+from minivlm.data.samples import Sample
+from minivlm.processor import Example, SampleError
+
+if TYPE_CHECKING:
+    from minivlm.processor import MiniVLMProcessor
 
 BIN, BAR = 64, 40  # tokens in a bar of the histogram; letters of the longest bar
 HAN = re.compile("[\u4e00-\u9fff]")  # the usual Chinese characters
@@ -17,93 +22,94 @@ HAN = re.compile("[\u4e00-\u9fff]")  # the usual Chinese characters
 
 @dataclass
 class Survey:
-    """What was found.
+    """Counts of a source's rows.
 
     Attributes:
         usable: rows that can be trained on.
         bad: the errors of all others, in the file's order; each names its row.
-        pictures: usable rows by their number of pictures.
+        images: usable rows by their number of images.
         languages: usable rows by language: "zh" where a Chinese character stands, "en" otherwise.
         lengths: usable rows by their tokens in bins of `BIN`.
-        tokens, learnt: of all usable rows.
+        tokens, supervised: of all usable rows.
     """
 
     usable: int = 0
     bad: list[SampleError] = field(default_factory=list)
-    pictures: Counter[int] = field(default_factory=Counter)
+    images: Counter[int] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
     lengths: Counter[int] = field(default_factory=Counter)
     tokens: int = 0
-    learnt: int = 0
+    supervised: int = 0
+
+    def count(self, sample: Sample, example: Example) -> None:
+        """Add a usable row."""
+        tokens = len(example.input_ids)
+        texts = (turn["content"] for turn in sample.conversations)
+        self.usable += 1
+        self.images[len(sample.images)] += 1
+        self.languages["zh" if any(map(HAN.search, texts)) else "en"] += 1
+        self.lengths[tokens // BIN] += 1
+        self.tokens += tokens
+        self.supervised += tokens - example.labels.count(IGNORE_INDEX)
 
 
 def survey(
     path: str | Path,
-    processor: MiniVLMProcessor,
+    processor: "MiniVLMProcessor",
     images: str | Path | None = None,
     decode: bool = False,
     keep: Callable[[Sample, int], None] | None = None,
 ) -> Survey:
-    """Read every row once, render it, and count.
+    """Read every row once, encode its text, and count.
 
     Memory does not grow with the rows, but for an array's text and for the messages about bad rows.
 
     Args:
-        path, images: as in `read_rows`.
-        processor: renders the rows, so that one that is too long is found.
-        decode: open every picture, too.
-        keep: called with each usable row, in order, and its number of tokens.
+        path, images: as in `read_samples`.
+        processor: encodes the rows, so that one that is too long is noticed.
+        decode: open every image, too.
+        keep: called with each usable sample, in order, and its number of tokens.
 
     Raises:
         SampleError: the file is missing, or a folder has none.
     """
-    found = Survey()
-    for row in scan_rows(path, images):
+    result = Survey()
+    for sample in read_samples(path, images):
         try:
-            rendered = _rendered(row, processor, decode)
+            example = _checked(sample, processor, decode)
         except SampleError as error:
-            found.bad.append(SampleError("", str(error)))  # the error itself holds the row, through its traceback
+            result.bad.append(SampleError("", str(error)))  # the error itself holds the row, through its traceback
             continue
-        _count(found, row, rendered)
+        result.count(sample, example)
         if keep is not None:
-            keep(row, len(rendered.input_ids))
-    return found
+            keep(sample, len(example.input_ids))
+    return result
 
 
-def _rendered(row: Sample | SampleError, processor: MiniVLMProcessor, decode: bool) -> Example:
-    if isinstance(row, SampleError):
-        raise row
-    rendered = processor.render(row.messages(), row.where)
-    for picture in row.images if decode else ():
+def _checked(sample: Sample | SampleError, processor: "MiniVLMProcessor", decode: bool) -> Example:
+    if isinstance(sample, SampleError):
+        raise sample
+    example = processor.render(sample.messages(), sample.where)
+    for image in sample.images if decode else ():
         try:
-            open_image(picture)
+            open_image(image)
         except ImageError as error:
-            raise SampleError(row.where, str(error)) from error
-    return rendered
+            raise SampleError(sample.where, str(error)) from error
+    return example
 
 
-def _count(found: Survey, row: Sample, rendered: Example) -> None:
-    tokens = len(rendered.input_ids)
-    found.usable += 1
-    found.pictures[len(row.images)] += 1
-    found.languages["zh" if any(HAN.search(turn["content"]) for turn in row.conversations) else "en"] += 1
-    found.lengths[tokens // BIN] += 1
-    found.tokens += tokens
-    found.learnt += tokens - rendered.labels.count(IGNORE_INDEX)
-
-
-def as_text(found: Survey) -> str:
+def as_text(result: Survey) -> str:
     """The counts and the histogram for a terminal; the bad rows are not in it."""
-    rows = found.usable + len(found.bad)
-    lines = [f"{rows} rows, {'all of them usable' if not found.bad else f'{found.usable} of them usable'}"]
-    if found.usable:
-        lines.append("pictures in a row: " + ", ".join(f"{n}: {found.pictures[n]}" for n in sorted(found.pictures)))
-        lines.append("languages: " + ", ".join(f"{name}: {count}" for name, count in sorted(found.languages.items())))
-        share = found.learnt / found.tokens
-        lines.append(f"tokens: {found.tokens}, {found.tokens / found.usable:.0f} a row, {share:.0%} of them learnt")
-        most = max(found.lengths.values())
-        for place in range(min(found.lengths), max(found.lengths) + 1):
-            count = found.lengths[place]
+    rows = result.usable + len(result.bad)
+    lines = [f"{rows} rows, {f'{result.usable} of them' if result.bad else 'all of them'} usable"]
+    if result.usable:
+        lines.append("images in a row: " + ", ".join(f"{n}: {result.images[n]}" for n in sorted(result.images)))
+        lines.append("languages: " + ", ".join(f"{name}: {count}" for name, count in sorted(result.languages.items())))
+        share = result.supervised / result.tokens
+        lines.append(f"tokens: {result.tokens}, {result.tokens / result.usable:.0f} a row, {share:.0%} supervised")
+        most = max(result.lengths.values())
+        for number in range(min(result.lengths), max(result.lengths) + 1):
+            count = result.lengths[number]
             bar = "█" * round(BAR * count / most)
-            lines.append(f"{place * BIN:>6} to {place * BIN + BIN - 1:<6}{count:>8} {bar}".rstrip())
+            lines.append(f"{number * BIN:>6} to {number * BIN + BIN - 1:<6}{count:>8} {bar}".rstrip())
     return "\n".join(lines)

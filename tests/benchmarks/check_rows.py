@@ -28,7 +28,7 @@ from PIL import Image
 
 from minivlm.checkpoint import load_checkpoint
 from minivlm.data import dataset as index
-from minivlm.data.dataset import read_index, write_index
+from minivlm.data.dataset import open_dataset, write_dataset
 from minivlm.data.samples import Sample
 from minivlm.data.survey import Survey, survey
 from minivlm.runtime.paths import BASE, data_folder
@@ -199,7 +199,7 @@ def indexed(form: str, folder: Path, count: int, decode: bool = False) -> dict:
     _, processor, _ = load_checkpoint(data_folder() / BASE)
     meter = Meter(count - len(planted(form, count)))
     index.RowWriter.add = and_count(index.RowWriter.add, meter)
-    found = write_index(folder / "index", folder / FORMS[form], processor, decode=decode)
+    found = write_dataset(folder / "index", folder / FORMS[form], processor, decode=decode)
     made = meter.summary(count) | {"bad": named(found, form, count)}
     return made | {"index_mb": round((folder / "index" / index.ROWS).stat().st_size / 1e6, 1)}
 
@@ -221,7 +221,7 @@ def decoded(form: str, folder: Path, count: int) -> dict:
 
 def read_back(form: str, folder: Path, count: int) -> dict:
     """All rows of the index, in a random order."""
-    opened = read_index(folder / "index")
+    opened = open_dataset(folder / "index")
     order = random.Random(0).sample(range(len(opened)), len(opened))
     meter = Meter(len(order))
     for number in order:

