@@ -11,8 +11,7 @@ from PIL import Image
 
 import minivlm
 from minivlm.checkpoint import hash_config, load_checkpoint, read_meta
-from minivlm.evaluation.exam import CONTROLLED, EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED
-from minivlm.pretraining.build import LOG_EVERY
+from minivlm.evaluation.exam import EXAM_PICTURES, HOLDOUT_PICTURES
 from minivlm.pretraining.language_model import ROUNDS, LanguageModelTrainer
 from minivlm.report.build import read_seeds
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
@@ -188,12 +187,6 @@ def test_shown_another_picture_no_seed_beats_the_best_blind_guess():
     assert {run["seed"]: run["beats_blind"] for run in read_controls()["runs"]} == {0: [], 1: [], 2: []}
 
 
-def test_the_data_card_gives_the_names_in_the_record():
-    card = (data_folder() / "README.md").read_text("utf-8")
-    assert all(f"`{name}`" in card for name in ("parent", "made_from", "drawing", "corpus"))
-    assert f"every {LOG_EVERY}th step" in card
-
-
 def test_the_data_card_gives_the_language_models_measured_figures():
     card = " ".join((data_folder() / "README.md").read_text("utf-8").split())
     measured = read_lists()
@@ -212,43 +205,6 @@ def test_the_data_card_gives_the_language_models_measured_figures():
     chinese = read_meta(data_folder() / BASE)["metrics"]["language_model"]["list zh"]
     assert f"{chinese['precision']:.3f} in Chinese, 1241/1279" in card
     assert chinese["precision"] == pytest.approx(1241 / 1279)
-
-
-@pytest.mark.parametrize(
-    ("file", "said"),
-    [
-        (
-            "README.md",
-            f"are asked about {QUESTIONED} of them, and as a control with another picture about {CONTROLLED}",
-        ),
-        (
-            "README.zh.md",
-            f"只问其中 {QUESTIONED} 张；作为对照、换成另一张图片再问的，是这 {QUESTIONED} 张里的 {CONTROLLED} 张",
-        ),
-    ],
-)
-def test_the_readme_says_how_many_pictures_the_questions_are_about(file, said):
-    text = (data_folder().parent / file).read_text("utf-8")
-    assert said.replace(" ", "") in "".join(text.split())
-
-
-def test_the_help_says_how_long_the_base_models_took():
-    measured = read_meta(data_folder() / BASE)["metrics"]
-    minutes = measured["encoder"]["minutes"] + sum(measured["language_model"]["minutes"])
-    said = (data_folder().parent / "minivlm" / "cli.py").read_text("utf-8")
-    assert f"about {round(minutes, -1):.0f} minutes; resumable" in said
-
-
-@pytest.mark.parametrize("file", ["../README.md", "README.md"])
-def test_readers_are_told_how_to_get_a_folder_of_its_own(file):
-    text = (data_folder() / file).read_text("utf-8")
-    for part in ('load_checkpoint("data/sft")', "model.save_pretrained(", "processor.save_pretrained("):
-        assert part in text
-
-
-def test_the_readme_says_where_the_page_lies_and_that_a_run_goes_on():
-    text = (data_folder().parent / "README.md").read_text("utf-8")
-    assert "runs/seed-0/index.html" in text and "Ctrl-C" in text
 
 
 def test_a_folder_of_its_own_is_read_by_the_auto_classes(tmp_path):
