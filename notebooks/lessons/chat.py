@@ -6,6 +6,7 @@ Works by keyboard; what it shows is text, and pictures with alternative text. Le
 import html
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import ipywidgets as widgets
 import torch
@@ -14,7 +15,6 @@ from PIL import Image
 from transformers import TextStreamer
 
 from lessons.attention import Looks, attention_to_patches, faded, strongest, where
-from lessons.familiar import Familiar
 from lessons.plots import data_uri
 from minivlm.config import PROMPTS
 from minivlm.data.images import ImageError, open_image
@@ -26,6 +26,9 @@ from minivlm.scenes.drawing.table import TABLE
 from minivlm.scenes.facts import random_stream, sample_scene
 from minivlm.scenes.language import caption
 from minivlm.scenes.samples import TURNS
+
+if TYPE_CHECKING:
+    from lessons.lesson_00 import Familiar
 
 ANY, FILE = "any scene, by its number", "a file of your own"
 SIDE = 280  # of the picture, in pixels
@@ -64,7 +67,7 @@ class Chat:
         familiar: says how far a picture is from the drawn world.
     """
 
-    def __init__(self, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, familiar: Familiar):
+    def __init__(self, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, familiar: "Familiar"):
         self.model, self.processor, self.familiar = model, processor, familiar
         self.picture: Image.Image | None = None
         self.turns: list[Turn] = []

@@ -20,7 +20,7 @@ from typing import Any
 import matplotlib
 import sklearn.datasets
 import torch
-from lessons.familiar import Familiar, fit, save_familiar
+from lessons.lesson_00 import Familiar, fit, save_familiar
 from PIL import Image, ImageOps
 
 from minivlm.checkpoint import load_checkpoint

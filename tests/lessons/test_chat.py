@@ -11,7 +11,7 @@ import pytest
 import torch
 from lessons import chat
 from lessons.chat import ANY, FILE, QUESTIONS, WHOLE, Chat
-from lessons.familiar import Familiar
+from lessons.lesson_00 import Familiar
 from PIL import Image
 
 from minivlm.checkpoint import load_checkpoint

@@ -2,7 +2,7 @@
 
 import pytest
 from lessons.exercises.chair import MENTIONED, PRESENT, WRONG_I, WRONG_S, chair_i, chair_s
-from lessons.exercises.frame import verdict
+from lessons.exercises.checking import verdict
 
 from minivlm import evaluation
 from minivlm.evaluation import score_descriptions

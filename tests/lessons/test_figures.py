@@ -9,7 +9,7 @@ import warnings
 import matplotlib
 import numpy as np
 import pytest
-from lessons import plates, refresh
+from lessons import lesson_01, lesson_02, refresh
 from lessons.plots import figures, tables
 from lessons.plots.figures import LiveCurve, loss_curve, readable, show, smoothed
 from lessons.plots.tables import show_answers, show_picture, show_supervision, show_taught
@@ -118,8 +118,8 @@ class TestPlates:
         values, is_image = np.random.default_rng(0).normal(size=(9, 6)), np.array([0, 0, 1, 1, 1, 1, 0, 0, 0]) == 1
         parameters = {"vision": 1, "projector": 2, "language_model": 3}
         for figure in (
-            plates.anatomy(picture, values[:4], values[:4], values, is_image, parameters, "a red car"),
-            plates.swap(picture, ["a"] * 9, values, values, is_image),
+            lesson_01.anatomy(picture, values[:4], values[:4], values, is_image, parameters, "a red car"),
+            lesson_02.swap(picture, ["a"] * 9, values, values, is_image),
             figures.bars({"vision": 0.0, "projector": 0.5}, "moved", "share"),
             small_figure(),
         ):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lessons.exercises.frame import Wrong, called, exercise, forbidden
+from lessons.exercises.checking import Wrong, called, exercise, forbidden
 from minivlm.evaluation import score_descriptions
 
 Pair = tuple[str, str | None]  # a kind and its colour, as `read_facts` gives them

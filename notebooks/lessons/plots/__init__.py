@@ -14,16 +14,27 @@ from lessons.plots.figures import (
     border,
     chinese_font,
     data_uri,
+    draw_matrix,
+    intervals,
     patches,
     png,
     readable,
+    scale_rows,
     show,
     smoothed,
     style,
 )
 from lessons.plots.flow import BOXES, HEIGHT, WIDTH, flow_figure, show_flow
 from lessons.plots.source import show_source
-from lessons.plots.tables import CELL, show_answers, show_picture, show_supervision, show_taught
+from lessons.plots.tables import (
+    CELL,
+    image_html,
+    show_answers,
+    show_picture,
+    show_supervision,
+    show_taught,
+    table_html,
+)
 
 __all__ = [
     "BLUE",
@@ -40,10 +51,14 @@ __all__ = [
     "border",
     "chinese_font",
     "data_uri",
+    "draw_matrix",
     "flow_figure",
+    "image_html",
+    "intervals",
     "patches",
     "png",
     "readable",
+    "scale_rows",
     "show",
     "show_answers",
     "show_flow",
@@ -53,4 +68,5 @@ __all__ = [
     "show_taught",
     "smoothed",
     "style",
+    "table_html",
 ]

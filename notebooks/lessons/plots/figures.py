@@ -16,6 +16,7 @@ import matplotlib.style
 import numpy as np
 from IPython.display import display
 from matplotlib import font_manager
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -231,4 +232,52 @@ def bars(shares: Mapping[str, float], title: str, label: str) -> Figure:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
         axes.tick_params(axis="y", length=0)
         axes.set_title(title)
+    return figure
+
+
+def draw_matrix(axes: Axes, box: tuple[float, float, float, float], values: np.ndarray) -> None:
+    """Draw a matrix as a map of its values into a box: left, bottom, width, height."""
+    left, bottom, width, height = box
+    extent = (left, left + width, bottom, bottom + height)
+    low, high = np.percentile(values, [2, 98])
+    axes.imshow(values, extent=extent, cmap=MAP, vmin=low, vmax=high, aspect="auto", interpolation="nearest", zorder=1)
+
+
+def scale_rows(values: np.ndarray) -> np.ndarray:
+    """Every row scaled to its own largest value: rows of very different length all show their pattern."""
+    return values / np.abs(values).max(axis=1, keepdims=True)
+
+
+def intervals(rows: Mapping[str, Mapping[str, Mapping[str, float | None]]], titles: Mapping[str, str]) -> Figure:
+    """Estimates with their intervals: a line for each model, a panel for each measure.
+
+    Args:
+        rows: model -> measure -> estimate: `value`, `low`, `high`; the value is None where nothing was counted.
+        titles: measure -> title of its panel.
+    """
+    with style():
+        figure = Figure(figsize=(2.3 * len(titles) + 1.8, 0.36 * len(rows) + 1.1), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(1, len(titles), sharey=True))
+        positions = np.arange(len(rows))[::-1]
+        for axes, (measure, title) in zip(panels, titles.items(), strict=True):
+            for y, estimate in zip(positions, (row[measure] for row in rows.values()), strict=True):
+                if estimate["value"] is None:
+                    axes.text(0, y, "names nothing", va="center", fontsize=8.5, style="italic")
+                    continue
+                axes.plot([estimate["low"], estimate["high"]], [y, y], color=BLUE, linewidth=3, alpha=0.35)
+                axes.plot(estimate["value"], y, "o", color=BLUE, markersize=5)
+                digits = ".0f" if measure == "length" else ".2f"
+                axes.annotate(
+                    f"{estimate['value']:{digits}}",
+                    (estimate["value"], y),
+                    (0, 5),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8,
+                )
+            axes.set_title(title)
+            axes.grid(axis="x", color="#E8E8E8")
+            axes.set(xlim=(-0.04, 1.06) if measure != "length" else (0, None), ylim=(-0.6, len(rows) - 0.2))
+            axes.tick_params(axis="y", length=0)
+        panels[0].set_yticks(positions, list(rows))
     return figure

@@ -2,8 +2,8 @@
 
 import pytest
 from lessons import exercises as checks
-from lessons.exercises import frame
-from lessons.exercises.frame import Wrong, called, exercise, forbidden, verdict
+from lessons.exercises import checking
+from lessons.exercises.checking import Wrong, called, exercise, forbidden, verdict
 
 from minivlm import placeholders
 from minivlm.placeholders import expand_placeholders
@@ -14,7 +14,7 @@ ARGUMENTS = ([5, 99], 99, 2)
 @pytest.fixture(autouse=True)
 def doubling(monkeypatch):
     """A small exercise: expand placeholders. It stands among the others for the length of a test."""
-    monkeypatch.setattr(frame, "EXERCISES", dict(frame.EXERCISES))
+    monkeypatch.setattr(checking, "EXERCISES", dict(checking.EXERCISES))
 
     @exercise
     def doubling(answer):

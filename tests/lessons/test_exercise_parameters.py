@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from lessons.exercises.counting import LANGUAGE_MODEL, Formula, odd_config
-from lessons.exercises.frame import verdict
+from lessons.exercises.checking import verdict
+from lessons.exercises.parameters import LANGUAGE_MODEL, Formula, odd_config
 
 from minivlm.config import clip_26m_config, scenes_config
 from minivlm.model import MiniVLMForConditionalGeneration, ledger

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lessons.exercises.frame import Wrong, called, exercise, forbidden
+from lessons.exercises.checking import Wrong, called, exercise, forbidden
 from minivlm.config import MiniVLMConfig, clip_26m_config, scenes_config
 from minivlm.model import MiniVLMForConditionalGeneration, ledger
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
-from lessons.exercises.frame import Wrong, called, exercise, forbidden
+from lessons.exercises.checking import Wrong, called, exercise, forbidden
 from lessons.faults import Patch
 from minivlm.config import IGNORE_INDEX
 from minivlm.processor import ROLES, Example, MiniVLMProcessor

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from lessons.lesson_02 import LOOKS, answers, cache_plate, prompts, rows_plate, user
 from lessons.plots.figures import BLUE, ORANGE, png
-from lessons.sequences import LOOKS, answers, cache_plate, prompts, rows_plate, user
 
 IMAGE = 9
 
@@ -60,8 +60,8 @@ def test_places_computed_with_and_without_a_cache(steps):
     assert [text.get_text() for text in cached.texts if text.get_text().isdigit()] == ["5", *["1"] * (steps - 1)]
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == [
-        f"without a cache: {sum(counts)} places computed",
-        f"with a cache: {5 + steps - 1} places computed",
+        f"without a cache: {sum(counts)} positions computed",
+        f"with a cache: {5 + steps - 1} positions computed",
     ]
     assert png(figure)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lessons.exercises.frame import Wrong, called, exercise, forbidden
+from lessons.exercises.checking import Wrong, called, exercise, forbidden
 from minivlm.placeholders import replace_placeholders as packages_own
 
 N, WIDTH = 4, 3

@@ -7,9 +7,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from lessons import seeing
+from lessons import lesson_01, probes
+from lessons.lesson_01 import Twin
 from lessons.plots.figures import BLUE, ORANGE, png
-from lessons.seeing import PatchExamples, Twin, cosines, fit_probe, pairs, shown, twin_of
+from lessons.probes import PatchExamples, cosines, fit_probe, pairs, things_of_patches, twin_of
 from PIL import Image
 
 from minivlm.pretraining.encoder import covered, normalised
@@ -25,34 +26,34 @@ def thing(kind="car", colour="red", place="left", distance="near", size="medium"
 class TestExamples:
     def test_depths_begin_before_the_first_layer_and_end_with_what_w_is_given(self, model):
         pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-        tokens = seeing.depths(model.vision, pictures)
+        tokens = probes.depths(model.vision, pictures)
         assert tokens.shape == (3, 3, 4, 16)  # the embeddings and two layers, I, N, Dv
         assert np.allclose(tokens[-1], model.vision(normalised(pictures)).numpy(), atol=1e-6)
-        moved = seeing.depths(model.vision, pictures[:, ::-1, ::-1])
+        moved = probes.depths(model.vision, pictures[:, ::-1, ::-1])
         assert not np.allclose(tokens[0], moved[0])
 
     def test_many_pictures_go_through_in_parts(self, model):
         pictures = np.random.default_rng(0).integers(0, 256, (103, 8, 8, 3), dtype=np.uint8)
         assert np.allclose(
-            seeing.depths(model.vision, pictures)[:, 100:], seeing.depths(model.vision, pictures[100:]), atol=1e-6
+            probes.depths(model.vision, pictures)[:, 100:], probes.depths(model.vision, pictures[100:]), atol=1e-6
         )
 
     def test_a_patch_that_two_things_share_is_nobodys(self):
         scene = Scene("park", (thing(), thing("dog", "blue")), seed=1)  # both in one slot: they overlap
         both = [set(covered(box, 8).tolist()) for box in layout(scene)]
         assert both[0] & both[1]
-        assert set(shown(scene, 8)) == both[0] ^ both[1]
-        assert all(shown(scene, 8)[patch].kind == "car" for patch in both[0] - both[1])
+        assert set(things_of_patches(scene, 8)) == both[0] ^ both[1]
+        assert all(things_of_patches(scene, 8)[patch].kind == "car" for patch in both[0] - both[1])
 
     def test_each_patch_is_told_its_thing(self, model):
         scenes = [Scene("park", (thing("panda", None),), 1), Scene("sky", (thing("kite", "blue", "right"),), 2)]
-        examples = seeing.patch_examples(model.vision, scenes)
+        examples = probes.patch_examples(model.vision, scenes)
         assert examples.features.shape[0] == 3 and examples.features.shape[2] == 16
         assert examples.of("kind").tolist() == ["panda" if index == 0 else "kite" for index in examples.pictures]
         assert set(examples.of("colour")) == {"no colour", "blue"}
         first = covered(layout(scenes[0])[0], 2)
         pictures = np.stack([np.asarray(draw(scenes[0]).resize((8, 8), Image.Resampling.BICUBIC))])
-        assert np.allclose(examples.features[:, : len(first)], seeing.depths(model.vision, pictures)[:, 0, first])
+        assert np.allclose(examples.features[:, : len(first)], probes.depths(model.vision, pictures)[:, 0, first])
 
 
 class TestProbe:
@@ -119,10 +120,10 @@ class TestTwins:
                     tokens[place, covered(box, side)] = torch.tensor([0.0, 1])
             return lambda vision, pictures: tokens[None].numpy()
 
-        monkeypatch.setattr(seeing, "depths", white_at(lambda boxes: boxes))
-        assert seeing.twin_rate(model.vision, scenes) == 1
-        monkeypatch.setattr(seeing, "depths", white_at(lambda boxes: boxes[:1]))
-        assert seeing.twin_rate(model.vision, scenes) < 0.5
+        monkeypatch.setattr(probes, "depths", white_at(lambda boxes: boxes))
+        assert probes.twin_rate(model.vision, scenes) == 1
+        monkeypatch.setattr(probes, "depths", white_at(lambda boxes: boxes[:1]))
+        assert probes.twin_rate(model.vision, scenes) < 0.5
 
 
 class TestFigures:
@@ -137,25 +138,25 @@ class TestFigures:
         picture, cosine = draw(sample_scene("dev", 0), 64), torch.eye(64)
         words = {0: ("car", True), 9: ("no colour", False)}
         for figure in (
-            seeing.probe_curve({"kind": [0.1, 0.9], "colour": [0.5, 0.9]}, {"kind": 0.1, "colour": 0.1}),
-            seeing.reading_plate(picture, {"kind": words, "colour": words}, 8),
-            seeing.reading_plate(picture, {"kind": words}, 8),
-            seeing.cut_plate(picture, 8, (0, 1, 8, 9)),
-            seeing.twin_plate([Twin(picture, cosine, 0, "corner"), Twin(picture, cosine, 63, "corner")]),
-            seeing.twin_plate([Twin(picture, cosine, 9, "alone")]),
-            seeing.to_scale({"a": {"vision": 9, "projector": 1, "language_model": 4}}),
+            lesson_01.probe_curve({"kind": [0.1, 0.9], "colour": [0.5, 0.9]}, {"kind": 0.1, "colour": 0.1}),
+            lesson_01.reading_plate(picture, {"kind": words, "colour": words}, 8),
+            lesson_01.reading_plate(picture, {"kind": words}, 8),
+            lesson_01.cut_plate(picture, 8, (0, 1, 8, 9)),
+            lesson_01.twin_plate([Twin(picture, cosine, 0, "corner"), Twin(picture, cosine, 63, "corner")]),
+            lesson_01.twin_plate([Twin(picture, cosine, 9, "alone")]),
+            lesson_01.to_scale({"a": {"vision": 9, "projector": 1, "language_model": 4}}),
         ):
             assert Image.open(io.BytesIO(png(figure))).width > 350
 
     def test_areas_are_to_scale(self):
         parts = {"vision": 900, "projector": 100, "language_model": 400}
-        page = seeing.to_scale({"small": parts, "large": {name: 4 * count for name, count in parts.items()}}).axes[0]
+        page = lesson_01.to_scale({"small": parts, "large": {name: 4 * count for name, count in parts.items()}}).axes[0]
         areas = [square.get_width() * square.get_height() for square in page.patches]
         assert areas == pytest.approx([9 / 36, 4 / 36, 1 / 36, 1, 16 / 36, 4 / 36])
         assert "W\n100" in [text.get_text() for text in page.texts]
 
     def test_a_wrong_word_is_struck_through_bold_and_dashed(self):
-        axes = seeing.reading_plate(
+        axes = lesson_01.reading_plate(
             draw(sample_scene("dev", 0), 64), {"kind": {0: ("car", True), 1: ("dog", False)}}, 8
         )
         right, wrong = axes.axes[0].texts
@@ -166,7 +167,7 @@ class TestFigures:
     def test_light_falls_on_what_is_alike(self):
         cosine = torch.zeros(64, 64)
         cosine[0, 0] = cosine[0, 63] = 1
-        axes = seeing.twin_plate([Twin(Image.new("RGB", (64, 64), "red"), cosine, 0, "red")]).axes[0]
+        axes = lesson_01.twin_plate([Twin(Image.new("RGB", (64, 64), "red"), cosine, 0, "red")]).axes[0]
         light = np.asarray(axes.images[0].get_array())
         assert light[60, 60].tolist() == [1, 0, 0] and light[30, 30].max() < 0.1
         chosen, found = axes.patches
@@ -174,7 +175,7 @@ class TestFigures:
         assert chosen.get_linestyle() != found.get_linestyle()
 
     def test_the_lines_of_the_curve_are_told_apart_without_colour(self):
-        axes = seeing.probe_curve({"kind": [0.1, 0.9], "colour": [0.5, 0.8]}, {"kind": 0.1, "colour": 0.2}).axes[0]
+        axes = lesson_01.probe_curve({"kind": [0.1, 0.9], "colour": [0.5, 0.8]}, {"kind": 0.1, "colour": 0.2}).axes[0]
         lines = [line for line in axes.lines if line.get_marker() not in ("", "None", None)]
         assert [(line.get_marker(), line.get_color()) for line in lines] == [("o", BLUE), ("s", ORANGE)]
         written = [text.get_text() for text in axes.texts]
@@ -185,7 +186,7 @@ class TestChooser:
     def test_the_map_follows_the_sliders(self):
         cosine = torch.zeros(64, 64)
         cosine[9, 63], cosine[17, 7] = 0.75, 0.5
-        row, column, view = seeing.twin_chooser(draw(sample_scene("dev", 0), 64), cosine, 9).children
+        row, column, view = lesson_01.twin_chooser(draw(sample_scene("dev", 0), 64), cosine, 9).children
         assert (row.value, column.value) == (1, 1)
         said = "Patch 9 (row 1, column 1): most like patch 63 (row 7, column 7), cosine 0.75."
         assert f'<p role="status">{said}</p>' in view.value

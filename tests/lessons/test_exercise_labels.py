@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from lessons.exercises import mask
-from lessons.exercises.frame import verdict
-from lessons.exercises.mask import PICTURE, TALK, Segment, expected, segments
+from lessons.exercises import labels
+from lessons.exercises.checking import verdict
+from lessons.exercises.labels import PICTURE, TALK, Segment, expected, segments
 
 from minivlm.config import IGNORE_INDEX
 from minivlm.processor import MiniVLMProcessor
@@ -163,7 +163,7 @@ class TestThePackagesOwn:
 
     def test_the_checks_own_solution_is_refused(self):
         assert "calls the package's own expected" in verdict("build_labels", expected)
-        assert "calls the package's own expected" in verdict("build_labels", lambda c: mask.expected(c))
+        assert "calls the package's own expected" in verdict("build_labels", lambda c: labels.expected(c))
 
 
 class TestSegments:

@@ -1,4 +1,4 @@
-"""What notebook 05 shows: answers with their errors marked, intervals, positions, things hidden from view, experiments.
+"""Notebook 05: answers with their errors marked, hallucination by position, occlusion, and the ablations.
 
 Letters as in `config.py`.
 """
@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, data_uri, smoothed, style
-from minivlm.evaluation import EXPERIMENTS, Estimate, effect, values
+from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, image_html, smoothed, style, table_html
+from minivlm.evaluation import EXPERIMENTS, effect, values
 from minivlm.generate import Asked, describe, prompt_ids
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
@@ -28,7 +28,6 @@ from minivlm.scenes.facts import Scene
 from minivlm.scenes.language import find_things, in_reading_order, noun_phrase
 from minivlm.scenes.vocabulary import KIND_WORDS
 
-CELL = "text-align:left;vertical-align:top;padding:6px 14px;max-width:27em;white-space:normal"
 GREY_BOX = (128, 128, 128)
 SHADOW = 0.18  # of its width that a thing's shadow reaches beyond its box
 GRID = "#E8E8E8"
@@ -44,14 +43,12 @@ def show_marked(scenes: Mapping[str, Scene], columns: Mapping[str, Sequence[str]
         scenes: a name for each scene, and the scene.
         columns: a heading and one text per scene for each column.
     """
-    heads = "".join(f'<th scope="col" style="{CELL}">{html.escape(name)}</th>' for name in ("picture", *columns))
     rows = []
     for (name, scene), *texts in zip(scenes.items(), *columns.values(), strict=True):
-        cells = "".join(f'<td style="{CELL}">{marked_html(text, scene)}</td>' for text in texts)
-        rows.append(f'<tr><td style="{CELL}">{_drawn(name, scene, side)}</td>{cells}</tr>')
-    page = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        image = image_html(draw(scene), f"{name}: {facts_of(scene)}", side)
+        rows.append([image, *(marked_html(text, scene) for text in texts)])
     plain = "\n".join(f"{name}: {text}" for name, texts in columns.items() for text in texts)
-    display({"text/html": page, "text/plain": plain}, raw=True)
+    display({"text/html": table_html(["picture", *columns], rows), "text/plain": plain}, raw=True)
 
 
 def marked_html(text: str, scene: Scene) -> str:
@@ -71,12 +68,7 @@ def facts_of(scene: Scene) -> str:
     return f"{', '.join(things)}; {scene.setting}"
 
 
-def _drawn(name: str, scene: Scene, side: int) -> str:
-    alt = f"{name}: {facts_of(scene)}"
-    return f'<img src="{data_uri(draw(scene))}" width="{side}" height="{side}" alt="{html.escape(alt)}">'
-
-
-# ---- curves and intervals
+# ---- curves
 
 
 def two_losses(losses: Mapping[str, Sequence[float]], nothing_known: float) -> Figure:
@@ -99,35 +91,6 @@ def two_losses(losses: Mapping[str, Sequence[float]], nothing_known: float) -> F
         first.set_ylabel("loss per learnt token")
         first.annotate("ln V: knows nothing", (len(next(iter(losses.values()))), nothing_known), (0, -12),
                        textcoords="offset points", ha="right", fontsize=8.5)  # fmt: skip
-    return figure
-
-
-def intervals(rows: Mapping[str, Mapping[str, Estimate]], titles: Mapping[str, str]) -> Figure:
-    """Figures with their intervals: one line for each who, one panel for each measure.
-
-    Args:
-        rows: who -> measure -> figure.
-        titles: measure -> what stands above its panel.
-    """
-    with style():
-        figure = Figure(figsize=(2.3 * len(titles) + 1.8, 0.36 * len(rows) + 1.1), layout="constrained")
-        panels = np.atleast_1d(figure.subplots(1, len(titles), sharey=True))
-        places = np.arange(len(rows))[::-1]
-        for axes, (measure, title) in zip(panels, titles.items(), strict=True):
-            for place, found in zip(places, (row[measure] for row in rows.values()), strict=True):
-                if found["value"] is None:
-                    axes.text(0, place, "names nothing", va="center", fontsize=8.5, style="italic")
-                    continue
-                axes.plot([found["low"], found["high"]], [place, place], color=BLUE, linewidth=3, alpha=0.35)
-                axes.plot(found["value"], place, "o", color=BLUE, markersize=5)
-                digits = ".0f" if measure == "length" else ".2f"
-                axes.annotate(f"{found['value']:{digits}}", (found["value"], place), (0, 5),
-                              textcoords="offset points", ha="center", fontsize=8)  # fmt: skip
-            axes.set_title(title)
-            axes.grid(axis="x", color=GRID)
-            axes.set(xlim=(-0.04, 1.06) if measure != "length" else (0, None), ylim=(-0.6, len(rows) - 0.2))
-            axes.tick_params(axis="y", length=0)
-        panels[0].set_yticks(places, list(rows))
     return figure
 
 

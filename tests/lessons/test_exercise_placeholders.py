@@ -4,8 +4,8 @@ import re
 
 import pytest
 import torch
-from lessons.exercises import replacement
-from lessons.exercises.frame import verdict
+from lessons.exercises.checking import verdict
+from lessons.exercises.placeholders import PATTERN, batch_of, by_definition
 
 from minivlm import placeholders
 
@@ -235,5 +235,5 @@ def test_the_stub_is_not_written_yet():
 
 def test_the_definition_is_the_packages():
     """The check's loops, the package's one line, and the pattern's order."""
-    batch = replacement.batch_of(replacement.PATTERN, images=4)
-    assert torch.equal(replacement.by_definition(batch), placeholders.replace_placeholders(*batch))
+    batch = batch_of(PATTERN, images=4)
+    assert torch.equal(by_definition(batch), placeholders.replace_placeholders(*batch))

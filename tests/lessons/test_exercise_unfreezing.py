@@ -4,8 +4,8 @@ import re
 
 import pytest
 from lessons import exercises as checks  # noqa: F401 (enters the exercises)
-from lessons.exercises import unfreeze
-from lessons.exercises.frame import verdict
+from lessons.exercises import unfreezing
+from lessons.exercises.checking import verdict
 from lessons.stages import size
 
 from minivlm.config import STAGES
@@ -16,7 +16,7 @@ W, TABLE, LAYERS = "projector.", "language_model.model.embed_tokens.", "language
 
 def sizes(model) -> dict[str, int]:
     """Everything that can be chosen as a whole, W first."""
-    return {W: size(model, [W])} | unfreeze.units(model)
+    return {W: size(model, [W])} | unfreezing.units(model)
 
 
 def greedy(model, budget, order=list):
@@ -110,7 +110,7 @@ def test_no_two_mistakes_are_told_the_same():
     assert len(said) == len(WRONG) - 2
 
 
-EVERYTHING, ALONE, TABLE_TOO, FIRST, LAST = unfreeze.CHOICES
+EVERYTHING, ALONE, TABLE_TOO, FIRST, LAST = unfreezing.CHOICES
 RIGHT = {"longer": [EVERYTHING, TABLE_TOO, FIRST, LAST], "forgets": [EVERYTHING]}
 
 
@@ -133,10 +133,10 @@ def measured(monkeypatch) -> None:
                 for seed in range(3)
             },
         }
-        for name in unfreeze.CHOICES
+        for name in unfreezing.CHOICES
     }
     results = {"before": {"words": 13.0, "translation": 0.8}, "arms": arms}
-    monkeypatch.setattr(unfreeze, "read_results", lambda: results)
+    monkeypatch.setattr(unfreezing, "read_results", lambda: results)
 
 
 WRONGLY = {
@@ -145,7 +145,7 @@ WRONGLY = {
     "a string": (RIGHT | {"longer": FIRST}, r"under 'longer' stands 'W \+ first layer'; give a list"),
     "a number": (RIGHT | {"longer": 4}, r"under 'longer' stands 4; give a list"),
     "unknown": (RIGHT | {"forgets": ["layer 1"]}, r"stands 'layer 1', which was not measured; choose from"),
-    "W makes longer": (RIGHT | {"longer": list(unfreeze.CHOICES)}, r"'W alone' does not belong.*13 to 13.*W decides"),
+    "W makes longer": (RIGHT | {"longer": list(unfreezing.CHOICES)}, r"'W alone' does not belong.*13 to 13.*W decides"),
     "W forgets": (RIGHT | {"forgets": [EVERYTHING, ALONE]}, r"'W alone' cannot forget: .*same to the last bit"),
     "within the spread": (RIGHT | {"forgets": [EVERYTHING, LAST]}, r"from 80 to 78.*spread over 15\.0.*nothing which"),
     "the other way": (RIGHT | {"forgets": [EVERYTHING, TABLE_TOO]}, r"'W \+ embeddings' does not.*from 80 to 90"),
@@ -178,7 +178,8 @@ class TestPrediction:
 
     def test_what_is_shipped_has_an_answer(self):
         """Not every choice does the same, else there were nothing to predict."""
-        results = unfreeze.read_results()
-        for key, (measure, _) in unfreeze.PREDICTED.items():
-            found = {unfreeze.happened(key, unfreeze.compared(results, name, measure)) for name in unfreeze.CHOICES}
+        results = unfreezing.read_results()
+        for key, (measure, _) in unfreezing.PREDICTED.items():
+            effects = [unfreezing.compared(results, name, measure) for name in unfreezing.CHOICES]
+            found = {unfreezing.happened(key, effect) for effect in effects}
             assert found == {True, False}

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lessons import hallucination as h
+from lessons import lesson_05 as h
 
 from minivlm.evaluation import VARIANTS, estimate
 from minivlm.generate import describe

@@ -1,7 +1,4 @@
-"""Sequences: prompts and answers in one line each, and pictures of what stands where and what a step computes.
-
-Letters as in `config.py`.
-"""
+"""Notebook 02: prompts as batches, and figures of what stands where in a sequence. Letters as in `config.py`."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -15,21 +12,28 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from transformers import BatchFeature
 
-from lessons.plots import BLUE, GREY, INK, ORANGE, style
+from lessons.plots import BLUE, GREY, INK, ORANGE, draw_matrix, patches, scale_rows, style
+from lessons.probes import side_by_side  # noqa: F401 (for the notebook)
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 
 Part = str | Image.Image | None
+PATCH_HEIGHT = 0.52  # of a patch in a line of them, in the units of `swap`, where it is about square
 KEPT = "#DCDCDC"  # what is in the cache and is not computed again
 ROW = 0.62  # height of a row's strip
+LOOKS = {
+    "words": {"facecolor": BLUE},
+    "placeholders": {"facecolor": ORANGE},
+    "padding": {"facecolor": "white", "hatch": "////"},
+}
 
 
 def user(*parts: Part) -> list[dict]:
     """A conversation of one message: text, pictures, and None for a picture that is handed over separately."""
     content = []
     for part in parts:
-        shown = {} if part is None else {"image": part}
-        content.append({"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} | shown)
+        image = {} if part is None else {"image": part}
+        content.append({"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} | image)
     return [{"role": "user", "content": content}]
 
 
@@ -38,14 +42,48 @@ def prompts(processor: MiniVLMProcessor, *conversations: list[dict], **options) 
 
     `options` are those of `processor.apply_chat_template`.
     """
-    wanted = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    return processor.apply_chat_template(list(conversations), **(wanted | options))
+    defaults = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    return processor.apply_chat_template(list(conversations), **(defaults | options))
 
 
 def answers(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, batch, tokens: int = 60) -> list[str]:
-    """What the model writes on each row of a batch from `prompts`, greedily."""
+    """The greedy answer to each row of a batch from `prompts`."""
     written = model.generate(**batch, max_new_tokens=tokens, do_sample=False)
     return processor.tokenizer.batch_decode(written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def swap(
+    picture: Image.Image, tokens: Sequence[str], looked_up: np.ndarray, swapped: np.ndarray, is_image: np.ndarray
+) -> Figure:
+    """A sequence before and after the picture's embeddings replace its placeholders, with the patches above it.
+
+    Args:
+        tokens: the T tokens as text; those of the picture are not written.
+        looked_up: (T, Dl) embeddings from the table.
+        swapped: (T, Dl) embeddings after the replacement.
+        is_image: (T,), True at a placeholder.
+    """
+    length, positions = len(tokens), np.flatnonzero(is_image)
+    with style():
+        figure = Figure(figsize=(11.5, 4.6))
+        page = figure.add_subplot()
+        for bottom, values in ((7.0, looked_up), (0.0, swapped)):
+            draw_matrix(page, (0, bottom, length, 5), scale_rows(values).T)
+        for position, patch in zip(positions, patches(picture, len(positions)), strict=True):
+            page.imshow(patch, extent=(position, position + 1, 13.3, 13.3 + PATCH_HEIGHT))
+        for position in np.flatnonzero(~is_image):
+            page.text(position + 0.5, 12.3, tokens[position], rotation=90, ha="center", va="bottom", fontsize=8)
+        page.text(
+            positions.mean() + 0.5, 12.2, f"{len(positions)} placeholders, one for each patch", ha="center", fontsize=9
+        )
+        for edge in (positions[0], positions[-1] + 1):
+            page.plot([edge, edge], [-0.4, 12], color=ORANGE, linewidth=1.5)
+        page.text(-1, 9.5, "after\nthe look-up", ha="right", va="center")
+        page.text(-1, 2.5, "after\nthe swap", ha="right", va="center")
+        page.text(positions.mean() + 0.5, -1.6, "only these have changed", ha="center", fontsize=9)
+        page.set(xlim=(0, length), ylim=(-2, 16.5), aspect="auto")
+        page.axis("off")
+    return figure
 
 
 def rows_plate(
@@ -76,34 +114,18 @@ def rows_plate(
     return figure
 
 
-LOOKS = {
-    "words": {"facecolor": BLUE},
-    "placeholders": {"facecolor": ORANGE},
-    "padding": {"facecolor": "white", "hatch": "////"},
-}
-
-
 def _strip(page: Axes, row: int, kinds: Sequence[str]) -> None:
-    """One row: a bar for each run of equal places, with its length where there is room."""
+    """One row: a bar for each run of equal positions, with its length where there is room."""
     start = 0
     for kind, run in groupby(kinds):
         count = len(list(run))
         look = {"edgecolor": GREY if kind == "padding" else "white", "linewidth": 1.2} | LOOKS[kind]
         page.add_patch(Rectangle((start, row), count, ROW, **look))
         if count >= len(kinds) / 30:
-            light = kind == "words"
             frame = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
-            page.text(
-                start + count / 2,
-                row + ROW / 2,
-                str(count),
-                ha="center",
-                va="center",
-                fontsize=10,
-                fontweight="bold",
-                color="white" if light else INK,
-                bbox=frame if kind == "padding" else None,
-            )
+            look = {"color": "white" if kind == "words" else INK, "bbox": frame if kind == "padding" else None}
+            middle = {"ha": "center", "va": "center", "fontsize": 10, "fontweight": "bold"}
+            page.text(start + count / 2, row + ROW / 2, str(count), **middle, **look)
         start += count
 
 
@@ -115,11 +137,11 @@ def _legend(page: Axes, length: int, rows: int) -> None:
 
 
 def cache_plate(is_image: Sequence[bool], steps: int) -> Figure:
-    """What has to be computed for each new token, without a cache and with one.
+    """The positions that are computed for each new token, without a cache and with one.
 
     Args:
         is_image: (T,), True where the prompt has a patch.
-        steps: new tokens to be written.
+        steps: number of new tokens.
     """
     prompt, total = len(is_image), len(is_image) + steps - 1
     colours = np.array([to_rgb(ORANGE if image else BLUE) for image in [*is_image, *[False] * (steps - 1)]])
@@ -136,14 +158,13 @@ def cache_plate(is_image: Sequence[bool], steps: int) -> Figure:
             for step, count in enumerate(counts):
                 axes.plot([0, total], [step, step], color="white", linewidth=2)
                 axes.text(total + 1, step + 0.5, str(count), va="center", fontsize=8.5)
-            axes.text(
-                np.flatnonzero(is_image).mean() + 0.5, 0.5, "picture", ha="center", va="center", fontweight="bold"
-            )
+            middle = np.flatnonzero(is_image).mean() + 0.5
+            axes.text(middle, 0.5, "picture", ha="center", va="center", fontweight="bold")
             if cached and steps > 1:
                 axes.text(prompt / 2, (steps + 1) / 2, "kept in the cache", ha="center", va="center", fontsize=11)
             title = "with a cache" if cached else "without a cache"
-            axes.set_title(f"{title}: {sum(counts)} places computed")
-            axes.set(xlabel="place in the sequence", xlim=(0, total + 6), yticks=[])
+            axes.set_title(f"{title}: {sum(counts)} positions computed")
+            axes.set(xlabel="position in the sequence", xlim=(0, total + 6), yticks=[])
             axes.set_ylabel("" if cached else "new token →", rotation=270, labelpad=12)
             for side in ("left", "bottom"):
                 axes.spines[side].set_visible(False)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lessons.exercises.frame import Wrong, called, exercise, forbidden
+from lessons.exercises.checking import Wrong, called, exercise, forbidden
 from lessons.forgetting import CHOICES, compared, read_results
 from lessons.stages import chosen, size
 from minivlm.config import preset_config
