@@ -175,7 +175,7 @@ class TestTables:
         assert page.count("&lt;image&gt;") == page.count("&lt;image&gt; × 4") == 1
         assert "What &lt;is&gt; it?" in page
         learnt = len(processor.tokenizer.encode("a red car")) + 1
-        assert shown[0]["text/plain"] == f"{learnt} of {len(row.labels)} tokens are learnt (underlined)."
+        assert shown[0]["text/plain"] == f"{learnt} of {len(row.labels)} tokens are supervised (underlined)."
 
     def test_a_row_without_a_picture(self, shown, processor):
         show_supervision(Example([5, 6], [-100, 6]), processor.tokenizer)
@@ -187,7 +187,7 @@ class TestTables:
         page = shown[0]["text/html"]
         assert page.count("<img ") == 1 and 'alt="black"' in page and ">none</td>" in page
         assert "<b>with &lt;one&gt;</b>" in page and page.count("underline;") == 2
-        assert shown[0]["text/plain"] == "with <one>: 1 of 2 tokens are learnt; without: 1 of 3 tokens are learnt"
+        assert shown[0]["text/plain"] == "with <one>: 1 of 2 tokens are supervised; without: 1 of 3 tokens are supervised"
 
     @pytest.mark.parametrize("pictures", [[], [(Image.new("RGB", (8, 8)), " ")]])
     def test_rows_need_their_pictures_and_these_a_text(self, processor, pictures):

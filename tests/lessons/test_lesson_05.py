@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lessons import lesson_05 as h
+from lessons.plots import intervals
 
 from minivlm.evaluation import VARIANTS, estimate
 from minivlm.generate import describe
@@ -136,7 +137,7 @@ class TestFigures:
 
     def test_intervals_show_every_value_or_say_that_there_is_none(self):
         one, none = estimate([(0, 1, 2), (1, 1, 1)]), estimate([])
-        made = h.intervals({"model": {"a": one}, "blank": {"a": none}}, {"a": "A"})
+        made = intervals({"model": {"a": one}, "blank": {"a": none}}, {"a": "A"})
         assert [text.get_text() for text in made.axes[0].texts] == ["0.67", "names nothing"]
         assert [label.get_text() for label in made.axes[0].get_yticklabels()] == ["model", "blank"]
 
