@@ -52,7 +52,7 @@ def planted(name: str) -> Iterator[None]:
 def everywhere(patch: Patch, original: Callable, replacement: Callable) -> None:
     """Replace a function in every module that has imported it: the package's, the tests', a notebook's own."""
     for name, module in list(sys.modules.items()):
-        if name.split(".")[0] in ("minivlm", "__main__") or name.startswith("test_"):
+        if name.split(".")[0] in ("minivlm", "lessons", "__main__") or name.startswith("test_"):
             for attribute, value in list(vars(module).items()):
                 if value is original:
                     patch.setattr(module, attribute, replacement)
