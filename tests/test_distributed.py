@@ -257,7 +257,7 @@ def test_features_are_encoded_once_a_machine_and_one_that_cannot_be_stops_all(
     for number in range(agents):
         assert contents(machine_folder(folder, number) / "store") == contents(folder / "alone")
     first, second = (report["said"] for report in reports)
-    assert second.startswith(f"SampleError: {where}: {broken}: this is not a picture")
+    assert second.startswith(f"SampleError: {where}: {broken}: this is not an image")
     if agents == 1:
         assert first == "ProcessError: process 1 of 2 stopped: " + second.removeprefix("SampleError: ")
     else:

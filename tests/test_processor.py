@@ -172,7 +172,7 @@ def test_a_part_may_name_its_picture_in_three_ways(processor, picture, key, tmp_
 
 def test_an_address_is_refused(processor):
     part = {"type": "image", "url": "https://example.org/cat.png"}
-    with pytest.raises(ImageError, match="save the picture as a file"):
+    with pytest.raises(ImageError, match="save the image as a file"):
         processor.apply_chat_template([user(part)], tokenize=True, return_dict=True)
 
 

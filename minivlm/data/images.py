@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 ImageSource = str | Path | bytes | Image.Image  # the one type of an image
 MAX_PIXELS = 64_000_000  # 192 MB once decoded; no camera phone's standard mode goes beyond it
-MAX_ASPECT = 100  # the short side is scaled to the encoder's size: a thread of a picture would explode
+MAX_ASPECT = 100  # the short side is scaled to the encoder's size: one of an extreme shape would explode
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 # What Pillow's plug-ins raise on files that are damaged or hostile. UnidentifiedImageError is an OSError.
@@ -34,44 +34,44 @@ _BROKEN = (
 
 
 class ImageError(ValueError):
-    """A picture cannot be used. The message names the file, says what is wrong and what to do about it."""
+    """An image cannot be used. The message names the file, says what is wrong and what to do about it."""
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """Open one picture as 8-bit RGB, upright, on white where it is transparent.
+    """Open one image as 8-bit RGB, upright, on white where it is transparent.
 
-    RGBA and palette pictures are laid on white; greyscale, CMYK and palette become RGB; 16-bit samples are scaled
+    RGBA and palette images are laid on white; greyscale, CMYK and palette become RGB; 16-bit samples are scaled
     (not clipped) to 8 bits; the camera's EXIF orientation is applied; of an animation the first frame is taken.
     Colour profiles are not applied.
 
     Args:
-        source: a path, the bytes of a file, or a picture that Pillow already holds (left as it is; a copy is made).
+        source: a path, the bytes of a file, or an image that Pillow already holds (left as it is; a copy is made).
 
     Returns:
-        A picture in mode "RGB", fully read, of any size from 1 x 1 up to `MAX_PIXELS`.
+        An image in mode "RGB", fully read, of any size from 1 x 1 up to `MAX_PIXELS`.
 
     Raises:
-        ImageError: no such file, empty, not a picture, too large or far too narrow (known before any pixel is
+        ImageError: no such file, empty, not an image, too large or far too narrow (known before any pixel is
             decoded); cut off or damaged, so that its decoder does not find all pixels; or with numbers whose range is
             unknown.
     """
     if isinstance(source, Image.Image):
-        _refuse_size(source, "the picture")
-        return _decode(source, "the picture")
+        _refuse_size(source, "the image")
+        return _decode(source, "the image")
     if isinstance(source, bytes | bytearray | memoryview):
-        return _open_file(io.BytesIO(source), "the picture's bytes", len(source))
+        return _open_file(io.BytesIO(source), "the image's bytes", len(source))
     if not isinstance(source, str | Path):
         raise ImageError(
-            f"a picture was given as {type(source).__name__}: give a path, the bytes of a file, or a Pillow image "
+            f"an image was given as {type(source).__name__}: give a path, the bytes of a file, or a Pillow image "
             "(for an array: PIL.Image.fromarray)"
         )
     name, path = str(source), Path(source)
     if name.startswith(("http://", "https://", "data:")):
-        raise ImageError(f"{name[:80]}: addresses are not fetched; save the picture as a file and give its path")
+        raise ImageError(f"{name[:80]}: addresses are not fetched; save the image as a file and give its path")
     if not path.exists():
         raise ImageError(f"{name}: there is no such file; check the name and the folder it should lie in")
     if not path.is_file():
-        raise ImageError(f"{name}: this is not a file; give the path of one picture")
+        raise ImageError(f"{name}: this is not a file; give the path of one image")
     try:
         with path.open("rb") as file:
             return _open_file(file, name, path.stat().st_size)
@@ -84,23 +84,23 @@ def _open_file(file: io.BufferedIOBase, name: str, size: int) -> Image.Image:
     if size == 0:
         raise ImageError(f"{name}: the file is empty (0 bytes); copy or download it again")
     try:
-        picture = Image.open(file, formats=FORMATS)  # reads the header only
+        image = Image.open(file, formats=FORMATS)  # reads the header only
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             f"{name}: its header promises too many pixels to decode; make it smaller, {MAX_PIXELS:,} pixels at most"
         ) from error
     except _BROKEN as error:
         raise ImageError(
-            f"{name}: this is not a picture, or the file is cut off or damaged; formats read: {', '.join(FORMATS)}"
+            f"{name}: this is not an image, or the file is cut off or damaged; formats read: {', '.join(FORMATS)}"
         ) from error
-    with picture:
-        _refuse_size(picture, name)
-        return _decode(picture, name)
+    with image:
+        _refuse_size(image, name)
+        return _decode(image, name)
 
 
-def _refuse_size(picture: Image.Image, name: str) -> None:
+def _refuse_size(image: Image.Image, name: str) -> None:
     """Refuse what is too large or too narrow, by its header."""
-    width, height = picture.size
+    width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(
             f"{name}: {width:,} x {height:,} pixels are too many to decode; make it smaller, {MAX_PIXELS:,} at most"
@@ -112,11 +112,11 @@ def _refuse_size(picture: Image.Image, name: str) -> None:
         )
 
 
-def _decode(picture: Image.Image, name: str) -> Image.Image:
+def _decode(image: Image.Image, name: str) -> Image.Image:
     """Read the pixels and convert them."""
     try:
-        picture.load()
-        return _to_rgb(ImageOps.exif_transpose(picture), name)
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image), name)
     except ImageError:
         raise
     except _BROKEN as error:
@@ -125,27 +125,27 @@ def _decode(picture: Image.Image, name: str) -> Image.Image:
         ) from error
 
 
-def _to_rgb(picture: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Any of Pillow's modes to 8-bit RGB."""
-    if picture.mode.startswith("I") or picture.mode == "F":
-        picture = _to_8_bits(picture, name)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return picture.convert("RGB")
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bits(image, name)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
 
 
-def _to_8_bits(picture: Image.Image, name: str) -> Image.Image:
+def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
     """Scale 16-bit greyscale (0 to 65,535), or floats from 0 to 1, to 0 to 255; anything else has no known white."""
-    values = np.asarray(picture)  # (H, W)
-    white = 1.0 if picture.mode == "F" else 65535.0
+    values = np.asarray(image)  # (H, W)
+    white = 1.0 if image.mode == "F" else 65535.0
     if not (values.min() >= 0 and values.max() <= white):  # written so that NaN is refused too
         raise ImageError(
             f"{name}: its values run from {values.min()} to {values.max()}, so what is white is unknown; "
             "save it with 8 or 16 bits a channel"
         )
     grey = Image.fromarray(np.rint(values * (255.0 / white)).astype(np.uint8))
-    if (clear := picture.info.get("transparency")) is not None:  # a PNG's one see-through shade of grey
+    if (clear := image.info.get("transparency")) is not None:  # a PNG's one see-through shade of grey
         grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     return grey

@@ -1,4 +1,4 @@
-"""Every way in which a picture can be almost RGB, and every way in which a file can be no picture."""
+"""Every way in which an image can be almost RGB, and every way in which a file can be no image."""
 
 import io
 import struct
@@ -17,9 +17,9 @@ from minivlm.data.images import MAX_PIXELS, ImageError, open_image
 WHITE = (255, 255, 255)
 
 
-def as_bytes(picture: Image.Image, form: str, **options) -> bytes:
+def as_bytes(image: Image.Image, form: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
@@ -57,28 +57,28 @@ def test_name_may_be_chinese_and_suffix_wrong(photo, tmp_path):
 
 
 def test_rgba_lies_on_white():
-    picture = Image.new("RGBA", (3, 1))
-    picture.putdata([(255, 0, 0, 255), (0, 0, 0, 0), (0, 0, 0, 128)])
-    opened = open_image(as_bytes(picture, "PNG"))
+    image = Image.new("RGBA", (3, 1))
+    image.putdata([(255, 0, 0, 255), (0, 0, 0, 0), (0, 0, 0, 128)])
+    opened = open_image(as_bytes(image, "PNG"))
     assert [opened.getpixel((x, 0)) for x in range(2)] == [(255, 0, 0), WHITE]
     assert opened.getpixel((2, 0)) == pytest.approx((127, 127, 127), abs=1)
 
 
 def test_grey_with_alpha_lies_on_white():
-    picture = Image.new("LA", (2, 1))
-    picture.putdata([(40, 255), (0, 0)])
-    opened = open_image(as_bytes(picture, "PNG"))
+    image = Image.new("LA", (2, 1))
+    image.putdata([(40, 255), (0, 0)])
+    opened = open_image(as_bytes(image, "PNG"))
     assert [opened.getpixel((x, 0)) for x in range(2)] == [(40, 40, 40), WHITE]
 
 
 @pytest.mark.parametrize("form", ["PNG", "GIF"])
 def test_palette_with_and_without_transparency(form):
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([10, 20, 30, 200, 100, 50])
-    picture.putdata([0, 1])
-    plain = open_image(as_bytes(picture, form))
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([0, 1])
+    plain = open_image(as_bytes(image, form))
     assert [plain.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), (200, 100, 50)]
-    clear = open_image(as_bytes(picture, form, transparency=1))
+    clear = open_image(as_bytes(image, form, transparency=1))
     assert [clear.getpixel((x, 0)) for x in range(2)] == [(10, 20, 30), WHITE]
 
 
@@ -138,13 +138,13 @@ def test_lab():
 
 
 def corner_red() -> Image.Image:
-    """Red in the upper left of a wide picture, as a person sees it."""
-    picture = Image.new("RGB", (48, 32), "white")
-    picture.paste((255, 0, 0), (0, 0, 16, 16))
-    return picture
+    """Red in the upper left of a wide image, as a person sees it."""
+    image = Image.new("RGB", (48, 32), "white")
+    image.paste((255, 0, 0), (0, 0, 16, 16))
+    return image
 
 
-# how a camera's sensor holds the upright picture for each EXIF orientation (the inverse of what a viewer applies)
+# how a camera's sensor holds the upright image for each EXIF orientation (the inverse of what a viewer applies)
 STORED = {
     1: lambda p: p,
     2: lambda p: p.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -204,7 +204,7 @@ def test_missing_file_folder_and_address(tmp_path):
         open_image(tmp_path / "nowhere.png")
     with pytest.raises(ImageError, match="not a file"):
         open_image(tmp_path)
-    with pytest.raises(ImageError, match="save the picture as a file"):
+    with pytest.raises(ImageError, match="save the image as a file"):
         open_image("https://example.org/cat.jpg")
     with pytest.raises(ImageError, match=r"ndarray.*fromarray"):
         open_image(np.zeros((4, 4, 3), dtype=np.uint8))
@@ -233,14 +233,14 @@ def test_empty_file(tmp_path):
 def test_not_a_picture(data, tmp_path):
     path = tmp_path / "notes.png"
     path.write_bytes(data)
-    with pytest.raises(ImageError, match=r"notes\.png: this is not a picture.*formats read: .*PNG"):
+    with pytest.raises(ImageError, match=r"notes\.png: this is not an image.*formats read: .*PNG"):
         open_image(path)
 
 
 def test_formats_that_run_other_programs_are_not_tried(tmp_path):
     path = tmp_path / "page.eps"
     Image.new("RGB", (4, 4)).save(path)
-    with pytest.raises(ImageError, match="this is not a picture"):
+    with pytest.raises(ImageError, match="this is not an image"):
         open_image(path)
 
 
@@ -261,22 +261,22 @@ def forbid_decoding(monkeypatch):
     return forbid
 
 
-def with_thumbnail(picture: Image.Image) -> bytes:
+def with_thumbnail(image: Image.Image) -> bytes:
     """A JPEG with a whole JPEG in its EXIF block, as cameras write it."""
-    thumbnail = as_bytes(picture.resize((16, 12)), "JPEG")
-    data = as_bytes(picture, "JPEG", exif=b"Exif\0\0" + b"MM\0*\0\0\0\x08" + bytes(6) + thumbnail)
+    thumbnail = as_bytes(image.resize((16, 12)), "JPEG")
+    data = as_bytes(image, "JPEG", exif=b"Exif\0\0" + b"MM\0*\0\0\0\x08" + bytes(6) + thumbnail)
     assert data.count(b"\xff\xd9") == 2
     return data
 
 
-def with_restarts(picture: Image.Image) -> bytes:
-    data = as_bytes(picture, "JPEG", restart_marker_rows=1)
+def with_restarts(image: Image.Image) -> bytes:
+    data = as_bytes(image, "JPEG", restart_marker_rows=1)
     assert b"\xff\xd0" in data and b"\xff\xd1" in data
     return data
 
 
-def animated(picture: Image.Image, form: str) -> bytes:
-    return as_bytes(picture, form, save_all=True, append_images=[picture.rotate(90), picture.rotate(180)], duration=50)
+def animated(image: Image.Image, form: str) -> bytes:
+    return as_bytes(image, form, save_all=True, append_images=[image.rotate(90), image.rotate(180)], duration=50)
 
 
 KINDS = {
@@ -286,7 +286,7 @@ KINDS = {
     "JPEG, progressive": lambda p: as_bytes(p, "JPEG", progressive=True),
     "JPEG, restarts": with_restarts,
     "JPEG, thumbnail": with_thumbnail,
-    "JPEG, several pictures": lambda p: as_bytes(p, "MPO", save_all=True, append_images=[p]),
+    "JPEG, several images": lambda p: as_bytes(p, "MPO", save_all=True, append_images=[p]),
     "GIF": lambda p: as_bytes(p, "GIF"),
     "GIF, animated": lambda p: animated(p, "GIF"),
     "WebP": lambda p: as_bytes(p, "WEBP"),
@@ -315,7 +315,7 @@ def test_a_cut_off_file_is_refused_or_has_all_its_pixels(photo, kind, tmp_path):
     assert refusals >= {1, 8, 30, size // 10, size // 10 * 2}
 
 
-@pytest.mark.parametrize("after", [b"", b"\0", b"\xff\xd8", b"what a phone hides behind its pictures" * 9])
+@pytest.mark.parametrize("after", [b"", b"\0", b"\xff\xd8", b"what a phone hides behind its images" * 9])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_whole_file_is_opened_whatever_follows_its_end(photo, kind, after):
     opened = open_image(KINDS[kind](photo) + after)
@@ -335,7 +335,7 @@ def test_a_large_file_that_is_no_picture_is_not_read_through(tmp_path):
     path = tmp_path / "film.mp4"
     with path.open("wb") as file:
         file.truncate(300_000_000)  # takes no room on the disk, but would in memory
-    assert "film.mp4: this is not a picture" in refused_in_little_memory(path)
+    assert "film.mp4: this is not an image" in refused_in_little_memory(path)
 
 
 def test_damaged_pixels(photo):
