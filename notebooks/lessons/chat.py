@@ -14,7 +14,7 @@ from IPython.display import display
 from PIL import Image
 from transformers import TextStreamer
 
-from lessons.attention import Looks, attention_to_patches, faded, strongest, where
+from lessons.lenses import Looks, attention_to_patches, faded, strongest, where
 from lessons.plots import data_uri
 from minivlm.config import PROMPTS
 from minivlm.data.images import ImageError, open_image

@@ -1,9 +1,8 @@
-"""What a run costs, known before it starts: samples, tokens, arithmetic, memory, hours. Letters as in `config.py`.
+"""What a training run costs: operations, memory and hours before it starts, and a meter for the calls of a real step.
 
-Arithmetic is counted from the config: two operations (a product and a sum) per weight and token, as everybody counts
-(Kaplan and others, arXiv:2001.08361, section 2.1), with attention's own products added. Memory is counted, too; only
-what a step keeps for its way back is measured, on one row and on two. Hours come from a few real steps on the device at
-hand.
+Operations are counted from the config: two (a product and a sum) per weight and token, as everybody counts (Kaplan and
+others, arXiv:2001.08361, section 2.1), with attention's own products added. Memory is counted, too; only the activation
+memory is measured, on one example and on two. Hours come from a few real steps. Letters as in `config.py`.
 """
 
 import statistics
@@ -13,11 +12,15 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from minivlm.config import IGNORE_INDEX, MiniVLMConfig, Stage
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.processor import Example, MiniVLMProcessor
-from minivlm.runtime.precision import Engine, give_back_memory
+from minivlm.runtime.precision import Engine as WorkingCopy
+from minivlm.runtime.precision import attend, attend_back, give_back_memory
 from minivlm.train import adamw, supervised_loss
 
 PARTS = ("encoder", "W", "language model, forward", "language model, backward", "head")
@@ -25,54 +28,48 @@ PARTS = ("encoder", "W", "language model, forward", "language model, backward", 
 
 @dataclass(frozen=True)
 class Length:
-    """A typical row: tokens in all (T, one picture's N among them), and how many of them are learnt."""
+    """A typical example: tokens in all (T, one image's N among them), and how many of them are supervised."""
 
     tokens: int
-    learnt: int
+    supervised: int
 
 
-# Our assumption for MiniMind-V's data, of which we know only that every row is padded to 640 and 1,536 tokens there;
-# `minivlm data check` counts yours.
+# Our assumption for MiniMind-V's data, of which we know only that every example is padded to 640 and 1,536 tokens
+# there; `minivlm data check` counts yours.
 LENGTHS = {"pretrain": Length(250, 40), "sft": Length(400, 180)}
 
 
-def flops(config: MiniVLMConfig, stage: Stage, length: Length, asked: int | None = None) -> dict[str, int]:
-    """Floating-point operations of one training row with one picture, part by part (`PARTS`).
+def flops(config: MiniVLMConfig, stage: Stage, length: Length) -> dict[str, int]:
+    """Floating-point operations of training on one example with one image, part by part (`PARTS`).
 
-    A weight that learns costs three products for each token: forward, for what lies below, for itself. A frozen one on
-    the gradient's way to W costs two. The encoder lies on nobody's way and costs one.
-
-    Args:
-        config: the model's.
-        stage: what learns.
-        length: of the row.
-        asked: at how many places the last layer's output is computed (`engine.LastLayer`); None: at all.
+    A weight that trains costs three products for each token: forward, for what lies below, for itself. A frozen one on
+    the gradient's way to W costs two. The encoder lies on no gradient's way and costs one. Logits are computed at the
+    supervised positions alone.
     """
     vision, text = config.vision_config, config.text_config
     dv, dl, n, tokens = config.vision_width, config.language_width, config.num_image_tokens, length.tokens
-    learns = "language_model" in stage.trains
-    seen = n + 1  # with the class token
-    block = 2 * seen * (4 * dv * dv + 2 * dv * vision.intermediate_size) + 4 * seen * seen * dv
+    trains = "language_model" in stage.trains
+    patches = n + 1  # with the class token
+    block = 2 * patches * (4 * dv * dv + 2 * dv * vision.intermediate_size) + 4 * patches * patches * dv
     encoder = vision.num_hidden_layers * block + 2 * n * dv * vision.num_channels * vision.patch_size**2
     heads = text.num_attention_heads * text.head_dim
     shared = text.num_key_value_heads * text.head_dim
-    wanted = (text.num_hidden_layers - 1) * tokens + (tokens if asked is None else asked)  # places, over all layers
-    weights = 2 * dl * wanted * (2 * heads + 3 * text.intermediate_size)
-    weights += 2 * dl * text.num_hidden_layers * tokens * 2 * shared  # keys and values
-    attention = 4 * wanted * tokens * heads
-    head = 2 * length.learnt * dl * text.vocab_size
+    layer = 2 * heads + 2 * shared + 3 * text.intermediate_size  # queries and output, keys and values, MLP
+    weights = 2 * text.num_hidden_layers * tokens * dl * layer
+    attention = 4 * text.num_hidden_layers * tokens * tokens * heads
+    head = 2 * length.supervised * dl * text.vocab_size
     return {
         "encoder": encoder,
         "W": 2 * n * dv * dl * 2,
         "language model, forward": weights + attention,
-        "language model, backward": weights * (2 if learns else 1) + 2 * attention,
-        "head": head * (3 if learns else 2),
+        "language model, backward": weights * (2 if trains else 1) + 2 * attention,
+        "head": head * (3 if trains else 2),
     }
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a training step: what lies there all the time, and what a step keeps for its way back."""
+    """Bytes of a training step: what lies there all the time, and the activation memory saved for backward."""
 
     weights: int
     gradients: int
@@ -88,62 +85,64 @@ class Memory:
 def memory(
     model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, stage: Stage, length: Length, precision: str
 ) -> Memory:
-    """What a step of `stage.batch_size` such rows will take: counted, and measured on one row and on two.
+    """What a step of `stage.batch_size` such examples will take: counted, and measured on one and on two.
 
-    AdamW keeps two numbers for each weight that learns. Leaves the model's weights as they were.
+    AdamW keeps two numbers for each weight that trains. The model's weights do not change.
     """
     set_trainable(model, stage)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    copied = 2 if precision == "bf16" else 0  # bytes of a weight in the engine's working copy, and of its gradient
+    copied = 2 if precision == "bf16" else 0  # bytes of a weight in the working copy, and of its gradient
     one, two = (
-        kept_bytes(model, on_device(model, processor.collate([probe_row(model.config, length)] * rows)), precision)
-        for rows in (1, 2)
+        activation_bytes(
+            model, on_device(model, processor.collate([random_example(model.config, length)] * n)), precision
+        )
+        for n in (1, 2)
     )
     return Memory(
         weights=sum(p.numel() * (p.element_size() + copied) for p in model.parameters()),
         gradients=(4 + copied) * trained,
         optimizer=8 * trained,
-        # what is kept once for all rows counts once
+        # what is saved once for all examples counts once
         activations=one + (stage.batch_size - 1) * (two - one),
     )
 
 
-def kept_bytes(model: MiniVLMForConditionalGeneration, batch: dict[str, torch.Tensor], precision: str) -> int:
-    """The bytes that a training step keeps from its way forward for its way back, weights and inputs apart."""
-    worker = Engine(model, precision).model
-    kept = kept_by(lambda: supervised_loss(worker, batch), (*worker.parameters(), *batch.values()))
+def activation_bytes(model: MiniVLMForConditionalGeneration, batch: dict[str, torch.Tensor], precision: str) -> int:
+    """The activation memory that a training step saves for backward, in bytes; weights and inputs do not count."""
+    worker = WorkingCopy(model, precision).model
+    saved = saved_bytes(lambda: supervised_loss(worker, batch), (*worker.parameters(), *batch.values()))
     give_back_memory()
-    return kept
+    return saved
 
 
-def kept_by(forward: Callable[[], torch.Tensor], own: Iterable[torch.Tensor]) -> int:
-    """The bytes that a computation keeps for its gradients, those of its `own` tensors apart; nothing counts twice."""
-    given = {tensor.untyped_storage().data_ptr() for tensor in own}
-    kept: dict[int, torch.UntypedStorage] = {}  # the storage itself is held, so that no address is used again
+def saved_bytes(forward: Callable[[], torch.Tensor], inputs: Iterable[torch.Tensor]) -> int:
+    """The bytes that a computation saves for backward beside its `inputs`; nothing counts twice."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in inputs}
+    saved: dict[int, torch.UntypedStorage] = {}  # the storage itself is held, so that no address is used again
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in given:
-            kept[storage.data_ptr()] = storage
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage
         return tensor.detach()  # kept as it is, a result would hold the step that made it, and that step the result
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         forward()
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A few real steps: seconds of each, and the loss per learnt token before each."""
+    """A few real steps: seconds of each, and the loss per supervised token before each."""
 
-    rows: int
+    examples: int
     seconds: tuple[float, ...]
     losses: tuple[float, ...]
 
     @property
-    def rows_per_second(self) -> float:
+    def examples_per_second(self) -> float:
         """By the median step; the first, in which everything warms up, is left out where there are more."""
-        return self.rows / statistics.median(self.seconds[1:] or self.seconds)
+        return self.examples / statistics.median(self.seconds[1:] or self.seconds)
 
 
 def probe(
@@ -152,58 +151,56 @@ def probe(
     stage: Stage,
     length: Length,
     precision: str,
-    rows: int | None = None,
+    examples: int | None = None,
     steps: int = 3,
 ) -> Probe:
-    """Take real optimizer steps on made-up rows of the length, with one made-up picture each. The weights move.
+    """Take real optimizer steps on random examples of the length, each with a grey image. The weights move.
 
-    The encoder runs in every step, as it does in `train` without a feature cache.
+    The encoder runs in every step, as it does in training without features that were computed before.
 
     Args:
-        rows: of a step. By default the stage's batch; on a CPU, which one row keeps busy, a single one.
+        examples: of a step. By default the stage's batch; on a CPU, which one example keeps busy, a single one.
     """
-    if rows is None:
-        rows = 1 if model.device.type == "cpu" else stage.batch_size
+    if examples is None:
+        examples = 1 if model.device.type == "cpu" else stage.batch_size
     set_trainable(model, stage)
     optimizer = adamw(model, stage)
     for group in optimizer.param_groups:
         group["lr"] = stage.learning_rates[group["part"]]
-    batch = on_device(model, processor.collate([probe_row(model.config, length, seed) for seed in range(rows)]))
-    learnt, seconds, losses = int((batch["labels"] != IGNORE_INDEX).sum()), [], []
-    engine = Engine(model, precision)
+    batch = on_device(model, processor.collate([random_example(model.config, length, n) for n in range(examples)]))
+    supervised, seconds, losses = int((batch["labels"] != IGNORE_INDEX).sum()), [], []
+    copy = WorkingCopy(model, precision)
     for _ in range(steps):
         began = time.perf_counter()
-        loss = supervised_loss(engine.model, batch) / learnt
-        engine.backward(loss)
+        loss = supervised_loss(copy.model, batch) / supervised
+        copy.backward(loss)
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
-        engine.refresh()
+        copy.refresh()
         losses.append(loss.item())  # waits for a GPU
         seconds.append(time.perf_counter() - began)
     model.zero_grad()
-    del optimizer, batch, engine
+    del optimizer, batch, copy
     give_back_memory()
-    return Probe(rows, tuple(seconds), tuple(losses))
+    return Probe(examples, tuple(seconds), tuple(losses))
 
 
-def probe_row(config: MiniVLMConfig, length: Length, seed: int = 0) -> Example:
-    """A row of random ids and one grey picture; what is learnt stands at the end.
+def random_example(config: MiniVLMConfig, length: Length, seed: int = 0) -> Example:
+    """An example of random ids and one grey image; its last tokens are supervised.
 
     Raises:
-        ValueError: there is no room in it for the picture and what is learnt.
+        ValueError: there is no room in it for the image and the supervised tokens.
     """
-    n, room = config.num_image_tokens, length.tokens - config.num_image_tokens - length.learnt
-    if room < 1 or length.learnt < 1:
-        raise ValueError(f"{length.tokens} tokens hold no picture of {n} and {length.learnt} learnt ones; give more")
+    n, room = config.num_image_tokens, length.tokens - config.num_image_tokens - length.supervised
+    if room < 1 or length.supervised < 1:
+        raise ValueError(f"{length.tokens} tokens hold no image of {n} and {length.supervised} supervised; give more")
     random = torch.Generator().manual_seed(seed)
-    words = torch.randint(
-        3, min(config.text_config.vocab_size, config.image_token_id), (length.tokens,), generator=random
-    )
-    ids = words.tolist()
+    vocabulary = min(config.text_config.vocab_size, config.image_token_id)
+    ids = torch.randint(3, vocabulary, (length.tokens,), generator=random).tolist()
     ids[1 : 1 + n] = [config.image_token_id] * n
-    labels = [IGNORE_INDEX] * (length.tokens - length.learnt) + ids[-length.learnt :]
+    labels = [IGNORE_INDEX] * (length.tokens - length.supervised) + ids[-length.supervised :]
     side = config.vision_config.image_size
-    return Example(ids, labels, [Image.new("RGB", (side, side), "grey")], "a made-up row")
+    return Example(ids, labels, [Image.new("RGB", (side, side), "grey")], "a random example")
 
 
 @dataclass(frozen=True)
@@ -216,14 +213,14 @@ class Bill:
     hours: float
 
 
-def bill(config: MiniVLMConfig, stage: Stage, length: Length, rows_per_second: float) -> Bill:
-    """All steps of a stage with rows of a length."""
+def bill(config: MiniVLMConfig, stage: Stage, length: Length, examples_per_second: float) -> Bill:
+    """All steps of a stage with examples of a length."""
     samples = stage.steps * stage.batch_size * stage.accumulation
     return Bill(
         samples=samples,
         tokens=samples * length.tokens,
         flops=samples * sum(flops(config, stage, length).values()),
-        hours=samples / rows_per_second / 3600,
+        hours=samples / examples_per_second / 3600,
     )
 
 
@@ -237,3 +234,116 @@ def as_lines(bills: Sequence[tuple[str, Bill]]) -> list[str]:
     head = f"{'':<10}{'samples':>12}{'tokens':>16}{'operations':>14}{'hours here':>12}"
     rows = [f"{name:<10}{b.samples:>12,}{b.tokens:>16,}{b.flops:>14.2e}{b.hours:>12.1f}" for name, b in bills]
     return [head, *rows]
+
+
+# The meter: operations and bytes of every call that torch makes
+
+LARGE, ATTENTION, SINGLE, COPIES = "large products", "attention's products", "number by number", "copies, look-ups"
+KINDS = (LARGE, ATTENTION, SINGLE, COPIES)
+LARGE_CALLS = {"mm", "addmm", "linear"}
+ATTENTION_CALLS = {"bmm", "baddbmm"}
+COPY_CALLS = {
+    "_to_copy", "cat", "clone", "copy_", "embedding", "embedding_dense_backward", "fill_", "index", "index_put",
+    "index_select", "masked_scatter", "new_zeros", "ones_like", "select_backward", "slice_backward", "stack", "zero_",
+    "zeros", "zeros_like",
+}  # fmt: skip
+WITHOUT_TRAFFIC = {
+    "_local_scalar_dense", "_unsafe_view", "detach", "empty", "empty_like", "empty_strided", "lift_fresh", "new_empty",
+    "new_empty_strided",
+}  # fmt: skip
+# what one call does to each number; every other call does one thing to it
+STEPS = {"_softmax": 5, "_log_softmax": 5, "_softmax_backward_data": 4, "_log_softmax_backward_data": 3, "silu": 4}
+OPENED = {torch.ops.minivlm.attend.default: attend, torch.ops.minivlm.attend_back.default: attend_back}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What something computes and what it moves: operations, and bytes read and written."""
+
+    operations: int = 0
+    bytes: int = 0
+    calls: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        """Both of them."""
+        return Work(self.operations + other.operations, self.bytes + other.bytes, self.calls + other.calls)
+
+    @property
+    def intensity(self) -> float:
+        """Operations for each byte."""
+        return self.operations / self.bytes
+
+
+class Meter(TorchDispatchMode):
+    """Counts, while it is entered, the operations and bytes of all calls that torch makes, by kind (`KINDS`).
+
+    A call reads each of its tensors once and writes its result once. A product counts two operations for each pair of
+    numbers that it multiplies, everything else what `STEPS` says for each number. A view moves nothing.
+
+    Attributes:
+        work: kind -> `Work`.
+        names: of the calls that moved something.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.work = dict.fromkeys(KINDS, Work())
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Let the call happen, and count it; of the attention of our own, the calls that it is made of."""
+        kwargs = kwargs or {}
+        if func in OPENED:
+            with self:
+                return OPENED[func](*args, **kwargs)
+        result = func(*args, **kwargs)
+        name = func.overloadpacket.__name__
+        if not func.is_view and name not in WITHOUT_TRAFFIC:
+            kind = kind_of(name)
+            self.names.add(name)
+            self.work[kind] += _work_of(func, name, kind, (args, kwargs), result)
+        return result
+
+
+def kind_of(name: str) -> str:
+    """The kind of a call of torch, by its name."""
+    if name in LARGE_CALLS:
+        return LARGE
+    if name in ATTENTION_CALLS:
+        return ATTENTION
+    return COPIES if name in COPY_CALLS else SINGLE
+
+
+def _work_of(func, name: str, kind: str, arguments, result) -> Work:
+    """One call's work."""
+    read, written = ([t for t in tree_leaves(of) if isinstance(t, torch.Tensor)] for of in (arguments, result))
+    moved = sum(map(_bytes, read)) + sum(map(_bytes, written))
+    if kind in (LARGE, ATTENTION):
+        done = flop_registry[func.overloadpacket](*arguments[0], **arguments[1], out_val=result)
+    else:
+        numbers = max((tensor.numel() for tensor in (*read, *written)), default=0)
+        done = 0 if kind == COPIES else STEPS.get(name, 1) * numbers
+    return Work(done, moved, 1)
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """A tensor's bytes; numbers that a view only repeats count once."""
+    numbers = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        numbers *= size if stride else 1
+    return numbers * tensor.element_size()
+
+
+def measured_work(function: Callable, *inputs: torch.Tensor) -> Work:
+    """The work of one call of a function, all kinds together."""
+    with torch.no_grad(), Meter() as meter:
+        function(*inputs)
+    return sum(meter.work.values(), Work())
+
+
+def in_one_trip(function: Callable, *inputs: torch.Tensor) -> Work:
+    """The same operations where nothing between them is written: inputs are read once, the result is written once."""
+    with torch.no_grad():
+        result = function(*inputs)
+    moved = sum(_bytes(tensor) for tensor in tree_leaves((inputs, result)))
+    return Work(measured_work(function, *inputs).operations, moved, 1)

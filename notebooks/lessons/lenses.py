@@ -1,18 +1,25 @@
-"""Lenses: what a projected patch is to the language model, where a gradient goes, and how far a stage moved weights.
+"""Lenses into a model: nearest words of patches, attention from words to patches, gradients, and how weights moved.
 
-Letters as in `config.py`.
+Attention is where the language model reads from, layer by layer and head by head; it is not the reason for a word.
+What changes when a thing is hidden says more about that (Jain and Wallace, arXiv:1902.10186, "Attention is not
+Explanation", section 4). Letters as in `config.py`; A words of an answer.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image, ImageOps
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from minivlm.generate import Asked, prompt_ids
+from lessons.plots import BLUE, readable, show, style
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.placeholders import replace_placeholders
 from minivlm.pretraining.encoder import covered
@@ -26,6 +33,10 @@ from minivlm.scenes.vocabulary import LANGUAGES
 NO_WORD = "·"  # stands for a token that is no word: punctuation, half a character
 FACTS = ("kind", "colour", "place", "distance", "setting")  # what a word can be true about
 UNTRUE = "none of these"
+ORDERS = ("in place", "cells shuffled", "words shuffled")  # of an image that is typed in words
+FADED, PAPER = 0.8, (244, 242, 238)  # how far a patch without attention fades, and to which colour
+ACROSS, ROWS = 5, 2  # words in a figure
+HEIGHTS, SIDES = ("top", "middle", "bottom"), ("left", "middle", "right")
 
 
 class PatchWord(NamedTuple):
@@ -85,7 +96,7 @@ def read_patches(
     scene: Scene,
     image_embeds: torch.Tensor,
 ) -> list[PatchWord]:
-    """A picture read patch by patch: the word nearest to each of its projected patches (N, Dl).
+    """An image read patch by patch: the word nearest to each of its projected patches (N, Dl).
 
     A word is true of a patch if it says the kind, colour, place or distance of the thing that covers the patch, or the
     setting, in either language. Where no thing is, only the setting is true.
@@ -121,20 +132,6 @@ def facts_named(
     return counts
 
 
-def named_patches(
-    model: MiniVLMForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerFast,
-    scene: Scene,
-    image_embeds: torch.Tensor,
-) -> tuple[int, int]:
-    """Of the patches (N, Dl) that things cover, how many have a nearest token that is true of the thing.
-
-    There are V tokens in all, ten of which are true. Returns that number, and that of the patches that things cover.
-    """
-    counts = facts_named(model, tokenizer, scene, image_embeds)
-    return counts.total() - counts[UNTRUE], counts.total()
-
-
 def things_patches(scene: Scene, patches: int) -> list[tuple[Thing, np.ndarray]]:
     """Each thing with the patches that it covers, of so many; far things first, since near ones stand before them."""
     pairs = zip(scene.things, layout(scene), strict=True)
@@ -148,13 +145,31 @@ def listed(scene: Scene) -> str:
     return f"{', '.join(things)}; {scene.setting}"
 
 
-def typed_picture(model: MiniVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scene: Scene):
-    """A picture typed in words: image_embeds (N, Dl) that were never seen, only looked up.
+def typed_image(
+    model: MiniVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scene: Scene, order: str = "in place"
+) -> torch.Tensor:
+    """An image typed in words: image_embeds (N, Dl) that no encoder made, only looked up.
 
     Each patch is the sum of the embeddings of the words that are true of it, as in `pretraining/reading_tasks.py`.
+
+    Args:
+        order: one of `ORDERS`. "in place", each cell where its patch would be; "cells shuffled", the cells go anywhere
+            and each keeps its words; "words shuffled", the same words are dealt out anew, so that colour and kind of
+            one thing no longer stand together.
+
+    Raises:
+        ValueError: there is no such order.
     """
-    side = int(model.config.num_image_tokens**0.5)
-    ids, weights = mosaic(scene, side, Lexicon.of(tokenizer), random_stream("typed", scene.seed))  # (N, 5)
+    if order not in ORDERS:
+        raise ValueError(f"there is no order {order!r}; choose one of {', '.join(ORDERS)}")
+    side, rng = int(model.config.num_image_tokens**0.5), random_stream("typed", scene.seed)
+    ids, weights = mosaic(scene, side, Lexicon.of(tokenizer), rng)  # (N, 5) each
+    if order == "cells shuffled":
+        cells = rng.permutation(len(ids))
+        ids, weights = ids[cells], weights[cells]
+    if order == "words shuffled":
+        cells = rng.permuted(np.tile(np.arange(len(ids))[:, None], ids.shape[1]), axis=0)  # each column by itself
+        ids, weights = np.take_along_axis(ids, cells, axis=0), np.take_along_axis(weights, cells, axis=0)
     table = model.get_input_embeddings().weight.detach()  # (V, Dl)
     return (table[torch.from_numpy(ids)] * torch.from_numpy(weights)[..., None]).sum(dim=1)  # (N, Dl)
 
@@ -167,25 +182,16 @@ def read_aloud(
     prompt: str,
     max_new_tokens: int = 48,
 ) -> list[str]:
-    """The language model's greedy answer about pictures that are given as embeddings, wherever these come from.
-
-    Args:
-        image_embeds: (I, N, Dl), one picture for each answer.
-    """
-    head, tail = prompt_ids(processor, Asked(prompt, 0))
-    ids = torch.tensor([head + tail] * len(image_embeds))  # (I, T)
+    """The language model's greedy answers about images given as embeddings (I, N, Dl), wherever these come from."""
+    question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+    prompt_ids = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True)[0]
+    ids = torch.tensor([prompt_ids] * len(image_embeds))  # (I, T)
     text_embeds = model.get_input_embeddings()(ids.masked_fill(ids == processor.image_token_id, 0))  # (I, T, Dl)
     embeds = replace_placeholders(text_embeds, ids, image_embeds, processor.image_token_id)
     end, pad = processor.tokenizer.eos_token_id, processor.tokenizer.pad_token_id
-    written = model.language_model.generate(
-        inputs_embeds=embeds,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=end,
-        pad_token_id=pad,
-    )
-    return processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+    options = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": end, "pad_token_id": pad}
+    answers = model.language_model.generate(inputs_embeds=embeds, attention_mask=torch.ones_like(ids), **options)
+    return processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
 
 
 def gradient_map(model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -195,7 +201,7 @@ def gradient_map(model: MiniVLMForConditionalGeneration, batch: Mapping[str, tor
     pass and keeps none.
 
     Args:
-        batch: one row, as `processor.collate` makes it.
+        batch: one example, as `processor.collate` makes it.
 
     Returns:
         Norms (L + 1, T): row 0 is what goes into the language model, row l what comes out of its layer l.
@@ -213,6 +219,206 @@ def moved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor])
     """How far a group of weights moved, as a share of their length: |after - before| / |before|, over all of them."""
     change = sum((after[name] - old).pow(2).sum().item() for name, old in before.items())
     return (change / sum(old.pow(2).sum().item() for old in before.values())) ** 0.5
+
+
+# Attention from the words of an answer to patches
+
+
+class Looks(NamedTuple):
+    """Where the words of an answer looked.
+
+    Attributes:
+        words: A words of the answer; Chinese, which has no spaces, token by token.
+        patches: (A, N) how much of each word's attention went to each patch. A row sums to at most 1; the rest went
+            to text.
+    """
+
+    words: list[str]
+    patches: np.ndarray
+
+
+@contextmanager
+def eager_attention(language_model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block the language model computes attention step by step and can hand it out; afterwards as before.
+
+    The fast implementations (sdpa, flash) never hold the whole table of who looks at whom, so they cannot show it.
+    """
+    before = language_model.config._attn_implementation
+    language_model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        language_model.set_attn_implementation(before)
+
+
+@torch.no_grad()
+def attention_to_patches(
+    model: MiniVLMForConditionalGeneration,
+    processor: MiniVLMProcessor,
+    messages: Sequence[dict],
+    answer_text: str,
+    layer: int | None = None,
+    image: int = 0,
+    patch_features: torch.Tensor | None = None,
+) -> Looks:
+    """Where the model looked while it wrote each word of an answer: a mean over heads, and over layers.
+
+    A word is written by the position before it, so that position's attention is the one that counts. A word of
+    several tokens gets their mean.
+
+    Args:
+        messages: the conversation up to the question, images as image parts.
+        answer_text: the answer to it. The model is shown it and need not have written it.
+        layer: counted from 0, negative from the end; None is the mean over all layers.
+        image: of several images in the conversation, the number of the one that is asked about.
+        patch_features: (I, N, Dv) what `vision` made of all its images before; their image parts carry none then.
+
+    Returns:
+        Words and (A, N) attention to the image's patches, in float32.
+
+    Raises:
+        ValueError: there is no such image or layer, or the answer has no word.
+        SampleError, ImageError: as `processor.apply_chat_template` raises them.
+    """
+    layers = model.config.text_config.num_hidden_layers
+    if layer is not None and not -layers <= layer < layers:
+        raise ValueError(f"there is no layer {layer}; the language model has {layers}, counted from 0")
+    prompt = processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True)[0]
+    answer = {"role": "assistant", "content": answer_text}
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    batch = processor.apply_chat_template([*messages, answer], continue_final_message=True, **options)
+    ids = batch["input_ids"].to(model.device)  # (1, T): the prompt, then the answer
+    columns = _columns(ids, processor, image)
+    words = words_of(processor.tokenizer, answer_text)
+    if not words:
+        raise ValueError("the answer has no word; give at least one")
+    pixels = batch.get("pixel_values")
+    shown = {"pixel_values": pixels.to(model.device)} if pixels is not None else {"patch_features": patch_features}
+    with eager_attention(model.language_model):
+        tables = model(input_ids=ids, output_attentions=True, use_cache=False, **shown).attentions  # L x (1, H, T, T)
+    chosen = tables if layer is None else [tables[layer]]
+    table = torch.stack([one[0].float().mean(dim=0) for one in chosen]).mean(dim=0)  # (T, T)
+    writers = [[len(prompt) + token - 1 for token in tokens] for _, tokens in words]
+    rows = [table[positions][:, columns].mean(dim=0) for positions in writers]  # A rows of N
+    return Looks([word for word, _ in words], torch.stack(rows).cpu().numpy())
+
+
+def words_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[tuple[str, list[int]]]:
+    """The words of a text, each with the positions of its tokens; control tokens in it are ordinary text.
+
+    Letters and digits of Latin script that touch each other are one word. Chinese goes token by token, and a
+    character of several tokens is kept whole. Blank tokens belong to no word.
+    """
+    options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+    spans = tokenizer(text, return_offsets_mapping=True, **options)["offset_mapping"]
+    words: list[tuple[int, int, list[int]]] = []  # (start, end, tokens), in characters
+    for position, (start, end) in enumerate(spans):
+        if not text[start:end].strip():
+            continue
+        if words and (start < words[-1][1] or (start == words[-1][1] and _touch(text, start))):
+            words[-1] = (words[-1][0], max(end, words[-1][1]), [*words[-1][2], position])
+        else:
+            words.append((start, end, [position]))
+    return [(text[start:end].strip(), tokens) for start, end, tokens in words]
+
+
+def _touch(text: str, at: int) -> bool:
+    """Whether the characters before and at a position belong to one word of Latin script."""
+    return all(character.isascii() and character.isalnum() for character in text[at - 1 : at + 1])
+
+
+def _columns(ids: torch.Tensor, processor: MiniVLMProcessor, image: int) -> torch.Tensor:
+    """The positions (N,) of an image's placeholders in ids (1, T)."""
+    positions = (ids[0] == processor.image_token_id).nonzero()[:, 0].view(-1, processor.num_image_tokens)  # (I, N)
+    if not 0 <= image < len(positions):
+        raise ValueError(f"there is no image {image}; the conversation has {len(positions)}, counted from 0")
+    return positions[image]
+
+
+def faded(image: Image.Image, weights: np.ndarray, side: int = 224) -> Image.Image:
+    """The image (square, else its middle is cut out) as a word saw it, by its attention (N,).
+
+    The patch looked at most keeps its colours; others fade to paper with the square root of their share of it, so
+    that a tenth of the attention can still be seen.
+    """
+    across = round(len(weights) ** 0.5)
+    share = np.sqrt(weights / max(weights.max(), np.finfo(np.float32).tiny))  # (N,)
+    kept = np.rint(255 * (1 - FADED * (1 - share))).astype(np.uint8).reshape(across, across)
+    colours = ImageOps.fit(image.convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+    mask = Image.fromarray(kept).resize((side, side), Image.Resampling.NEAREST)
+    return Image.composite(colours, Image.new("RGB", colours.size, PAPER), mask)
+
+
+def where(patch: int, patches: int) -> str:
+    """A patch's place in words, such as "top left" or "middle", by the third its middle lies in."""
+    across = round(patches**0.5)
+    height, side = (3 * (2 * at + 1) // (2 * across) for at in divmod(patch, across))
+    names = dict.fromkeys((HEIGHTS[height], SIDES[side]))  # once where both are "middle"
+    return " ".join(names)
+
+
+def strongest(looks: Looks, count: int = ACROSS * ROWS) -> list[int]:
+    """The positions of the `count` words that looked at the image most, in the answer's order; no punctuation."""
+    order = np.argsort(-looks.patches.sum(axis=1), kind="stable").tolist()
+    return sorted([word for word in order if any(map(str.isalnum, looks.words[word]))][:count])
+
+
+def attention_figure(image: Image.Image, looks: Looks, chosen: Sequence[int] | None = None) -> Figure:
+    """The image once for each word, faded where it did not look; a frame marks the patch looked at most.
+
+    Args:
+        image: the one that was asked about.
+        looks: from `attention_to_patches`.
+        chosen: places of words; by default those that looked at the image most.
+
+    Raises:
+        ValueError: no word is chosen.
+    """
+    chosen = strongest(looks) if chosen is None else list(chosen)
+    if not chosen:
+        raise ValueError("no word is chosen; give the place of at least one")
+    rows = -(-len(chosen) // ACROSS)
+    with style():
+        figure = Figure(figsize=(min(len(chosen), ACROSS) * 2.1, rows * 2.5))
+        for number, place in enumerate(chosen, 1):
+            axes = figure.add_subplot(rows, min(len(chosen), ACROSS), number)
+            draw_attention(axes, image, looks.patches[place])
+            axes.set_title(word_title(looks, place), fontweight="bold", loc="center")
+        figure.subplots_adjust(wspace=0.06, hspace=0.36, left=0, right=1)
+    return figure
+
+
+def show_attention(image: Image.Image, looks: Looks, chosen: Sequence[int] | None = None) -> None:
+    """`attention_figure` with alternative text and a one-line summary."""
+    chosen = strongest(looks) if chosen is None else list(chosen)
+    figure = attention_figure(image, looks, chosen)
+    patches = looks.patches.shape[1]
+    places = [(looks.words[place], where(int(looks.patches[place].argmax()), patches)) for place in chosen]
+    alt = "The picture once for each word, faded where the word did not look. Looked at most: " + "; ".join(
+        f"{word}: {at}" for word, at in places
+    )
+    most = looks.words[int(looks.patches.sum(axis=1).argmax())]
+    show(figure, alt, f"{len(chosen)} words and where each looked; “{most}” looked at the picture more than any other.")
+
+
+def draw_attention(axes: Axes, image: Image.Image, weights: np.ndarray) -> None:
+    """The image as a word saw it by its attention (N,), a frame around the patch looked at most."""
+    axes.imshow(faded(image, weights))
+    across = round(len(weights) ** 0.5)
+    row, column, size = *divmod(int(weights.argmax()), across), 224 / across
+    corner = (column * size - 0.5, row * size - 0.5)
+    axes.add_patch(Rectangle(corner, size, size, fill=False, edgecolor=BLUE, linewidth=2))
+    axes.set_xlabel(f"{weights.sum():.0%} on the picture", fontsize=8.5)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def word_title(looks: Looks, place: int) -> str:
+    """A word as the figures' fonts can write it."""
+    return looks.words[place] if readable(looks.words[place]) else f"word {place + 1}"
+
+
+# Words that are true of a patch
 
 
 def _names(thing: Thing, scene: Scene, lexicon: Lexicon) -> dict[int, str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lessons.cost import LENGTHS, Length, flops, kept_by, probe_row
+from lessons.cost import LENGTHS, Length, flops, random_example, saved_bytes
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
@@ -95,16 +95,16 @@ def bench_rows(config, processor: MiniVLMProcessor, preset: str, name: str, coun
     Those of scenes are the course's own; for clip-26m they are made up, lengths spread evenly around the typical one.
     """
     if preset == "scenes":
-        grey = probe_row(config, Length(config.num_image_tokens + 2, 1)).pictures
+        grey = random_example(config, Length(config.num_image_tokens + 2, 1)).pictures
         rows = [processor.render(row.messages()) for row in SceneRows(name, count, count, seed)]
         rows = [replace(row, pictures=grey * len(row.pictures)) for row in rows]
         return sorted(rows, key=lambda row: len(row.input_ids))
     random, typical, rows = np.random.default_rng(seed), LENGTHS[name], []
     for index in range(count):
         share = 1 + SPREAD * random.uniform(-1, 1)
-        learnt = round(typical.learnt * share)
+        learnt = round(typical.supervised * share)
         tokens = max(round(typical.tokens * share), config.num_image_tokens + learnt + 8)
-        rows.append(probe_row(config, Length(tokens, learnt), seed + index))
+        rows.append(random_example(config, Length(tokens, learnt), seed + index))
     return sorted(rows, key=lambda row: len(row.input_ids))
 
 
@@ -184,10 +184,10 @@ class Taker:
         loss.item()  # waits for a GPU
         return time.perf_counter() - began
 
-    def kept_bytes(self, step: Step) -> int:
+    def saved_bytestes(self, step: Step) -> int:
         """What a step keeps from its way forward for its way back, weights and inputs apart."""
         own = (*self.engine.model.parameters(), *step.old.values(), *step.new.values())
-        return kept_by(lambda: self.loss(step), own)
+        return saved_bytes(lambda: self.loss(step), own)
 
     def peak_bytes(self, step: Step) -> int | None:
         """The most memory that a step takes beside what lies there between steps; None where no system tells."""
@@ -291,7 +291,7 @@ def bench(
     torch.compiler.reset()  # it counts what it has compiled, and a stage before this one would make it give up
     with torch.random.fork_rng(devices=[]), held_memory():
         takers = [Taker(way, model, optimizer) for way in chosen]
-        kept = [taker.kept_bytes(steps[-1]) for taker in takers]
+        kept = [taker.saved_bytestes(steps[-1]) for taker in takers]
         losses = [taker.loss(steps[0]).item() for taker in takers]
         products = {precision: Product(precision, model.device) for precision in {way.precision for way in chosen}}
         taken = _by_turns(takers, steps, rounds, products)

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from bench import OLD, PADDED, Step, Taker, Way, bench_rows, prepare
 from check_rows import FORMS, ONE_CORE, make, private
-from lessons.cost import Length, probe_row
+from lessons.cost import Length, random_example
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from transformers import CLIPVisionModel, LlamaForCausalLM
@@ -63,13 +63,13 @@ def model_with(side: int) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProce
 def step_cost(model, processor, text: int, way: Way) -> dict[str, float]:
     """The median of a few steps, and what one keeps for its way back, for a row."""
     n = model.config.num_image_tokens
-    row = probe_row(model.config, Length(n + text, round(SHOWN * text)))
+    row = random_example(model.config, Length(n + text, round(SHOWN * text)))
     stage = STAGES["clip-26m"]["sft"]
     set_trainable(model, stage)
     step: Step = prepare(model, processor, [row] * ROWS_A_STEP, PAD_TO)
     taker = Taker(way, model, adamw(model, stage))
     with held_memory():
-        kept = taker.kept_bytes(step)
+        kept = taker.saved_bytestes(step)
         seconds = [taker.seconds(step) for _ in range(TIMES + 1)][1:]
     model.zero_grad()
     return {
@@ -82,7 +82,7 @@ def step_cost(model, processor, text: int, way: Way) -> dict[str, float]:
 
 def encoder_cost(model, processor) -> float:
     """Milliseconds a picture, eight at once, in 32 bits."""
-    grey = probe_row(model.config, Length(model.config.num_image_tokens + 2, 1)).pictures
+    grey = random_example(model.config, Length(model.config.num_image_tokens + 2, 1)).pictures
     pixels = processor.pixels(grey * 8)
     seconds = []
     for _ in range(TIMES + 1):
@@ -127,7 +127,7 @@ def peak(way: str, rows: int) -> dict:
         for _ in range(2):
             taker.seconds(step)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return {"gigabytes": most, "kept_a_row": taker.kept_bytes(step) / rows / 1e9}
+    return {"gigabytes": most, "kept_a_row": taker.saved_bytestes(step) / rows / 1e9}
 
 
 def alone(option: str, *given: object, one_core: bool = False) -> dict:

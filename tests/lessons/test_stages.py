@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from lessons import plots, stages
-from lessons.stages import OWN, StageExplorer, blocks, blocks_of, chosen, ledger_of, only, size, strips
+from lessons.stages import OWN, blocks, blocks_of, chosen, ledger_of, only, size, strips
+from lessons.widgets import StageExplorer
 from PIL import Image
 from training import save_base, some_features, some_rows, stage
 

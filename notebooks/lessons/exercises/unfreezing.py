@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from lessons.exercises.checking import Wrong, called, exercise, forbidden
-from lessons.forgetting import CHOICES, compared, read_results
+from lessons.lesson_04 import CHOICES, compared, read_results
 from lessons.stages import chosen, size
 from minivlm.config import preset_config
 from minivlm.evaluation import Effect
@@ -145,12 +145,12 @@ def _check_prediction(key: str, name: str, predicted: bool, results: Mapping[str
     )
     if not predicted:
         raise Wrong(f"{name!r} belongs under {key!r}, too: {told}")
-    if results["arms"][name]["trains"] == ["W"] and key == "forgets":
+    if results["variants"][name]["trains"] == ["W"] and key == "forgets":
         raise Wrong(
             f"{name!r} cannot forget: its language model is the same to the last bit, and a text without a picture "
             f"never meets W. Take it out of {key!r}"
         )
-    if results["arms"][name]["trains"] == ["W"]:
+    if results["variants"][name]["trains"] == ["W"]:
         raise Wrong(
             f"{name!r} does not belong under {key!r}: {told}. W decides what is seen; how an answer to this prompt "
             "is built, the language model decides, and it stays as it was"

@@ -1,19 +1,21 @@
-"""Widgets of notebook 03: a picture's patches as words, and W at every step that was kept. Letters as in `config.py`.
+"""Widgets: an image's patches as words, W at every step that was kept, and what a stage trains.
 
 All controls work by keyboard; what they show is text in HTML, Chinese included. Without a kernel a widget is empty, so
-a notebook shows a figure of the same before it.
+a notebook shows a figure of the same before it. Letters as in `config.py`.
 """
 
+import base64
 import html
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
 import torch
 from IPython.display import display
+from matplotlib.figure import Figure
 
-from lessons.learning import Moment
 from lessons.lenses import (
     NO_WORD,
     NearWord,
@@ -24,19 +26,20 @@ from lessons.lenses import (
     read_patches,
     things_patches,
 )
-from lessons.plots import BLUE, INK, ORANGE, border, data_uri
-from minivlm.config import PROMPTS
+from lessons.plots import BLUE, INK, ORANGE, border, data_uri, flow_figure, png
+from lessons.stages import OWN, TITLES, blocks, blocks_of, ledger_of, strips
+from minivlm.config import PROMPTS, STAGES
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes.drawing.draw import draw
 from minivlm.scenes.facts import Scene
 
-CELL = 50  # of a patch in a drawing, in its own units; a picture is shown at about one pixel for each
+CELL = 50  # of a patch in a drawing, in its own units; an image is shown at about one pixel for each
 LETTER = 0.6  # how wide a letter is, as a share of its height; a Chinese character is as wide as high
 
 
 class Album:
-    """W as it was at some steps: pass it to `train` as `on_step`.
+    """W as it was at some steps: pass it to `Trainer` as `on_step`.
 
     W is all that changes in stage 1, so it is all there is to keep of a moment.
 
@@ -85,6 +88,13 @@ class Album:
             weight.data.copy_(now)
 
 
+class Moment(NamedTuple):
+    """What one image was to the model at some step: the N nearest words of its patches, and the answer."""
+
+    words: Sequence[PatchWord]
+    answer: str
+
+
 class PatchExplorer:
     """Choose a scene and one of its patches, and see the words that it is nearest to.
 
@@ -92,7 +102,7 @@ class PatchExplorer:
         model: its W is the one that is looked at.
         processor: its tokenizer names the words.
         scenes: what can be chosen.
-        patch_features: (I, N, Dv) the encoder's features of their pictures.
+        patch_features: (I, N, Dv) the encoder's features of their images.
     """
 
     def __init__(
@@ -141,12 +151,12 @@ class PatchExplorer:
 
 
 class StepExplorer:
-    """Move through the training of W: at each step that was kept, what the patches were and what the model said.
+    """Move through the training of W: at each step that was kept, what the patches were and what the model answered.
 
     Args:
         album: W at these steps.
         model, processor, scenes, patch_features: as in `PatchExplorer`.
-        prompt: what the model is asked about the picture.
+        prompt: what the model is asked about the image.
     """
 
     def __init__(
@@ -177,7 +187,7 @@ class StepExplorer:
         display(self.widget)
 
     def moment(self, step: int, scene: int) -> Moment:
-        """The nearest words of a scene's patches at a step, and what the model said about it."""
+        """The nearest words of a scene's patches at a step, and the model's answer about it."""
         with self.album.at(step, self.model), torch.no_grad():
             embeds = self.model.projector(self.features[scene])  # (N, Dl)
             words = read_patches(self.model, self.processor.tokenizer, self.scenes[scene], embeds)
@@ -186,15 +196,15 @@ class StepExplorer:
     def _draw(self) -> None:
         """Write the page for what is chosen."""
         scene, step = self.scenes[self.scene.value], self.step.value
-        words, said = self.moment(step, self.scene.value)
+        words, answer = self.moment(step, self.scene.value)
         true = sum(word.true for word in words)
-        told = (
+        beside = (
             f"<p>After <b>step {step}</b> the model says:</p>"
-            f'<p style="font-size:1.15em"><b>{html.escape(said)}</b></p>'
+            f'<p style="font-size:1.15em"><b>{html.escape(answer)}</b></p>'
             f"<p>Drawn: {html.escape(listed(scene))}.</p>"
             f"<p>The nearest word is true on {true} of {len(words)} patches (framed).</p>"
         )
-        self.page.value = _beside(drawing(scene, words), told)
+        self.page.value = _beside(drawing(scene, words), beside)
 
 
 def drawing(scene: Scene, words: Sequence[PatchWord], chosen: int | None = None) -> str:
@@ -208,7 +218,7 @@ def drawing(scene: Scene, words: Sequence[PatchWord], chosen: int | None = None)
         f'style="max-width:100%;background:white" role="img" aria-label="{html.escape(label)}">',
         f'<image href="{data_uri(draw(scene, size))}" width="{size}" height="{size}" opacity="0.4"/>',
         *(_outline(covered, side) for _, covered in things_patches(scene, len(words))),
-        *(_cell(place, side, word) for place, word in enumerate(words)),
+        *(_cell(patch, side, word) for patch, word in enumerate(words)),
     ]
     if chosen is not None:
         y, x = divmod(chosen, side)
@@ -239,14 +249,14 @@ def _beside(left: str, right: str) -> str:
 
 def _word_table(nearest: Sequence[NearWord], word: PatchWord, place: str) -> str:
     """The nearest words of a patch with their cosines, also as bars."""
-    said = "which is true of it" if word.true else "which is not true of it"
+    verdict = "which is true of it" if word.true else "which is not true of it"
     rows = "".join(
         f'<tr><td style="padding:1px 8px">{_in_both(near)}</td><td style="padding:1px 8px">{near.cosine:.2f}</td>'
         f'<td><div style="background:{BLUE};height:0.8em;width:{max(0.0, near.cosine) * 10:.2f}em"></div></td></tr>'
         for near in nearest
     )
     return (
-        f"<p>Patch in <b>{place}</b>: nearest to <b>{_in_both(word)}</b>, {said}.</p>"
+        f"<p>Patch in <b>{place}</b>: nearest to <b>{_in_both(word)}</b>, {verdict}.</p>"
         f'<table><tr><th scope="col">word</th><th scope="col">cosine</th><th></th></tr>{rows}</table>'
     )
 
@@ -260,9 +270,9 @@ def _in_both(word: PatchWord | NearWord) -> str:
     return html.escape(_both(word))
 
 
-def _cell(place: int, side: int, word: PatchWord) -> str:
+def _cell(patch: int, side: int, word: PatchWord) -> str:
     """A patch's word; the more letters, the smaller."""
-    y, x = divmod(place, side)
+    y, x = divmod(patch, side)
     middle, base = (x + 0.5) * CELL, (y + 0.5) * CELL
     letters = max(sum(1.0 if ord(letter) > 0x2E80 else LETTER for letter in word.word), 2.4)
     height = min(15.0, (CELL - 6) / letters)
@@ -284,3 +294,99 @@ def _outline(covered: np.ndarray, side: int) -> str:
     """A line around the patches of a thing."""
     lines = "".join("M{} {}L{} {}".format(*(end * CELL for end in piece)) for piece in border(covered, side))
     return f'<path d="{lines}" stroke="{BLUE}" stroke-width="2.5" stroke-linecap="round" fill="none"/>'
+
+
+# What a stage trains
+
+
+class StageExplorer:
+    """A stage or a choice of one's own: what it trains, in numbers, to scale, and on the map of the course.
+
+    Everything works by keyboard: Tab goes on, the space bar presses a stage's button or ticks a block. Without a kernel
+    there is no widget; `show_strips` leaves a figure.
+
+    Attributes:
+        widget: to be shown as the last line of a cell.
+        stage: the buttons of the stages, and of a choice of one's own.
+        boxes: a box to tick for each block; the encoder's cannot be ticked.
+        page: what the choice means, as HTML.
+    """
+
+    def __init__(self, model: MiniVLMForConditionalGeneration):
+        self.model = model
+        self.stage = widgets.ToggleButtons(options=[*TITLES, OWN], description="stage", value="stage 1")
+        self.boxes = {
+            name: widgets.Checkbox(description=name, indent=False, layout=widgets.Layout(width="auto"))
+            for name in blocks(model)
+        }
+        self.boxes["encoder"].disabled = True
+        self.boxes["encoder"].tooltip = "frozen in every stage"
+        self.page = widgets.HTML()
+        row = widgets.HBox(list(self.boxes.values()), layout=widgets.Layout(flex_flow="row wrap"))
+        self.widget = widgets.VBox([self.stage, row, self.page])
+        self._setting = False
+        self.stage.observe(self._stage_changed, "value")
+        for box in self.boxes.values():
+            box.observe(self._box_changed, "value")
+        self._stage_changed()
+
+    @property
+    def names(self) -> list[str]:
+        """The blocks that are ticked."""
+        return [name for name, box in self.boxes.items() if box.value]
+
+    def _stage_changed(self, _change: dict | None = None) -> None:
+        """A stage ticks its blocks; a choice of one's own begins with those that are ticked."""
+        if self.stage.value in TITLES:
+            trains = blocks_of(self.model, STAGES["scenes"][TITLES[self.stage.value]])
+            self._setting = True
+            for name, box in self.boxes.items():
+                box.value = name in trains
+            self._setting = False
+        self._draw()
+
+    def _box_changed(self, _change: dict) -> None:
+        """Ticking a block makes the choice one's own, unless it is now exactly a stage's."""
+        if self._setting:
+            return
+        stages = {title: blocks_of(self.model, STAGES["scenes"][name]) for title, name in TITLES.items()}
+        now = next((title for title, names in stages.items() if names == self.names), OWN)
+        if now == self.stage.value:
+            self._draw()
+        else:
+            self.stage.value = now
+
+    def _draw(self) -> None:
+        self.page.value = explained(self.model, self.names, self.stage.value)
+
+
+def explained(model: MiniVLMForConditionalGeneration, names: Collection[str], title: str) -> str:
+    """What a choice of blocks means, as HTML: the ledger, one sentence, the strip, and the map with what trains lit."""
+    account = ledger_of(model, names, title)
+    share = account.total.trained / account.total.parameters
+    sentence = f"{title}: {', '.join(names) or 'nothing'} trains, {share:.1%} of all parameters."
+    boxes = _training_boxes(names)
+    lit = [box for box, trains in boxes.items() if trains]
+    notes = {box: "trains" if trains else "frozen" for box, trains in boxes.items()}
+    diagram = f"Diagram of the data flow. Lit, because they train: {', '.join(lit) or 'nothing'}."
+    return (
+        f"<pre>{html.escape(str(account))}</pre><p role='status'>{html.escape(sentence)}</p>"
+        f"{_image(strips(model, {title: names}), f'The model as a strip, to scale. {sentence}')}"
+        f"{_image(flow_figure(lit, notes), diagram)}"
+    )
+
+
+def _training_boxes(names: Collection[str]) -> dict[str, bool]:
+    """Which boxes of the map hold something that trains. The head of the language model is the embedding table."""
+    layers = any(name.startswith("layer") for name in names)
+    return {
+        "encoder": "encoder" in names,
+        "W": "W" in names,
+        "look-up": "embeddings" in names,
+        "language model": layers,
+    }
+
+
+def _image(figure: Figure, alt: str) -> str:
+    source = base64.b64encode(png(figure)).decode()
+    return f'<img src="data:image/png;base64,{source}" alt="{html.escape(alt)}" style="width:920px;max-width:100%">'

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 import pytest
 from huggingface_hub import constants
-from lessons import scaling
+from lessons import lesson_06
 from lessons.cost import PARTS, Memory
 from PIL import Image
 
@@ -22,16 +22,16 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "06_scaling_to_26m.ipynb"
 
 def test_the_picture_shown_is_the_one_that_goes_in(processor):
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    assert np.array_equal(np.asarray(scaling.as_picture(processor, photo)), np.asarray(photo))  # already of that size
+    assert np.array_equal(np.asarray(lesson_06.as_picture(processor, photo)), np.asarray(photo))  # already of that size
 
 
 def test_the_frame_is_the_square_that_the_processor_keeps(processor):
     photo = Image.new("RGB", (40, 60), "red")
     photo.paste("blue", (0, 0, 40, 10))
     photo.paste("blue", (0, 50, 40, 60))  # what stands above and below the square is blue
-    kept = np.asarray(scaling.as_picture(processor, photo)).astype(int)
+    kept = np.asarray(lesson_06.as_picture(processor, photo)).astype(int)
     assert (kept[1:-1, :, 2] < 40).all()
-    figure = scaling.photo_plate(photo, processor, side=2)
+    figure = lesson_06.photo_plate(photo, processor, side=2)
     (frame,) = figure.axes[0].patches
     assert (frame.get_x(), frame.get_y(), frame.get_width(), frame.get_height()) == (0, 10, 40, 40)
     assert "2 × 2 = 4 patches" in figure.axes[2].get_title("left")
@@ -39,7 +39,7 @@ def test_the_frame_is_the_square_that_the_processor_keeps(processor):
 
 def test_patches_are_shown_apart_and_whole():
     picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
-    apart = scaling._apart(picture, side=2, gap=1)
+    apart = lesson_06._apart(picture, side=2, gap=1)
     assert apart.shape == (5, 5, 3) and (apart[2] == 255).all() and (apart[:, 2] == 255).all()
     assert np.array_equal(np.delete(np.delete(apart, 2, 0), 2, 1), np.asarray(picture))
 
@@ -47,10 +47,10 @@ def test_patches_are_shown_apart_and_whole():
 @pytest.mark.parametrize("kind", ["arithmetic", "memory"])
 def test_bars_bear_their_parts_and_sums(kind):
     if kind == "arithmetic":
-        figure = scaling.arithmetic({"one": dict(zip(PARTS, (10e9, 20e9, 30e9, 40e9, 0.5e9), strict=True))})
+        figure = lesson_06.arithmetic({"one": dict(zip(PARTS, (10e9, 20e9, 30e9, 40e9, 0.5e9), strict=True))})
         texts, expected = ["10", "20", "30", "40", "100"], [10, 20, 30, 40, 0.5]
     else:
-        figure = scaling.memory_bars({"one": Memory(1_000_000_000, 2_000_000_000, 3_000_000_000, 4_000_000_000)})
+        figure = lesson_06.memory_bars({"one": Memory(1_000_000_000, 2_000_000_000, 3_000_000_000, 4_000_000_000)})
         texts, expected = ["1.0", "2.0", "3.0", "4.0", "10.0"], [1, 2, 3, 4]
     (axes,) = figure.axes
     assert [bar.get_width() for bar in axes.patches] == pytest.approx(expected)
@@ -59,7 +59,7 @@ def test_bars_bear_their_parts_and_sums(kind):
 
 
 def test_losses_stand_beside_that_of_a_model_that_knows_nothing():
-    (axes,) = scaling.losses_bars({"loaded": 0.5, "not": 7.1}, nothing=6.93).axes
+    (axes,) = lesson_06.losses_bars({"loaded": 0.5, "not": 7.1}, nothing=6.93).axes
     assert [bar.get_width() for bar in axes.patches] == [0.5, 7.1]
     assert [text.get_text() for text in axes.texts] == ["0.50", "7.10", "ln V = 6.93"]
 
@@ -103,9 +103,9 @@ class TestNetwork:
             seen.append(given)
             return ["一个穿制服的人。"]
 
-        monkeypatch.setattr(scaling, "reachable", lambda: case != "offline")
-        monkeypatch.setattr(scaling, "build", build)
-        names = {"scaling": scaling, "describe": describe, "photo": open_image(photo), "PROMPTS": {"zh": "?"}}
+        monkeypatch.setattr(lesson_06, "reachable", lambda: case != "offline")
+        monkeypatch.setattr(lesson_06, "build", build)
+        names = {"lesson_06": lesson_06, "describe": describe, "photo": open_image(photo), "PROMPTS": {"zh": "?"}}
         exec(cell.replace("PHOTOS = []", f"PHOTOS = [{photo!r}]"), names)
         said = capsys.readouterr().out
         if case == "online":

@@ -5,18 +5,18 @@ import io
 import numpy as np
 import pytest
 import torch
-from lessons import attention
-from lessons.attention import (
+from lessons import lenses, lesson_04
+from lessons.lenses import (
     Looks,
     attention_figure,
     attention_to_patches,
     eager_attention,
     faded,
     strongest,
+    things_patches,
     where,
     words_of,
 )
-from lessons.lenses import things_patches
 from lessons.plots.figures import png, readable
 from PIL import Image
 
@@ -61,7 +61,7 @@ class TestByHand:
 
     def test_the_second_picture_has_columns_of_its_own(self, model, processor, picture):
         other = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        both = [attention_to_patches(model, processor, messages(picture, other), ANSWER, picture=i) for i in (0, 1)]
+        both = [attention_to_patches(model, processor, messages(picture, other), ANSWER, image=i) for i in (0, 1)]
         assert not np.allclose(both[0].patches, both[1].patches)
         total = both[0].patches.sum(axis=1) + both[1].patches.sum(axis=1)
         assert (total < 1).all()
@@ -134,9 +134,9 @@ class TestThings:
         """Without queries every position looks at all before it alike, so the thing gets its share of patches."""
         blind(model)
         scenes = [sample_scene("dev", i) for i in range(3)]
-        found = attention.attention_to_things(model, processor, scenes, torch.randn(3, 4, 16))
+        found = lesson_04.attention_to_things(model, processor, scenes, torch.randn(3, 4, 16))
         assert found.on_thing == pytest.approx(found.by_chance, rel=1e-5) and 0 < found.by_chance < 1
-        assert 0 < found.on_picture < 4 / 5
+        assert 0 < found.on_image < 4 / 5
 
     def test_by_hand(self, model, processor, monkeypatch):
         scene = next(scene for scene in (sample_scene("dev", i) for i in range(40)) if len(scene.things) == 1)
@@ -144,13 +144,13 @@ class TestThings:
         row = np.array([0.1, 0.2, 0.3, 0.2])
         words = ["a", KIND_WORDS["en"][thing.kind].split()[-1].upper(), "somewhere"]
         looks = Looks(words, np.stack([np.zeros(4), row, np.ones(4)]))
-        monkeypatch.setattr(attention, "attention_to_patches", lambda *_, **__: looks)
-        found = attention.attention_to_things(model, processor, [scene], torch.zeros(1, 4, 16))
+        monkeypatch.setattr(lesson_04, "attention_to_patches", lambda *_, **__: looks)
+        found = lesson_04.attention_to_things(model, processor, [scene], torch.zeros(1, 4, 16))
         assert found == pytest.approx((0.8, row[patches].sum() / 0.8, len(patches) / 4))
 
     def test_no_scene_is_refused(self, model, processor):
         with pytest.raises(ValueError, match="no description names a thing"):
-            attention.attention_to_things(model, processor, [], torch.zeros(0, 4, 16))
+            lesson_04.attention_to_things(model, processor, [], torch.zeros(0, 4, 16))
 
 
 class TestRefusals:
@@ -159,8 +159,8 @@ class TestRefusals:
         [
             ({"layer": 2}, "no layer 2; the language model has 2"),
             ({"layer": -3}, "no layer -3"),
-            ({"picture": 1}, "no picture 1; the conversation has 1"),
-            ({"picture": -1}, "no picture -1"),
+            ({"image": 1}, "no image 1; the conversation has 1"),
+            ({"image": -1}, "no image -1"),
         ],
     )
     def test_what_is_not_there(self, model, processor, picture, options, message):
@@ -251,8 +251,8 @@ class TestFigures:
 
     def test_it_is_told_in_words(self, picture, monkeypatch):
         shown = []
-        monkeypatch.setattr(attention, "show", lambda figure, alt, summary: shown.append((alt, summary)))
-        attention.show_attention(picture, self.looks, [0, 3])
+        monkeypatch.setattr(lenses, "show", lambda figure, alt, summary: shown.append((alt, summary)))
+        lenses.show_attention(picture, self.looks, [0, 3])
         assert shown[0][0].endswith("Looked at most: On: top right; 左: bottom right")
         assert shown[0][1].startswith("2 words")
 
@@ -263,13 +263,13 @@ class TestFigures:
     def test_two_models_in_rows_with_the_same_words(self, picture, monkeypatch):
         other = self.looks._replace(patches=self.looks.patches[:, ::-1])
         models = {"before": self.looks, "after": other}
-        panels = attention.compared_figure(picture, models, [0, 3]).axes
+        panels = lesson_04.compared_figure(picture, models, [0, 3]).axes
         assert [one.get_title() for one in panels[:2]] == ["On", "左" if readable("左") else "word 4"]
         assert [one.get_ylabel() for one in panels] == ["before", "", "after", ""]
         assert panels[2].patches[0].get_xy() == (-0.5, 111.5)
         shown = []
-        monkeypatch.setattr(attention, "show", lambda figure, alt, summary: shown.append((alt, summary)))
-        attention.show_compared(picture, models, [0, 3])
+        monkeypatch.setattr(lesson_04, "show", lambda figure, alt, summary: shown.append((alt, summary)))
+        lesson_04.show_compared(picture, models, [0, 3])
         assert "after, looked at most: On: bottom left; 左: top left." in shown[0][0]
         assert shown[0][1].endswith("before 40%, after 40%.")
 
@@ -277,4 +277,4 @@ class TestFigures:
     def test_different_words_cannot_be_compared(self, picture, chosen):
         other = self.looks._replace(words=["In", *self.looks.words[1:]]) if chosen else self.looks
         with pytest.raises(ValueError, match="at least one word"):
-            attention.compared_figure(picture, {"before": self.looks, "after": other}, chosen)
+            lesson_04.compared_figure(picture, {"before": self.looks, "after": other}, chosen)

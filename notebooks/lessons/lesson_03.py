@@ -1,11 +1,10 @@
-"""How W learns: figures of the gradient's way to it, of the words its patches become, and of what it then can do.
+"""What notebook 03 shows: the gradient's way to W, the words that patches become, and what the model then can do.
 
 Each `show_…` shows a figure with its alternative text and its summary. Letters as in `config.py`.
 """
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +14,22 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from PIL import Image
 
-from lessons.lenses import FACTS, NO_WORD, UNTRUE, PatchWord, listed, things_patches
+from lessons.faults import planted  # noqa: F401 (the notebook uses it, and others below)
+from lessons.lenses import (
+    FACTS,
+    NO_WORD,
+    UNTRUE,
+    PatchWord,
+    facts_named,  # noqa: F401
+    gradient_map,  # noqa: F401
+    listed,
+    read_aloud,  # noqa: F401
+    read_patches,  # noqa: F401
+    things_patches,
+    typed_image,  # noqa: F401
+)
 from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, border, patches, readable, show, style
+from lessons.widgets import Album, Moment, PatchExplorer, StepExplorer  # noqa: F401
 from minivlm.config import IGNORE_INDEX
 from minivlm.evaluation import Estimate
 from minivlm.processor import MiniVLMProcessor
@@ -24,36 +37,24 @@ from minivlm.scenes.facts import Scene
 from minivlm.scenes.language import noun_phrase
 
 ZH = "ᶻʰ"  # marks an English word that stands for a Chinese one
-FAINTEST = 0.002  # of a row's largest gradient: what is below is drawn alike
+FAINTEST = 0.002  # of a layer's largest gradient: what is below is drawn alike
 MARKERS = "os^Dv"
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "")  # so that bars differ without colour, too
 SHADES = ("#C85200", "#FF800E", "#FFBC79", "#5F9ED1", "#A2C8EC", "#E6E6E6")
 
 
-class Moment(NamedTuple):
-    """Where W was at some step, for one picture.
-
-    Attributes:
-        words: the N nearest words.
-        said: what the model said.
-    """
-
-    words: Sequence[PatchWord]
-    said: str
-
-
 def show_words(
-    picture: Image.Image, scene: Scene, panels: Mapping[str, Sequence[PatchWord]], said: Sequence[str] = ()
+    image: Image.Image, scene: Scene, panels: Mapping[str, Sequence[PatchWord]], answers: Sequence[str] = ()
 ) -> None:
-    """The nearest words of a picture's patches, once for each way to come by them, and what the model says of each.
+    """The nearest words of an image's patches, once for each variant of them, and the model's answer to each.
 
     Args:
-        picture: what is looked at.
+        image: what is shown.
         scene: its facts; its things are outlined.
-        panels: a name and N words for each way.
-        said: a sentence for each, or nothing.
+        panels: a name and N words for each variant.
+        answers: one for each, or none.
     """
-    sentences = [f": “{sentence}”" for sentence in said] or [""] * len(panels)
+    sentences = [f": “{sentence}”" for sentence in answers] or [""] * len(panels)
     outlines = [
         (noun_phrase(thing.kind, thing.colour, "en"), patches)
         for thing, patches in things_patches(scene, len(next(iter(panels.values()))))
@@ -68,11 +69,11 @@ def show_words(
     summary = "; ".join(f"{title}: {counts[title]} of {len(words)} words are true" for title, words in titles.items())
     note = "" if readable("中") else f" ({ZH} marks a Chinese word, written in English here)"
     wrapped = {textwrap.fill(title, 52): words for title, words in titles.items()}
-    show(patch_words(picture, wrapped, outlines), alt, f"{summary}.{note}")
+    show(patch_words(image, wrapped, outlines), alt, f"{summary}.{note}")
 
 
 def show_gradient_path(
-    picture: Image.Image,
+    image: Image.Image,
     norms: torch.Tensor,
     batch: Mapping[str, torch.Tensor],
     processor: MiniVLMProcessor,
@@ -81,7 +82,7 @@ def show_gradient_path(
     """The gradient's way through the language model, from `lenses.gradient_map`.
 
     Args:
-        picture: what the row shows.
+        image: what the row shows.
         norms: (L + 1, T).
         batch: the one row that was learnt from.
         processor: made the row.
@@ -90,8 +91,8 @@ def show_gradient_path(
     ids = batch["input_ids"][0]
     tokens = [processor.tokenizer.decode([token_id]).replace("\n", "↵") for token_id in ids.tolist()]
     is_image = (ids == processor.image_token_id).numpy()
-    learnt = np.append(batch["labels"][0, 1:].numpy() != IGNORE_INDEX, False)
-    figure = gradient_path(picture, norms.numpy(), tokens, is_image, learnt, kept.norm().item())
+    supervised = np.append(batch["labels"][0, 1:].numpy() != IGNORE_INDEX, False)
+    figure = gradient_path(image, norms.numpy(), tokens, is_image, supervised, kept.norm().item())
     top, bottom = (np.count_nonzero(norms[layer]) for layer in (-1, 0))
     alt = (
         "A map: the row's tokens from left to right, the layers from top to bottom, the gradient's size as brightness. "
@@ -106,67 +107,65 @@ def show_gradient_path(
     show(figure, alt, summary)
 
 
-def show_lighting_up(picture: Image.Image, moments: Mapping[int, Moment]) -> None:
-    """A picture at several steps of the training; see `lighting_up`."""
+def show_lighting_up(image: Image.Image, moments: Mapping[int, Moment]) -> None:
+    """An image at several steps of the training; see `lighting_up`."""
     lit = {step: sum(word.true for word in moment.words) for step, moment in moments.items()}
-    told = " ".join(f"Step {step}: {count}, “{moments[step].said}”." for step, count in lit.items())
-    alt = f"The same picture {len(moments)} times. Only patches whose nearest word is true are in colour. {told}"
+    line = " ".join(f"Step {step}: {count}, “{moments[step].answer}”." for step, count in lit.items())
+    alt = f"The same picture {len(moments)} times. Only patches whose nearest word is true are in colour. {line}"
     patches = len(next(iter(moments.values())).words)
     summary = f"The picture lights up as W learns: {' → '.join(map(str, lit.values()))} of its {patches} patches."
-    show(lighting_up(picture, moments), alt, summary)
+    show(lighting_up(image, moments), alt, summary)
 
 
 def show_facts(rows: Mapping[str, Mapping[str, int]]) -> None:
     """What the nearest words of things' patches say; see `facts_bars`."""
     true = {name: 1 - counts[UNTRUE] / sum(counts.values()) for name, counts in rows.items()}
-    said = " ".join(
+    line = " ".join(
         f"{name}: " + ", ".join(f"{fact} {counts[fact] / sum(counts.values()):.0%}" for fact in (*FACTS, UNTRUE)) + "."
         for name, counts in rows.items()
     )
     summary = ", ".join(f"{name} {share:.0%}" for name, share in true.items())
-    alt = f"Stacked bars of what the nearest word says of the thing on its patch. {said}"
+    alt = f"Stacked bars of what the nearest word says of the thing on its patch. {line}"
     show(facts_bars(rows), alt, f"Patches of things whose nearest word is true of the thing: {summary}.")
 
 
 def show_intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> None:
     """Shares with their intervals and counts; see `intervals`."""
-    told = [
-        f"{who}, {what}: {found['numerator']} of {found['denominator']}"
-        for who, row in rows.items()
-        for what, found in row.items()
-    ]
-    alt = f"Points with intervals, {label}. {'; '.join(told)}."
-    first, *others = rows
-    what = next(iter(rows[first]))
-    named = [f"{who} {rows[who][what]['numerator']} of {rows[who][what]['denominator']}" for who in (first, *others)]
-    show(intervals(rows, label), alt, f"{what}: {', '.join(named)}.")
+
+    def counts(share: Estimate) -> str:
+        return f"{share['numerator']} of {share['denominator']}"
+
+    lines = [f"{who}, {what}: {counts(share)}" for who, row in rows.items() for what, share in row.items()]
+    what = next(iter(next(iter(rows.values()))))
+    summary = f"{what}: {', '.join(f'{who} {counts(row[what])}' for who, row in rows.items())}."
+    show(intervals(rows, label), f"Points with intervals, {label}. {'; '.join(lines)}.", summary)
 
 
 def gradient_path(
-    picture: Image.Image,
+    image: Image.Image,
     norms: np.ndarray,
     tokens: Sequence[str],
     is_image: np.ndarray,
-    learnt: np.ndarray,
+    supervised: np.ndarray,
     arrives: float,
 ) -> Figure:
     """The gradient's way from the caption's words down through the language model to the patches, and on to W.
 
     Args:
-        picture: what the row shows.
+        image: what the row shows.
         norms: (L + 1, T) from `lenses.gradient_map`; each row is drawn against its own largest.
-        tokens: the T tokens as text; those of the picture are not written.
+        tokens: the T tokens as text; those of the image are not written.
         is_image: (T,), True where a patch stands.
-        learnt: (T,), True where the next token is supervised: there the gradient begins.
+        supervised: (T,), True where the next token is supervised: there the gradient begins.
         arrives: the norm of the gradient that W keeps.
     """
     layers, length = len(norms) - 1, norms.shape[1]
     places, side = np.flatnonzero(is_image), int(is_image.sum() ** 0.5)
     with style():
         figure = Figure(figsize=(11.8, 5.0))
-        page = figure.add_axes((0.105, 0.36, 0.885, 0.55))
+        ax = figure.add_axes((0.105, 0.36, 0.885, 0.55))
         shares = norms / norms.max(axis=1, keepdims=True)
-        page.imshow(
+        ax.imshow(
             np.ma.masked_equal(shares, 0),
             norm=LogNorm(FAINTEST, 1),
             cmap=MAP,
@@ -174,38 +173,43 @@ def gradient_path(
             origin="lower",
             interpolation="nearest",
         )
-        page.set_facecolor("white")
-        page.set_yticks(range(layers + 1), ["what goes in", *(f"out of layer {layer + 1}" for layer in range(layers))])
-        page.set_xticks(np.flatnonzero(~is_image), [tokens[place] for place in np.flatnonzero(~is_image)])
-        page.tick_params(axis="x", rotation=90, labelsize=7.5, length=0, pad=2)
-        page.tick_params(axis="y", length=0)
+        ax.set_facecolor("white")
+        ax.set_yticks(range(layers + 1), ["what goes in", *(f"out of layer {layer + 1}" for layer in range(layers))])
+        ax.set_xticks(np.flatnonzero(~is_image), [tokens[place] for place in np.flatnonzero(~is_image)])
+        ax.tick_params(axis="x", rotation=90, labelsize=7.5, length=0, pad=2)
+        ax.tick_params(axis="y", length=0)
         for edge in (places[0] - 0.5, places[-1] + 0.5):
-            page.axvline(edge, color=ORANGE, linewidth=1.5)
-        for place in np.flatnonzero(learnt):
-            page.plot(place, layers + 0.72, marker="v", color=INK, markersize=5, clip_on=False)
-        page.text(
-            np.flatnonzero(learnt).mean(), layers + 1.0, "the loss enters here", ha="center", va="bottom", fontsize=9
+            ax.axvline(edge, color=ORANGE, linewidth=1.5)
+        for place in np.flatnonzero(supervised):
+            ax.plot(place, layers + 0.72, marker="v", color=INK, markersize=5, clip_on=False)
+        ax.text(
+            np.flatnonzero(supervised).mean(),
+            layers + 1.0,
+            "the loss enters here",
+            ha="center",
+            va="bottom",
+            fontsize=9,
         )
-        page.text(places.mean(), layers + 0.62, f"the picture's {len(places)} places", ha="center", fontsize=9)
-        page.text(
+        ax.text(places.mean(), layers + 0.62, f"the picture's {len(places)} places", ha="center", fontsize=9)
+        ax.text(
             -0.5,
             layers + 1.0,
             "the brighter, the more of its row's largest gradient; white: none",
             va="bottom",
             fontsize=8.5,
         )
-        page.set(xlim=(-0.5, length - 0.5), ylim=(-0.5, layers + 0.5))
-        page.spines[:].set_visible(False)
-        _down_to_w(figure, page, picture, norms[0][is_image].reshape(side, side), arrives)
+        ax.set(xlim=(-0.5, length - 0.5), ylim=(-0.5, layers + 0.5))
+        ax.spines[:].set_visible(False)
+        _down_to_w(figure, ax, image, norms[0][is_image].reshape(side, side), arrives)
     return figure
 
 
-def _down_to_w(figure: Figure, page: Axes, picture: Image.Image, last: np.ndarray, arrives: float) -> None:
-    """Below the map: the gradient over the picture's own patches, and W, where the way ends."""
-    box, side = page.get_position(), len(last)
+def _down_to_w(figure: Figure, ax: Axes, image: Image.Image, last: np.ndarray, arrives: float) -> None:
+    """Below the map: the gradient over the image's own patches, and W, where the way ends."""
+    box, side = ax.get_position(), len(last)
     left = box.x0 + 0.16
     seen = figure.add_axes((left, 0.0, 0.125, 0.295))
-    seen.imshow(np.asarray(picture), extent=(0, side, side, 0), interpolation="bicubic")
+    seen.imshow(np.asarray(image), extent=(0, side, side, 0), interpolation="bicubic")
     seen.imshow(np.ones((1, 1, 3)), extent=(0, side, side, 0), alpha=0.45)
     y, x = np.mgrid[:side, :side] + 0.5
     seen.scatter(x, y, s=70 * last / last.max(), color=BLUE, edgecolors="white", linewidths=0.6)
@@ -223,11 +227,11 @@ def _down_to_w(figure: Figure, page: Axes, picture: Image.Image, last: np.ndarra
     note.text(38, 3.3, f"keeps a gradient of norm {arrives:.3g};\nthe layers above keep none", va="center", fontsize=10)
 
 
-def lighting_up(picture: Image.Image, moments: Mapping[int, Moment]) -> Figure:
-    """The same picture at several steps: only patches whose nearest word is true are shown in their colours.
+def lighting_up(image: Image.Image, moments: Mapping[int, Moment]) -> Figure:
+    """The same image at several steps: only patches whose nearest word is true are shown in their colours.
 
     Args:
-        picture: what is looked at.
+        image: what is looked at.
         moments: steps and where W was, the first first.
     """
     with style():
@@ -235,21 +239,21 @@ def lighting_up(picture: Image.Image, moments: Mapping[int, Moment]) -> Figure:
         for number, (step, moment) in enumerate(moments.items(), start=1):
             axes = figure.add_subplot(1, len(moments), number)
             side = int(len(moment.words) ** 0.5)
-            _lit(axes, picture, [word.true for word in moment.words])
+            _lit(axes, image, [word.true for word in moment.words])
             lit = sum(word.true for word in moment.words)
             axes.set_title(f"step {step}", fontsize=11, loc="center")
             axes.text(side / 2, side + 0.25, f"{lit} of {len(moment.words)} patches", ha="center", va="top", fontsize=9)
-            said = textwrap.fill(moment.said, 25)
-            axes.text(side / 2, side + 1.25, f"“{said}”", ha="center", va="top", fontsize=8.5, style="italic")
+            answer = textwrap.fill(moment.answer, 25)
+            axes.text(side / 2, side + 1.25, f"“{answer}”", ha="center", va="top", fontsize=8.5, style="italic")
             axes.set(xlim=(-0.05, side + 0.05), ylim=(side + 4.2, -0.05), aspect="equal")
             axes.axis("off")
     return figure
 
 
-def _lit(axes: Axes, picture: Image.Image, lit: Sequence[bool]) -> None:
-    """A picture of which only some patches are shown as they are; the others are pale and grey."""
+def _lit(axes: Axes, image: Image.Image, lit: Sequence[bool]) -> None:
+    """An image of which only some patches are shown as they are; the others are pale and grey."""
     side = int(len(lit) ** 0.5)
-    for place, (patch, shown) in enumerate(zip(patches(picture, len(lit)), lit, strict=True)):
+    for place, (patch, shown) in enumerate(zip(patches(image, len(lit)), lit, strict=True)):
         y, x = divmod(place, side)
         if not shown:
             grey = patch.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
@@ -293,7 +297,7 @@ def intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> Figure:
     """Shares as points with their intervals, and their counts written out.
 
     Args:
-        rows: who is measured -> what is measured -> the figure.
+        rows: who is measured -> what is measured -> the estimate.
         label: of the axis.
     """
     measured = list(next(iter(rows.values())))
@@ -302,24 +306,18 @@ def intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> Figure:
         axes = figure.add_subplot()
         ticks = []
         for place, (who, figures) in enumerate(rows.items()):
-            for number, (what, found) in enumerate(figures.items()):
+            for number, (what, share) in enumerate(figures.items()):
                 y = place * (len(measured) + 0.45) + number
                 ticks.append((y, who if len(measured) == 1 else f"{who}: {what}" if number == 0 else what))
-                if found["value"] is None:
+                if share["value"] is None:
                     axes.annotate("nothing named", (0, y), (6, 0), textcoords="offset points", va="center", fontsize=9)
                     continue
                 colour = BLUE if place == 0 else GREY
-                axes.plot([found["low"], found["high"]], [y, y], color=colour, linewidth=5, alpha=0.45)
-                axes.plot(found["value"], y, MARKERS[number % len(MARKERS)], color=colour, markersize=8)
-                text = f"{found['value']:.2f}   ({found['numerator']} of {found['denominator']})"
-                axes.annotate(
-                    text,
-                    (max(found["high"], found["value"]), y),
-                    (9, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=9,
-                )
+                axes.plot([share["low"], share["high"]], [y, y], color=colour, linewidth=5, alpha=0.45)
+                axes.plot(share["value"], y, MARKERS[number % len(MARKERS)], color=colour, markersize=8)
+                text = f"{share['value']:.2f}   ({share['numerator']} of {share['denominator']})"
+                end = (max(share["high"], share["value"]), y)
+                axes.annotate(text, end, (9, 0), textcoords="offset points", va="center", fontsize=9)
         axes.set_yticks(*zip(*ticks, strict=True))
         axes.invert_yaxis()
         axes.set(xlim=(-0.02, 1.22), xlabel=label)
@@ -331,16 +329,16 @@ def intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> Figure:
 
 
 def patch_words(
-    picture: Image.Image,
+    image: Image.Image,
     panels: Mapping[str, Sequence[PatchWord]],
     outlines: Sequence[tuple[str, np.ndarray]] = (),
 ) -> Figure:
-    """The word nearest to each projected patch, written over the picture; what is true of its patch is framed.
+    """The word nearest to each projected patch, written over the image; what is true of its patch is framed.
 
     Without a Chinese font, a Chinese word is written in English and marked "zh".
 
     Args:
-        picture: what is looked at.
+        image: what is looked at.
         panels: a title and N words for each panel.
         outlines: a label and the patches of each thing, to be drawn around them.
     """
@@ -348,7 +346,7 @@ def patch_words(
         figure = Figure(figsize=(5.9 * len(panels), 6.4), layout="constrained")
         for number, (title, words) in enumerate(panels.items(), start=1):
             axes, side = figure.add_subplot(1, len(panels), number), int(len(words) ** 0.5)
-            axes.imshow(_pale(picture), extent=(0, side, side, 0), interpolation="bicubic")
+            axes.imshow(_pale(image), extent=(0, side, side, 0), interpolation="bicubic")
             for label, covered in outlines:
                 _outline(axes, covered, side, label)
             for place, word in enumerate(words):
@@ -367,9 +365,9 @@ def written(word: PatchWord) -> str:
     return word.english if word.english == NO_WORD else f"{word.english}{ZH}"
 
 
-def _pale(picture: Image.Image, share: float = 0.38) -> np.ndarray:
-    """A picture faded towards white, so that words can be read on it."""
-    return np.round(255 - (255 - np.asarray(picture, dtype=float)) * share).astype(np.uint8)
+def _pale(image: Image.Image, share: float = 0.38) -> np.ndarray:
+    """An image faded towards white, so that words can be read on it."""
+    return np.round(255 - (255 - np.asarray(image, dtype=float)) * share).astype(np.uint8)
 
 
 def _patch_word(axes: Axes, x: float, y: float, word: PatchWord) -> None:

@@ -1,7 +1,7 @@
-"""Figures of notebook 06: a photograph on its way in, where the arithmetic goes, what fills the memory."""
+"""What notebook 06 shows: a photograph on its way into the model, where operations go, what fills the memory."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ COLOURS = (GREY, INK, "#A2C8EC", BLUE, ORANGE)
 
 
 def fetched(weights: str) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProcessor, list[str]] | str:
-    """The published model by its name, as `pretrained.build` gives it; or, in words, why it was not fetched."""
+    """The published model by its name, as `convert.build` gives it; or, in words, why it was not fetched."""
     if not reachable():
         return "there is no network here, or HF_HUB_OFFLINE is set"
     try:
@@ -35,7 +35,7 @@ def photo_plate(photo: Image.Image, processor: MiniVLMProcessor, side: int) -> F
 
     Args:
         photo: of any size.
-        processor: whose pixels are turned back into a picture, so that what is shown is what goes in.
+        processor: its pixels are turned back into an image, so that what is shown is what goes in.
         side: patches along an edge.
     """
     prepared = as_picture(processor, photo)
@@ -45,7 +45,7 @@ def photo_plate(photo: Image.Image, processor: MiniVLMProcessor, side: int) -> F
         whole.imshow(photo)
         edge = min(photo.size)
         left, top = ((length - edge) / 2 for length in photo.size)
-        whole.add_patch(_frame(left, top, edge))
+        whole.add_patch(Rectangle((left, top), edge, edge, fill=False, edgecolor=ORANGE, linewidth=2.5))
         whole.set_title(f"the photograph, {photo.width} × {photo.height}\nframed: what is kept")
         small.imshow(prepared)
         small.set_title(f"what the encoder gets,\n{prepared.width} × {prepared.height}")
@@ -57,19 +57,15 @@ def photo_plate(photo: Image.Image, processor: MiniVLMProcessor, side: int) -> F
 
 
 def as_picture(processor: MiniVLMProcessor, photo: Image.Image) -> Image.Image:
-    """What the processor made of a picture, turned back: normalised numbers become colours again."""
+    """What the processor made of an image, turned back: normalised numbers become colours again."""
     settings = processor.image_processor
     pixels = processor.pixels([photo])[0].numpy().transpose(1, 2, 0)  # (H, W, 3)
     colours = pixels * np.array(settings.image_std) + np.array(settings.image_mean)
     return Image.fromarray((colours.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def _frame(left: float, top: float, edge: float) -> Rectangle:
-    return Rectangle((left, top), edge, edge, fill=False, edgecolor=ORANGE, linewidth=2.5)
-
-
 def _apart(picture: Image.Image, side: int, gap: int = 3) -> np.ndarray:
-    """The picture's patches with white between them."""
+    """The image's patches with white between them."""
     patch = picture.width // side
     values = np.asarray(picture).reshape(side, patch, side, patch, 3)
     wide = np.full((side, patch + gap, side, patch + gap, 3), 255, dtype=np.uint8)
@@ -84,40 +80,34 @@ def losses_bars(losses: Mapping[str, float], nothing: float) -> Figure:
         axes = figure.add_subplot()
         axes.barh(list(losses), list(losses.values()), color=BLUE, height=0.6)
         axes.invert_yaxis()
-        for place, value in enumerate(losses.values()):
-            axes.annotate(f"{value:.2f}", (value, place), (5, 0), textcoords="offset points", va="center")
+        for y, value in enumerate(losses.values()):
+            axes.annotate(f"{value:.2f}", (value, y), (5, 0), textcoords="offset points", va="center")
         axes.axvline(nothing, color=INK, linestyle=":")
-        axes.annotate(
-            f"ln V = {nothing:.2f}",
-            (nothing, -0.5),
-            (4, 6),
-            textcoords="offset points",
-            fontsize=9,
-            annotation_clip=False,
-        )
-        axes.set(xlabel="loss per learnt token on the same texts", xlim=(0, 1.15 * max(*losses.values(), nothing)))
+        above = {"textcoords": "offset points", "fontsize": 9, "annotation_clip": False}
+        axes.annotate(f"ln V = {nothing:.2f}", (nothing, -0.5), (4, 6), **above)
+        axes.set(xlabel="loss per supervised token on the same texts", xlim=(0, 1.15 * max(*losses.values(), nothing)))
         axes.tick_params(axis="y", length=0)
     return figure
 
 
 def arithmetic(stages: Mapping[str, Mapping[str, int]]) -> Figure:
-    """Stacked bars: operations of one row, part by part (`cost.PARTS`), in billions."""
+    """Stacked bars: operations of one example, part by part (`cost.PARTS`), in billions."""
     with style():
         figure = Figure(figsize=(10.5, 0.75 * len(stages) + 1.5), layout="constrained")
         axes = figure.add_subplot()
         _stack(axes, {name: [parts[part] / 1e9 for part in PARTS] for name, parts in stages.items()}, PARTS, "{:.0f}")
-        axes.set_xlabel("billions of operations for one row")
+        axes.set_xlabel("billions of operations for one example")
     return figure
 
 
 def memory_bars(stages: Mapping[str, Memory]) -> Figure:
     """Stacked bars: what fills the memory in a step, in gigabytes."""
-    named = {name: {kind: value / 1e9 for kind, value in asdict(found).items()} for name, found in stages.items()}
-    kinds = tuple(next(iter(named.values())))
+    kinds = tuple(field.name for field in fields(Memory))
+    gigabytes = {name: [getattr(memory, kind) / 1e9 for kind in kinds] for name, memory in stages.items()}
     with style():
         figure = Figure(figsize=(10.5, 0.75 * len(stages) + 1.5), layout="constrained")
         axes = figure.add_subplot()
-        _stack(axes, {name: list(parts.values()) for name, parts in named.items()}, kinds, "{:.1f}")
+        _stack(axes, gigabytes, kinds, "{:.1f}")
         axes.set_xlabel("gigabytes in a step of the recipe's batch")
     return figure
 
@@ -125,19 +115,18 @@ def memory_bars(stages: Mapping[str, Memory]) -> Figure:
 def _stack(axes: Axes, rows: Mapping[str, Sequence[float]], parts: Sequence[str], form: str) -> None:
     """Horizontal bars made of parts; a part that is wide enough bears its value, all stand in the legend."""
     longest = max(map(sum, rows.values()))
-    for place, (name, values) in enumerate(rows.items()):
+    for y, (name, values) in enumerate(rows.items()):
         start = 0.0
         for part, value, colour, pattern in zip(parts, values, COLOURS, PATTERNS, strict=False):
-            label = part if place == 0 else None
+            label = part if y == 0 else None
             axes.barh(name, value, left=start, color=colour, hatch=pattern, edgecolor="white", height=0.6, label=label)
             if value > 0.04 * longest:
                 box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
                 middle = start + value / 2
-                axes.text(middle, place, form.format(value), ha="center", va="center", fontsize=9, bbox=box)
+                axes.text(middle, y, form.format(value), ha="center", va="center", fontsize=9, bbox=box)
             start += value
-        axes.annotate(
-            form.format(start), (start, place), (6, 0), textcoords="offset points", va="center", fontweight="bold"
-        )
+        end = (start, y)
+        axes.annotate(form.format(start), end, (6, 0), textcoords="offset points", va="center", fontweight="bold")
     axes.invert_yaxis()
     axes.set_xlim(0, 1.1 * longest)
     axes.tick_params(axis="y", length=0)

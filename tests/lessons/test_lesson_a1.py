@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from lessons import base_models, base_plates
+from lessons import lesson_a1
+from lessons.lenses import ORDERS, typed_image
 from matplotlib.figure import Figure
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 
@@ -33,7 +34,7 @@ def towers(config, tokenizer):
     config.vision_config.hidden_act = "gelu"
     scenes = [sample_scene("train", index) for index in range(8)]
     pictures = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
-    return base_models.Towers(config.vision_config, tokenizer, pictures, scenes, batch_size=4)
+    return lesson_a1.Towers(config.vision_config, tokenizer, pictures, scenes, batch_size=4)
 
 
 class TestTowers:
@@ -69,30 +70,30 @@ class TestTowers:
 
     def test_it_trains_and_tells(self, towers):
         before, told = towers.text.embed.weight.clone(), []
-        log = base_models.train_briefly(towers, towers.step_loss, RECIPE, "towers", lambda *seen: told.append(seen))
+        log = lesson_a1.train_briefly(towers, towers.step_loss, RECIPE, "towers", lambda *seen: told.append(seen))
         assert [row["step"] for row in log] == [0, 1, 2]
         assert told == [(row["step"] + 1, pytest.approx(row["loss"]), None) for row in log]
         assert not torch.equal(before, towers.text.embed.weight)
 
 
 def test_scenes_that_are_alike_differ_in_their_things():
-    scenes = base_models.alike("park", 2, 5)
+    scenes = lesson_a1.alike("park", 2, 5)
     assert {(scene.setting, len(scene.things)) for scene in scenes} == {("park", 2)}
     assert len({scene.seed for scene in scenes}) == 5
-    assert scenes[:3] == base_models.alike("park", 2, 3)
+    assert scenes[:3] == lesson_a1.alike("park", 2, 3)
 
 
 def test_plain_captions_stay_and_are_true():
     scenes = [sample_scene("dev", index) for index in range(5)]
-    captions = base_models.plain_captions(scenes)
-    assert captions == base_models.plain_captions(scenes)
+    captions = lesson_a1.plain_captions(scenes)
+    assert captions == lesson_a1.plain_captions(scenes)
     for scene, line in zip(scenes, captions, strict=True):
         assert all(thing.kind in line for thing in scene.things)
 
 
 def test_halved_pictures_are_means_of_four():
     pictures = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    small = base_models.halved(pictures)
+    small = lesson_a1.halved(pictures)
     assert small.shape == (2, 2, 2, 3) and small.dtype == np.uint8
     assert small[1, 0, 1].tolist() == [round(pictures[1, :2, 2:, c].mean()) for c in range(3)]
 
@@ -101,20 +102,18 @@ def test_agreement_by_hand():
     park = Scene("park", (CAR,), 1)
     scenes = [park, Scene("park", (CAR, TREE), 2), Scene("snow", (TREE,), 3)]
     chosen = np.array([[0, 1, 0], [0, 1, 0], [0, 1, 0]])  # every picture chooses the second caption
-    assert base_models.agreement(chosen, scenes) == pytest.approx(
+    assert lesson_a1.agreement(chosen, scenes) == pytest.approx(
         {"the setting": 2 / 3, "how many things": 1 / 3, "a kind of thing": 1, "its own caption": 1 / 3}
     )
-    assert set(base_models.agreement(np.eye(3), scenes).values()) == {1.0}
+    assert set(lesson_a1.agreement(np.eye(3), scenes).values()) == {1.0}
 
 
 def test_hard_batches_are_of_one_setting_every_other_time(config, tokenizer, monkeypatch):
     config.vision_config.hidden_act = "gelu"
     scenes = [Scene(setting, (CAR,), seed) for seed in range(6) for setting in ("park", "snow")]
     seen = []
-    monkeypatch.setattr(base_models, "caption", lambda scene, lang, rng: seen.append(scene.setting) or scene.setting)
-    towers = base_models.Towers(
-        config.vision_config, tokenizer, np.zeros((12, 8, 8, 3), np.uint8), scenes, 6, hard=True
-    )
+    monkeypatch.setattr(lesson_a1, "caption", lambda scene, lang, rng: seen.append(scene.setting) or scene.setting)
+    towers = lesson_a1.Towers(config.vision_config, tokenizer, np.zeros((12, 8, 8, 3), np.uint8), scenes, 6, hard=True)
     settings = []
     for step in range(8):
         seen.clear()
@@ -123,49 +122,49 @@ def test_hard_batches_are_of_one_setting_every_other_time(config, tokenizer, mon
     assert all(len(one) == 1 for one in settings[1::2]) and {"park", "snow"} == set().union(*settings[1::2])
     assert any(len(one) == 2 for one in settings[::2])
     with pytest.raises(ValueError, match="fewer than 7"):
-        base_models.Towers(config.vision_config, tokenizer, towers.pictures, scenes, 7, hard=True)
+        lesson_a1.Towers(config.vision_config, tokenizer, towers.pictures, scenes, 7, hard=True)
 
 
 class TestBytePairs:
     def test_counted_by_hand(self):
         """low x5, lower x2, newest x6, widest x3: the example of Sennrich et al., section 3.2."""
         words = Counter({"low": 5, "lower": 2, "newest": 6, "widest": 3})
-        merges = base_models.learn_merges(words, 4)
+        merges = lesson_a1.learn_merges(words, 4)
         assert merges == [(("e", "s"), 9), (("es", "t"), 9), (("l", "o"), 7), (("lo", "w"), 7)]
 
     def test_a_run_of_letters_is_joined_from_the_left(self):
-        assert base_models.learn_merges(Counter({"aaa": 1, "b": 9}), 2) == [(("a", "a"), 2), (("aa", "a"), 1)]
+        assert lesson_a1.learn_merges(Counter({"aaa": 1, "b": 9}), 2) == [(("a", "a"), 2), (("aa", "a"), 1)]
 
     def test_the_librarys_merges_are_the_same(self):
-        texts = base_models.plain_captions([sample_scene("text", index) for index in range(500)])
+        texts = lesson_a1.plain_captions([sample_scene("text", index) for index in range(500)])
         tokenizer = train_tokenizer(texts, 259 + 12)  # 256 bytes and three control tokens come before the merges
-        mine = [pair for pair, _ in base_models.learn_merges(base_models.words_of(tokenizer, texts), 12)]
+        mine = [pair for pair, _ in lesson_a1.learn_merges(lesson_a1.words_of(tokenizer, texts), 12)]
         learnt = [token for token, place in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
                   if 259 <= place < 271]  # fmt: skip
         assert ["".join(pair) for pair in mine] == learnt
 
     def test_cuts_can_be_read_and_lose_nothing(self, tokenizer):
-        assert base_models.visible("Ġcat") == "␣cat" and base_models.visible("Ċ") == "↵"
-        assert base_models.visible("çº") == "‹e7 ba›"  # the first two bytes of 红
+        assert lesson_a1.visible("Ġcat") == "␣cat" and lesson_a1.visible("Ċ") == "↵"
+        assert lesson_a1.visible("çº") == "‹e7 ba›"  # the first two bytes of 红
         text = "a bird 🐼 红"
-        assert "".join(base_models.pieces(tokenizer, text)).replace("␣", " ").startswith("a bird ")
-        assert all(base_models.pieces(tokenizer, text))
+        assert "".join(lesson_a1.pieces(tokenizer, text)).replace("␣", " ").startswith("a bird ")
+        assert all(lesson_a1.pieces(tokenizer, text))
 
 
 class TestBlindReader:
     def test_a_row_speaks_of_one_scene_and_shows_another(self, make_model, processor):
-        reader = base_models.BlindReader(make_model().language_model, processor, RECIPE, Curriculum(("mosaic",)), False)
+        reader = lesson_a1.BlindReader(make_model().language_model, processor, RECIPE, Curriculum(("mosaic",)), False)
         row, shown = reader.row("mosaic", 7)
         words = processor.tokenizer.decode(row.input_ids)
         assert caption(sample_scene("text", 7), "en", random_stream("blind reader", 7)) in words
-        assert shown == sample_scene("text", 7 + base_models.ANOTHER) != sample_scene("text", 7)
+        assert shown == sample_scene("text", 7 + lesson_a1.ANOTHER) != sample_scene("text", 7)
         assert row.input_ids.count(processor.image_token_id) == processor.num_image_tokens
 
     def test_it_learns_as_the_shipped_one_does(self, make_model, processor):
         model = make_model().language_model
-        reader = base_models.BlindReader(model, processor, RECIPE, Curriculum(("mosaic",)), False)
+        reader = lesson_a1.BlindReader(model, processor, RECIPE, Curriculum(("mosaic",)), False)
         assert reader.step_loss.__func__ is LanguageModelTrainer.step_loss
-        log = base_models.train_briefly(model, reader.step_loss, RECIPE, "blind")
+        log = lesson_a1.train_briefly(model, reader.step_loss, RECIPE, "blind")
         assert len(log) == 3 and all(np.isfinite(row["loss"]) for row in log)
 
 
@@ -173,23 +172,23 @@ class TestTypedBags:
     SCENE = Scene("park", (CAR, TREE), 5)
 
     def cells(self, model, processor, order, seed=5):
-        return base_models.typed(model, processor, Scene("park", self.SCENE.things, seed), order)
+        return typed_image(model, processor.tokenizer, Scene("park", self.SCENE.things, seed), order)
 
     def test_in_place_it_is_the_mosaic(self, model, processor):
         ids, weights = mosaic(self.SCENE, 2, Lexicon.of(processor.tokenizer), random_stream("typed", 5))
         table = model.get_input_embeddings().weight
         by_hand = [sum(w * table[i] for i, w in zip(*cell, strict=True)) for cell in zip(ids, weights, strict=True)]
-        torch.testing.assert_close(base_models.typed(model, processor, self.SCENE), torch.stack(by_hand).detach())
+        torch.testing.assert_close(typed_image(model, processor.tokenizer, self.SCENE), torch.stack(by_hand).detach())
 
     def test_shuffled_cells_keep_their_words(self, model, processor):
-        placed, moved = (self.cells(model, processor, order) for order in base_models.ORDERS[:2])
+        placed, moved = (self.cells(model, processor, order) for order in ORDERS[:2])
         assert not torch.equal(placed, moved)
         torch.testing.assert_close(placed[placed[:, 0].argsort()], moved[moved[:, 0].argsort()])
 
     def test_shuffled_words_are_the_same_words_elsewhere(self, model, processor):
         kept = []
         for seed in range(6):
-            placed, dealt = (self.cells(model, processor, base_models.ORDERS[place], seed) for place in (0, 2))
+            placed, dealt = (self.cells(model, processor, ORDERS[place], seed) for place in (0, 2))
             torch.testing.assert_close(placed.sum(dim=0), dealt.sum(dim=0))
             kept.append(torch.allclose(placed[placed[:, 0].argsort()], dealt[dealt[:, 0].argsort()]))
         assert not all(kept), "of four cells, by chance, some keep their words; not all of six scenes do"
@@ -205,7 +204,7 @@ def test_w_is_trained_as_stage_1_trains_it_and_nothing_is_kept(make_model, proce
     parent = save_checkpoint(tmp_path / "base", model, processor, probe)
     rows, features = SceneRows("pretrain", 4, 8), FeatureCache(torch.randn(4, 4, 16))
     stage = Stage("pretrain", W_ALONE, {"projector": 0.01}, steps=3, batch_size=4, warmup_steps=1, parent="base")
-    losses, taught = base_models.train_w(parent, rows, stage, features, seed=5, precision="fp32")
+    losses, taught = lesson_a1.train_w(parent, rows, stage, features, seed=5, precision="fp32")
     assert capsys.readouterr().out == "" and [path.name for path in tmp_path.iterdir()] == ["base"]
     options = {"parent": parent, "seed": 5, "features": features, "precision": "fp32"}
     log = train(load_checkpoint(parent)[0], processor, rows, stage, tmp_path / "out", **options)
@@ -219,11 +218,11 @@ class TestWhatFiguresSay:
     @pytest.fixture(autouse=True)
     def shown(self, monkeypatch):
         told = []
-        monkeypatch.setattr(base_plates, "show", lambda figure, alt, summary: told.append((alt, summary)))
+        monkeypatch.setattr(lesson_a1, "show", lambda figure, alt, summary: told.append((alt, summary)))
         return told
 
     def test_the_square(self, shown, picture):
-        base_plates.show_matching([picture] * 2, ["a car", "a cat"], np.array([[0.9, 0.1], [0.8, 0.5]]))
+        lesson_a1.show_matching([picture] * 2, ["a car", "a cat"], np.array([[0.9, 0.1], [0.8, 0.5]]))
         [(alt, summary)] = shown
         assert "“a car” chooses number 1." in alt and "“a cat” chooses number 1." in alt
         assert summary == (
@@ -231,19 +230,19 @@ class TestWhatFiguresSay:
         )
 
     def test_what_is_learnt_when(self, shown):
-        base_plates.show_learnt_when({0: {"a": 0.1}, 5: {"a": 0.4}, 9: {"a": 0.9}}, "Learnt", "of the pictures")
+        lesson_a1.show_learnt_when({0: {"a": 0.1}, 5: {"a": 0.4}, 9: {"a": 0.9}}, "Learnt", "of the pictures")
         assert shown[0][0] == "Lines over the steps. Learnt: step 0, a 10%. step 5, a 40%. step 9, a 90%."
         assert shown[0][1] == "Step 5: a 40%. Step 9: a 90%."
 
     def test_rounds(self, shown):
         rows = ((0, 9.0, "list drill"), (0, 2.0, "text"), (20, 0.5, "text"), (40, 0.1, "text"), (60, 0.3, "mosaic"))
-        base_plates.show_rounds([{"step": step, "loss": loss, "kind": kind} for step, loss, kind in rows], "rounds")
+        lesson_a1.show_rounds([{"step": step, "loss": loss, "kind": kind} for step, loss, kind in rows], "rounds")
         assert "It begins at 9.00." in shown[0][0]
         assert shown[0][1] == "The loss in the last round, in the median: talk about mosaics 0.30, text 0.50."
 
     def test_two_tongues(self, shown):
         named = {"blind": [0.0, 0.02], "reader": [0.5, 0.6]}
-        base_plates.show_two_tongues(
+        lesson_a1.show_two_tongues(
             {"blind": [[2.0, 1.5]] * 2, "reader": [[2.0, 0.5]] * 2}, named, effect(*named.values())
         )
         assert "blind: 1.50, 1.50; reader: 0.50, 0.50" in shown[0][0] and "reader: 50%, 60%" in shown[0][0]
@@ -253,14 +252,14 @@ class TestWhatFiguresSay:
 class TestFigures:
     def test_the_square_frames_what_each_picture_chooses(self, picture):
         values = np.array([[0.9, 0.1], [0.8, -0.02]])
-        square, beside = base_plates.matching([picture] * 2, ["a car", "a cat"], values).axes
+        square, beside = lesson_a1.matching([picture] * 2, ["a car", "a cat"], values).axes
         frames = [patch.get_xy() for patch in square.patches]
         assert [(round(x + 0.46), round(y + 0.46)) for x, y in frames] == [(0, 0), (0, 1)]
         assert [text.get_text() for text in square.texts] == ["0.9", "0.1", "0.8", "0.0"]
         assert [text.get_text() for text in beside.texts] == ["1", "a car", "2", "a cat"]
 
     def test_what_is_learnt_when_has_a_line_for_each_name(self):
-        [axes] = base_plates.learnt_when({0: {"a": 0.1, "b": 0.5}, 9: {"a": 0.9, "b": 0.9}}, "title", "share").axes
+        [axes] = lesson_a1.learnt_when({0: {"a": 0.1, "b": 0.5}, 9: {"a": 0.9, "b": 0.9}}, "title", "share").axes
         assert [line.get_ydata().tolist() for line in axes.lines] == [[0.1, 0.9], [0.5, 0.9]]
         heights = [text.xy[1] for text in axes.texts]
         assert [text.get_text() for text in axes.texts] == ["90% a", "90% b"]
@@ -269,14 +268,14 @@ class TestFigures:
     def test_rounds_are_counted_on(self):
         kinds = ("mosaic drill", "list drill", "text", "mosaic roll call", "mosaic")
         log = [{"step": s, "loss": 1.0 + s, "kind": k} for s, k in zip((0, 20, 0, 20, 0), kinds, strict=True)]
-        [axes] = base_plates.rounds(log, "rounds").axes
+        [axes] = lesson_a1.rounds(log, "rounds").axes
         marked = {line.get_label(): list(line.get_xdata()) for line in axes.lines if line.get_label()[0] != "_"}
         assert marked == {"drills": [0, 20], "roll calls": [41], "talk about mosaics": [42], "text": [21]}
         assert [text.get_text() for text in axes.texts] == ["round 1", "round 2", "round 3"]
 
     def test_two_tongues_has_a_line_and_a_point_for_each_seed(self):
         losses = {"blind": [[2.0, 1.0], [2.0, 1.5]], "reader": [[2.0, 0.5], [2.0, 0.4]]}
-        figure = base_plates.two_tongues(losses, {"blind": [0.0, 0.1], "reader": [0.8, 0.9]})
+        figure = lesson_a1.two_tongues(losses, {"blind": [0.0, 0.1], "reader": [0.8, 0.9]})
         assert isinstance(figure, Figure)
         left, right = figure.axes
         assert [line.get_ydata()[-1] for line in left.lines if len(line.get_ydata())] == [1.5, 1.75, 1.25, 1.2]
@@ -284,7 +283,7 @@ class TestFigures:
 
     def test_cuts_are_shown_with_their_numbers_and_as_text(self, monkeypatch):
         shown = []
-        monkeypatch.setattr(base_plates, "display", lambda bundle, raw: shown.append(bundle))
-        base_plates.show_cuts({"<b>": ["␣a", "红"]}, "vocabulary")
+        monkeypatch.setattr(lesson_a1, "display", lambda bundle, raw: shown.append(bundle))
+        lesson_a1.show_cuts({"<b>": ["␣a", "红"]}, "vocabulary")
         assert shown[0]["text/plain"] == "<b>: 2 tokens: ␣a | 红"
         assert "&lt;b&gt;" in shown[0]["text/html"] and "<b>" not in shown[0]["text/html"]

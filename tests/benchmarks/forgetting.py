@@ -1,0 +1,132 @@
+"""Measure what stage 2 gains and what it forgets: short runs with three seeds each, and what each can do afterwards.
+
+    python tests/benchmarks/forgetting.py
+
+trains W and parts of the language model from `data/pretrain`, with and without the samples that have no image, and
+writes `data/results/forgetting.json`, which notebook 04 reads. A run that is there already is not done again, so a
+command that was stopped goes on; `--seeds 0` does those of one seed. The file counts the sittings.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lessons.lesson_04 import (
+    RESULTS,
+    STAGE,
+    TEXT_TASKS,
+    TEXTS,
+    VARIANTS,
+    WITH,
+    WITHOUT,
+    attention_to_things,
+    compared,
+    in_words,
+    read_results,
+    text_questions,
+    text_scores,
+    train_variant,
+)
+from lessons.stages import blocks, size
+
+from minivlm.checkpoint import load_checkpoint
+from minivlm.config import PROMPTS
+from minivlm.data.features import FeatureCache
+from minivlm.evaluation import exam_questions, is_right
+from minivlm.generate import Asked, answer
+from minivlm.model import MiniVLMForConditionalGeneration
+from minivlm.processor import MiniVLMProcessor
+from minivlm.runtime.paths import data_folder
+from minivlm.runtime.precision import choose_precision
+from minivlm.scenes.facts import Scene, sample_scene
+from minivlm.scenes.language import read_facts
+from minivlm.scenes.vocabulary import LANGUAGES
+
+COMMAND = "python tests/benchmarks/forgetting.py"
+SEEDS = (0, 1, 2)
+IMAGES = 1600  # one for each sample of a run
+ASKED = 40  # held-out images that questions are asked about
+
+
+def image_scores(
+    model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, scenes: Sequence[Scene], features: torch.Tensor
+) -> dict[str, float]:
+    """In both languages: questions answered right; of descriptions precision and recall. In English: words, looking."""
+    right = questions = named = true = hit = 0
+    for lang in LANGUAGES:
+        items = exam_questions(scenes, lang)
+        prompts = [Asked(item.question.text, item.picture) for item in items]
+        answers = answer(model, processor, prompts, features, 32, "fp32", f"questions, {lang}", 64)
+        right += sum(is_right(item.question, text) for item, text in zip(items, answers, strict=True))
+        questions += len(items)
+        prompts = [Asked(PROMPTS[lang], i) for i in range(len(scenes))]
+        texts = answer(model, processor, prompts, features, 96, "fp32", f"descriptions, {lang}", 64)
+        for scene, text in zip(scenes, texts, strict=True):
+            things, names = {(thing.kind, thing.colour) for thing in scene.things}, set(read_facts(text).things)
+            hit, named, true = hit + len(things & names), named + len(names), true + len(things)
+        if lang == "en":
+            words = sum(len(text.split()) for text in texts) / len(texts)
+    scores = {"questions": right / questions, "precision": hit / max(1, named), "recall": hit / true}
+    looks = attention_to_things(model, processor, scenes, features)
+    scores |= {"words": words, "on the picture": looks.on_image, "on the thing": looks.on_thing}
+    return {name: round(score, 4) for name, score in scores.items()}
+
+
+def run(file: Path, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
+    """Do the runs that are not in `file` yet; write it after each."""
+    parent = data_folder() / "pretrain"
+    model, processor, meta = load_checkpoint(parent)
+    results = _begin(file, meta)
+    results["sittings"] += 1
+    results["precision"] = precision = results["precision"] or choose_precision(model)
+    texts, scenes = text_questions(), [sample_scene("dev", i) for i in range(ASKED)]
+    features = FeatureCache.of_scenes(model, processor, scenes).features
+
+    def scores(one: MiniVLMForConditionalGeneration) -> dict[str, float]:
+        return text_scores(one, processor, texts) | image_scores(one, processor, scenes, features)
+
+    results["before"] = scores(model)
+    drawn = [sample_scene("train", i) for i in range(IMAGES)]
+    training_features = FeatureCache.of_scenes(model, processor, drawn, precision=precision)
+    for seed in seeds:
+        for name, variant in VARIANTS.items():
+            prefixes = [prefix for block in variant.trains for prefix in blocks(model)[block]]
+            about = {"trains": list(variant.trains), "parameters": size(model, prefixes)}
+            entry = results["variants"].setdefault(name, about | {"text_samples": variant.text_samples, "seeds": {}})
+            if str(seed) not in entry["seeds"]:
+                began = time.perf_counter()
+                trained, _ = train_variant(variant, seed, training_features, parent, precision)
+                entry["seeds"][str(seed)] = scores(trained)
+                results["seconds"] = round(results["seconds"] + time.perf_counter() - began)
+                file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    return results
+
+
+def _begin(file: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The results so far, if they began at the same weights and with the same stage; otherwise none."""
+    stage = {name: getattr(STAGE, name) for name in ("steps", "batch_size", "accumulation", "warmup_steps")}
+    made_from = {"command": COMMAND, "parent": meta["hashes"]["projector"], "stage": stage}
+    if file.is_file() and made_from.items() <= (earlier := read_results(file)).items():
+        return earlier
+    sizes = {"texts": TEXTS, "pictures": ASKED}
+    about = {"sizes": sizes, "cores": os.cpu_count(), "precision": None, "sittings": 0, "seconds": 0}
+    return made_from | about | {"variants": {}}
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="these seeds only")
+    options = parser.parse_args()
+    results = run(data_folder() / RESULTS, options.seeds)
+    for task in TEXT_TASKS:
+        print(in_words(task, compared(results, WITH, task, WITHOUT)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What stage 2 buys and costs: how it is measured, and when an effect is claimed."""
+
+import io
+
+import pytest
+import torch
+from lessons import lesson_04, plots
+from lessons.lesson_04 import CHOICES, TEXT_TASKS, VARIANTS, WITH, WITHOUT, Variant, in_words
+from PIL import Image
+from training import some_features
+
+from minivlm.checkpoint import read_meta, save_checkpoint
+from minivlm.config import IMAGE_TOKEN
+from minivlm.evaluation import effect
+from minivlm.runtime.paths import data_folder
+from minivlm.scenes.samples import TEXT_OFFSET, SceneRows
+from minivlm.train import text_probe
+
+ROWS = {WITH: (0.75, 0.85), WITHOUT: (0.1, 0.3)}
+MEASURES = (*TEXT_TASKS, "questions", "precision", "recall", "words", "on the picture", "on the thing")
+
+
+@pytest.fixture(scope="module")
+def shipped() -> dict:
+    """The results that notebook 04 shows."""
+    return lesson_04.read_results()
+
+
+class TestQuestions:
+    def test_texts_are_held_out_and_have_one_right_answer(self):
+        texts = lesson_04.text_questions(12)
+        assert tuple(texts) == TEXT_TASKS and all(len(pairs) == 12 for pairs in texts.values())
+        assert lesson_04.HELD_OUT > TEXT_OFFSET + 5_000_000, "stage 2's own texts count up from TEXT_OFFSET"
+        pairs = [pair for task in texts.values() for pair in task]
+        assert all(IMAGE_TOKEN not in prompt and answer for prompt, answer in pairs)
+        # no caption or description, of which there are many right ones
+        assert max(len(answer) for _, answer in texts["listed scene"]) < 60
+
+    def test_rows_without_text_are_as_many_and_all_have_a_picture(self):
+        mixed, pictured = lesson_04.stage_2_samples(1, 60, 40), lesson_04.stage_2_samples(1, 60, 40, text_samples=False)
+        assert len(mixed) == len(pictured) == 60
+        assert mixed == list(SceneRows("sft", 40, 60, 1)) and not all(row.images for row in mixed)
+        assert all(row.images for row in pictured)
+        assert [row for row in mixed if row.images] == pictured[: sum(bool(row.images) for row in mixed)]
+
+
+def test_texts_are_right_up_to_capitals_and_stops(monkeypatch):
+    questions = lesson_04.text_questions(4)
+    right = {prompt: answer for pairs in questions.values() for prompt, answer in pairs}
+    first = questions["translation"][0][0]
+
+    def answers(model, processor, prompts, *_):
+        assert all(one.picture is None for one in prompts)
+        return ["wrong" if one.prompt == first else right[one.prompt].upper().rstrip(".") for one in prompts]
+
+    monkeypatch.setattr(lesson_04, "answer", answers)
+    scores = lesson_04.text_scores(None, None, questions)
+    assert scores == {"translation": 0.75, "small talk": 1.0, "listed scene": 1.0}
+
+
+class TestVariants:
+    def test_a_short_stage_moves_what_the_arm_names(self, tmp_path, monkeypatch, model, processor):
+        monkeypatch.chdir(tmp_path)
+        meta = {"stage": "pretrain", "text_probe": text_probe(model, processor)}
+        parent = save_checkpoint(tmp_path / "pretrain", model, processor, meta)
+        cache = some_features(model.config)
+        trained, _ = lesson_04.train_variant(Variant(("W",), False), 0, cache, parent, "fp32", steps=1)
+        before, after = model.state_dict(), trained.state_dict()
+        assert {name for name in before if not torch.equal(before[name], after[name])} == {"projector.weight"}
+        assert list(tmp_path.iterdir()) == [parent], "no checkpoint is kept"
+
+    def test_the_choices_differ_in_blocks_alone(self):
+        assert len(CHOICES) == 5 and WITHOUT not in CHOICES
+        assert VARIANTS[WITH].trains == VARIANTS[WITHOUT].trains
+        assert all(variant.trains[0] == "W" for variant in VARIANTS.values())
+
+
+class TestEffect:
+    def test_against_another_arm_and_against_the_beginning(self):
+        variants = {name: {"seeds": {str(i): {"recall": v} for i, v in enumerate(row)}} for name, row in ROWS.items()}
+        results = {"before": {"recall": 0.5}, "variants": variants}
+        assert lesson_04.mean_of(results, WITH, "recall") == pytest.approx(0.8)
+        found = lesson_04.compared(results, WITH, "recall", WITHOUT)
+        assert found.difference == pytest.approx(0.6) and found.seed_range == pytest.approx(0.2) and found.claimed
+        found = lesson_04.compared(results, WITH, "recall")
+        assert found.difference == pytest.approx(0.3) and found.seed_range == pytest.approx(0.1)
+
+    def test_in_words(self):
+        assert (
+            in_words("small talk", effect([0.5], [0.9]))
+            == "small talk: +40.0 points, spread of the seeds 0.0: an effect"
+        )
+        assert in_words("x", effect([0.6, 0.7], [0.5, 0.9])).endswith("no effect that three seeds could show")
+
+
+class TestShipped:
+    def test_all_arms_with_three_seeds_each_and_the_command(self, shipped):
+        assert shipped["command"] == "python tests/benchmarks/forgetting.py"
+        assert set(shipped["variants"]) == set(VARIANTS)
+        for arm in shipped["variants"].values():
+            assert set(arm["seeds"]) == {"0", "1", "2"}
+            assert all(set(scores) == set(MEASURES) for scores in arm["seeds"].values())
+        assert set(shipped["before"]) == set(MEASURES)
+
+    def test_they_began_at_the_shipped_weights(self, shipped):
+        assert shipped["parent"] == read_meta(data_folder() / "pretrain")["hashes"]["projector"]
+
+    def test_figures(self, shipped):
+        live = dict.fromkeys(TEXT_TASKS, 0.4)
+        measures = {"questions": "questions right", "words": "words"}
+        for figure in (lesson_04.forgetting_figure(shipped, live), lesson_04.choices_figure(shipped, measures)):
+            assert Image.open(io.BytesIO(plots.png(figure))).width > 500
+
+    def test_they_are_told_in_words(self, shipped, monkeypatch):
+        told = []
+        monkeypatch.setattr(lesson_04, "show", lambda figure, alt, summary: told.append((alt, summary)))
+        lesson_04.show_forgetting(shipped, dict.fromkeys(TEXT_TASKS, 0.4))
+        before, means = (
+            shipped["before"],
+            [lesson_04.mean_of(shipped, variant, "translation") for variant in (WITH, WITHOUT)],
+        )
+        line = f"translation {before['translation']:.0%} before, {means[0]:.0%} after it with text rows, {means[1]:.0%}"
+        assert line in told[0][0] and line in told[0][1]
+        assert "A star for this run: translation 40%, small talk 40%, listed scene 40%." in told[0][0]
+        lesson_04.show_forgetting(shipped)
+        assert "star" not in told[1][0]
+        lesson_04.show_choices(shipped, {"words": "words an answer", "recall": "recall"})
+        assert f"where all began: words an answer {before['words']:.0f}, recall {before['recall']:.0%}." in told[2][0]
+        assert f"W alone {lesson_04.mean_of(shipped, 'W alone', 'words'):.0f};" in told[2][1]
