@@ -135,7 +135,7 @@ def measured(monkeypatch) -> None:
         }
         for name in unfreezing.CHOICES
     }
-    results = {"before": {"words": 13.0, "translation": 0.8}, "arms": arms}
+    results = {"before": {"words": 13.0, "translation": 0.8}, "variants": arms}
     monkeypatch.setattr(unfreezing, "read_results", lambda: results)
 
 
