@@ -23,7 +23,6 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from lessons.faults import planted  # noqa: F401 (the notebook uses it, and others below)
-from lessons.hallucination import intervals  # noqa: F401
 from lessons.lenses import (
     Looks,
     attention_to_patches,
@@ -42,7 +41,7 @@ from minivlm.config import PROMPTS, STAGES
 from minivlm.data.features import FeatureCache
 from minivlm.data.samples import Sample
 from minivlm.evaluation import Effect, effect, normalised
-from minivlm.generate import Asked, answer
+from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.paths import data_folder
@@ -102,8 +101,8 @@ def text_scores(
     """task -> the share of exact answers to `text_questions`, the language model being asked alone."""
     scores = {}
     for task, pairs in questions.items():
-        questions_only = [Asked(prompt) for prompt, _ in pairs]
-        answers = answer(model, processor, questions_only, (), 32, precision, task, 64)
+        options = {"max_new_tokens": 32, "precision": precision, "batch_size": 64, "title": task}
+        answers = reply(model, processor, [ask(prompt) for prompt, _ in pairs], **options)
         right = sum(normalised(text) == normalised(pair[1]) for text, pair in zip(answers, pairs, strict=True))
         scores[task] = round(right / len(pairs), 4)
     return scores

@@ -38,7 +38,7 @@ from minivlm.checkpoint import load_checkpoint
 from minivlm.config import PROMPTS
 from minivlm.data.features import FeatureCache
 from minivlm.evaluation import exam_questions, is_right
-from minivlm.generate import Asked, answer
+from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.paths import data_folder
@@ -60,12 +60,12 @@ def image_scores(
     right = questions = named = true = hit = 0
     for lang in LANGUAGES:
         items = exam_questions(scenes, lang)
-        prompts = [Asked(item.question.text, item.picture) for item in items]
-        answers = answer(model, processor, prompts, features, 32, "fp32", f"questions, {lang}", 64)
+        conversations = [ask(item.question.text, features[item.picture]) for item in items]
+        answers = reply(model, processor, conversations, max_new_tokens=32, batch_size=64, title=f"questions, {lang}")
         right += sum(is_right(item.question, text) for item, text in zip(items, answers, strict=True))
         questions += len(items)
-        prompts = [Asked(PROMPTS[lang], i) for i in range(len(scenes))]
-        texts = answer(model, processor, prompts, features, 96, "fp32", f"descriptions, {lang}", 64)
+        conversations = [ask(PROMPTS[lang], image) for image in features]
+        texts = reply(model, processor, conversations, batch_size=64, title=f"descriptions, {lang}")
         for scene, text in zip(scenes, texts, strict=True):
             things, names = {(thing.kind, thing.colour) for thing in scene.things}, set(read_facts(text).things)
             hit, named, true = hit + len(things & names), named + len(names), true + len(things)

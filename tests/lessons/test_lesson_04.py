@@ -49,11 +49,12 @@ def test_texts_are_right_up_to_capitals_and_stops(monkeypatch):
     right = {prompt: answer for pairs in questions.values() for prompt, answer in pairs}
     first = questions["translation"][0][0]
 
-    def answers(model, processor, prompts, *_):
-        assert all(one.picture is None for one in prompts)
-        return ["wrong" if one.prompt == first else right[one.prompt].upper().rstrip(".") for one in prompts]
+    def answers(model, processor, conversations, **_):
+        prompts = [conversation[0]["content"][-1]["text"] for conversation in conversations]
+        assert all(len(conversation[0]["content"]) == 1 for conversation in conversations), "no image"
+        return ["wrong" if prompt == first else right[prompt].upper().rstrip(".") for prompt in prompts]
 
-    monkeypatch.setattr(lesson_04, "answer", answers)
+    monkeypatch.setattr(lesson_04, "reply", answers)
     scores = lesson_04.text_scores(None, None, questions)
     assert scores == {"translation": 0.75, "small talk": 1.0, "listed scene": 1.0}
 
