@@ -42,11 +42,10 @@ from minivlm.processor import Example, MiniVLMProcessor
 from minivlm.runtime.files import latest_folder
 from minivlm.runtime.precision import (
     PRECISIONS,
-    Engine,
+    WorkingCopy,
     choose_compiled,
     choose_precision,
     give_back_memory,
-    held_memory,
 )
 from minivlm.runtime.processes import first_interrupt, from_all, from_main, processes, sum_of_all
 
@@ -123,7 +122,7 @@ def train(
         CheckpointError, SampleError, ImageError, FeatureError: what was given cannot be used.
         OSError: the checkpoint cannot be written: found out before the first step, but for a disk that fills up.
         ProcessError: another process stopped.
-        EngineError: the layers shall be compiled and cannot be.
+        CompileError: the layers shall be compiled and cannot be.
         KeyboardInterrupt: Ctrl-C. The step at hand was finished and a checkpoint written.
     """
     order = RowOrder(rows, processor, stage.batch_size * stage.accumulation, seed)
@@ -131,7 +130,7 @@ def train(
     run.begin(precision, compiled, command, resume)
     devices = [model.device] if model.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices), held_memory(), first_interrupt() as interrupted:
+        with torch.random.fork_rng(devices), first_interrupt() as interrupted:
             run.to_the_end(save_every, on_step, interrupted)
     finally:
         model.zero_grad()
@@ -211,7 +210,7 @@ class Run:
         """All steps that are left, with a checkpoint every so often and at the end."""
         main, steps = self.processes.is_main_process, self.stage.steps
         looks = self.features is None and getattr(self.order.rows, "features", None) is None
-        self.engine = Engine(self.model, self.about["precision"], self.about["compiled"], encoder=looks)
+        self.working = WorkingCopy(self.model, self.about["precision"], self.about["compiled"], encoder=looks)
         told = {"desc": f"stage {self.stage.name}", "unit": "step", "mininterval": BAR_EVERY, "disable": not main}
         bar = tqdm(total=steps, initial=len(self.log), **told)
         stop = False
@@ -256,9 +255,9 @@ class Run:
         torch.manual_seed(_seed(self.about["seed"], step, self.processes.process_index))  # for dropout
         loss = torch.zeros((), device=self.processes.device)
         for part in deal(rows, self.processes.process_index, self.processes.num_processes, self.stage.accumulation):
-            share = supervised_loss(self.engine.model, self._batch(part)) / supervised
+            share = supervised_loss(self.working.model, self._batch(part)) / supervised
             if share.requires_grad:  # a part without any picture teaches W nothing
-                self.engine.backward(share)
+                self.working.backward(share)
             loss += share.detach()
         loss, stop = self._sum_over_processes(loss, interrupted.is_set())
         norm = clip_grad_norm_(self.parameters, self.stage.clip_norm).item()
@@ -270,7 +269,7 @@ class Run:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
-        self.engine.refresh()
+        self.working.refresh()
         tokens, seconds = sum(len(row.input_ids) for row in rows), time.perf_counter() - began
         entry = {"step": step + 1, "loss": loss, "learning_rates": rates, "grad_norm": norm}
         entry |= {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}

@@ -637,7 +637,7 @@ def test_every_step_in_16_bits_begins_with_the_weights_as_they_are(start, tmp_pa
     start("pretrain", tmp_path / "one", changes={"steps": 2})
     seen, engines, loss = [], [], minivlm.train.supervised_loss
 
-    class Noted(minivlm.train.Engine):
+    class Noted(minivlm.train.WorkingCopy):
         def __init__(self, model, *given, **options):
             super().__init__(model, *given, **options)
             engines.append(model)
@@ -650,7 +650,7 @@ def test_every_step_in_16_bits_begins_with_the_weights_as_they_are(start, tmp_pa
         seen.append(theirs["projector.weight"].to(torch.bfloat16))
         return loss(worker, batch)
 
-    monkeypatch.setattr(minivlm.train, "Engine", Noted)
+    monkeypatch.setattr(minivlm.train, "WorkingCopy", Noted)
     monkeypatch.setattr(minivlm.train, "supervised_loss", compared)
     start("sft", tmp_path / "two", parent=tmp_path / "one", precision="bf16", changes={"steps": 4})
     assert len(seen) >= 4 and not torch.equal(seen[0], seen[-1])
@@ -660,12 +660,12 @@ def test_every_step_in_16_bits_begins_with_the_weights_as_they_are(start, tmp_pa
 def test_the_engine_is_told_whether_to_compile(start, tmp_path, monkeypatch, compiled):
     told = []
 
-    class Noted(minivlm.train.Engine):
+    class Noted(minivlm.train.WorkingCopy):
         def __init__(self, model, precision, compiled, encoder):
             told.append((compiled, encoder))
             super().__init__(model, precision)
 
-    monkeypatch.setattr(minivlm.train, "Engine", Noted)
+    monkeypatch.setattr(minivlm.train, "WorkingCopy", Noted)
     start("pretrain", tmp_path / "out", changes={"steps": 1, "warmup_steps": 0}, compiled=compiled)
     assert told == [(compiled, False)]  # features are known, so nothing looks
 

@@ -19,8 +19,7 @@ from torch.utils.flop_counter import flop_registry
 from minivlm.config import IGNORE_INDEX, MiniVLMConfig, Stage
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.processor import Example, MiniVLMProcessor
-from minivlm.runtime.precision import Engine as WorkingCopy
-from minivlm.runtime.precision import attend, attend_back, give_back_memory
+from minivlm.runtime import WorkingCopy, attend, attend_back, give_back_memory
 from minivlm.train import adamw, supervised_loss
 
 PARTS = ("encoder", "W", "language model, forward", "language model, backward", "head")

@@ -24,8 +24,7 @@ from lessons.lesson_06 import arithmetic  # noqa: F401 (the notebook uses it)
 from lessons.plots import BLUE, GREY, INK, ORANGE, style
 from minivlm.config import IGNORE_INDEX, MiniVLMConfig, Stage
 from minivlm.model import MiniVLMForConditionalGeneration
-from minivlm.runtime.precision import Engine as WorkingCopy
-from minivlm.runtime.precision import give_back_memory
+from minivlm.runtime import WorkingCopy, give_back_memory
 
 PALE = "#A2C8EC"
 SHAPES = {  # a marker for each kind of work on the roofline, so that none is told by its colour alone

@@ -5,7 +5,7 @@ logits at every place, on a CPU in float32. The engine (`new_loss`) is what `tra
 padded to the longest; features of the encoder kept from before; logits where something is learnt; and 16 bits, and
 compiled layers, where these are faster. All begin with the same weights, have the same loss, and take the same
 optimizer's steps with the same threads and the library's own attention; only where the engine computes in 16 bits on a
-CPU does it have another one (`engine.lean_attention`). The old recipe also takes its steps in mixed precision, so that
+CPU does it have another one (`runtime.attention`). The old recipe also takes its steps in mixed precision, so that
 what 16 bits gain can be told from the rest. Letters as in `config.py`.
 """
 
@@ -28,7 +28,7 @@ from minivlm.data.features import encode
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.processor import Example, MiniVLMProcessor
 from minivlm.runtime.files import versions
-from minivlm.runtime.precision import PRECISIONS, Engine, give_back_memory, held_memory, why_not_compiled
+from minivlm.runtime.precision import PRECISIONS, WorkingCopy, give_back_memory, why_not_compiled
 from minivlm.scenes.samples import SceneRows
 from minivlm.train import PAD_TO, WINDOW, adamw, inputs_of, supervised_loss
 
@@ -165,20 +165,20 @@ class Taker:
     def __init__(self, way: Way, model: MiniVLMForConditionalGeneration, optimizer: torch.optim.Optimizer):
         # the old recipe mixes precisions by itself, where it does
         self.way, self.optimizer = way, optimizer
-        self.engine = Engine(model, "fp32" if way.old else way.precision, way.compiled, encoder=way.old)
+        self.working = WorkingCopy(model, "fp32" if way.old else way.precision, way.compiled, encoder=way.old)
 
     def loss(self, step: Step) -> torch.Tensor:
         """The loss of a step's rows."""
         if self.way.old:
-            return old_loss(self.engine.model, step, self.way.precision)
-        return new_loss(self.engine.model, step)
+            return old_loss(self.working.model, step, self.way.precision)
+        return new_loss(self.working.model, step)
 
     def seconds(self, step: Step) -> float:
         """Take the step and say how long that took."""
         began = time.perf_counter()
-        self.engine.refresh()
+        self.working.refresh()
         loss = self.loss(step)
-        self.engine.backward(loss)
+        self.working.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
         loss.item()  # waits for a GPU
@@ -186,12 +186,12 @@ class Taker:
 
     def saved_bytestes(self, step: Step) -> int:
         """What a step keeps from its way forward for its way back, weights and inputs apart."""
-        own = (*self.engine.model.parameters(), *step.old.values(), *step.new.values())
+        own = (*self.working.model.parameters(), *step.old.values(), *step.new.values())
         return saved_bytes(lambda: self.loss(step), own)
 
     def peak_bytes(self, step: Step) -> int | None:
         """The most memory that a step takes beside what lies there between steps; None where no system tells."""
-        return peak_bytes(lambda: self.seconds(step), self.engine.model.device)
+        return peak_bytes(lambda: self.seconds(step), self.working.model.device)
 
 
 def peak_bytes(compute: Callable[[], Any], device: torch.device) -> int | None:
@@ -289,7 +289,7 @@ def bench(
         group["lr"] = 1e-6  # nothing is to be learnt from made-up rows
     chosen = ways_for(model.device, compiled if compiled is not None else not why_not_compiled())
     torch.compiler.reset()  # it counts what it has compiled, and a stage before this one would make it give up
-    with torch.random.fork_rng(devices=[]), held_memory():
+    with torch.random.fork_rng(devices=[]):
         takers = [Taker(way, model, optimizer) for way in chosen]
         kept = [taker.saved_bytestes(steps[-1]) for taker in takers]
         losses = [taker.loss(steps[0]).item() for taker in takers]
@@ -340,7 +340,7 @@ def _by_turns(
 def needed(model: MiniVLMForConditionalGeneration, stage: Stage, way: Way, step: Step) -> int:
     """Floating-point operations that a way has to do in a step; padding, the old or the new, is not counted."""
     lengths = [Length(len(row.input_ids), sum(label != IGNORE_INDEX for label in row.labels)) for row in step.rows]
-    counted = [flops(model.config, stage, length, None if way.old else length.learnt) for length in lengths]
+    counted = [flops(model.config, stage, length) for length in lengths]
     return sum(value for parts in counted for part, value in parts.items() if way.old or part != "encoder")
 
 

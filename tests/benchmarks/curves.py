@@ -36,7 +36,6 @@ from minivlm.data.features import encode
 from minivlm.model import MiniVLMForConditionalGeneration, assemble, set_trainable
 from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.paths import BASE, data_folder
-from minivlm.runtime.precision import held_memory
 from minivlm.train import PAD_TO, RowOrder, adamw
 
 FILE = "results/curves.json"
@@ -68,9 +67,8 @@ def step_cost(model, processor, text: int, way: Way) -> dict[str, float]:
     set_trainable(model, stage)
     step: Step = prepare(model, processor, [row] * ROWS_A_STEP, PAD_TO)
     taker = Taker(way, model, adamw(model, stage))
-    with held_memory():
-        kept = taker.saved_bytestes(step)
-        seconds = [taker.seconds(step) for _ in range(TIMES + 1)][1:]
+    kept = taker.saved_bytestes(step)
+    seconds = [taker.seconds(step) for _ in range(TIMES + 1)][1:]
     model.zero_grad()
     return {
         "image_tokens": n,
@@ -123,9 +121,8 @@ def peak(way: str, rows: int) -> dict:
     made = bench_rows(model.config, processor, "clip-26m", "sft", rows)
     step = prepare(model, processor, made, PADDED["clip-26m"]["sft"])
     taker = Taker(PEAKS[way], model, adamw(model, stage))
-    with held_memory():
-        for _ in range(2):
-            taker.seconds(step)
+    for _ in range(2):
+        taker.seconds(step)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return {"gigabytes": most, "kept_a_row": taker.saved_bytestes(step) / rows / 1e9}
 

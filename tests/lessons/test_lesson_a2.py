@@ -9,7 +9,7 @@ from torch import nn
 
 from minivlm.config import STAGES, clip_26m_config
 from minivlm.model import set_trainable
-from minivlm.runtime.precision import Engine as WorkingCopy
+from minivlm.runtime.precision import WorkingCopy
 from minivlm.train import adamw, supervised_loss
 
 CONFIG, SFT, LENGTH = clip_26m_config(), STAGES["clip-26m"]["sft"], Length(400, 180)

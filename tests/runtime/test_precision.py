@@ -1,31 +1,28 @@
-"""The engine computes what the model computes: the library's attention and a plain backward pass are the oracles."""
+"""The working copy computes what the model computes: the library's eager pass is the oracle."""
 
-import copy
+import ctypes
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from training import save_base, some_features, some_rows, stage
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, eager_attention_forward
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import minivlm.runtime.precision
 from minivlm.checkpoint import load_checkpoint, read_meta
 from minivlm.config import IGNORE_INDEX
 from minivlm.model import set_trainable
+from minivlm.runtime.attention import LEAN, lean_attention
 from minivlm.runtime.precision import (
-    LEAN,
-    Engine,
-    EngineError,
-    LastLayer,
+    CompileError,
+    WorkingCopy,
     choose_compiled,
     choose_precision,
-    held_memory,
-    lean_attention,
+    give_back_memory,
     why_not_compiled,
 )
 from minivlm.train import supervised_loss, train
@@ -106,12 +103,12 @@ def test_lean_attention_has_the_right_gradients_to_every_digit():
 
 
 def test_a_model_with_dropout_keeps_the_librarys_attention(model):
-    with pytest.raises(ValueError, match=r"has no dropout, and shall drop 0\.1; set the attention to 'sdpa'"):
+    with pytest.raises(ValueError, match=r"has no dropout, but 0\.1 is asked for; set the attention to 'sdpa'"):
         lean_attention(nn.Module(), *(torch.ones(1, 1, 2, 4) for _ in range(3)), None, 1.0, dropout=0.1)
     config = model.language_model.config
     try:
         config.attention_dropout = 0.1
-        assert Engine(model, "bf16").model.language_model.config._attn_implementation == "sdpa"
+        assert WorkingCopy(model, "bf16").model.language_model.config._attn_implementation == "sdpa"
     finally:
         config.attention_dropout = 0.0
 
@@ -124,9 +121,9 @@ def test_in_32_bits_loss_and_gradient_are_the_models_own(model, processor, name)
     set_trainable(model, stage(name))
     batch = mixed_batch(model, processor)
     loss, expected = plainly(model, batch)
-    engine = Engine(model, "fp32")
-    found = supervised_loss(engine.model, batch)
-    engine.backward(found)
+    working = WorkingCopy(model, "fp32")
+    found = supervised_loss(working.model, batch)
+    working.backward(found)
     assert found.item() == pytest.approx(loss, rel=1e-5)
     assert gradients(model).keys() == expected.keys()
     for key, gradient in gradients(model).items():
@@ -138,156 +135,53 @@ def test_in_16_bits_the_gradient_points_the_same_way_and_adds_up_in_32(model, pr
     set_trainable(model, stage(name))
     batch = mixed_batch(model, processor)
     loss, expected = plainly(model, batch)
-    engine = Engine(model, "bf16")
-    assert {p.dtype for p in engine.model.parameters()} == {torch.bfloat16}
-    assert engine.model.language_model.config._attn_implementation == LEAN
-    found = supervised_loss(engine.model, batch)
+    working = WorkingCopy(model, "bf16")
+    assert {p.dtype for p in working.model.parameters()} == {torch.bfloat16}
+    assert working.model.language_model.config._attn_implementation == LEAN
+    found = supervised_loss(working.model, batch)
     assert found.dtype == torch.float32 and found.item() == pytest.approx(loss, rel=0.02)
-    engine.backward(found)
+    working.backward(found)
     once = gradients(model)
     assert once.keys() == expected.keys() and {g.dtype for g in once.values()} == {torch.float32}
     one, other = (torch.cat([g[key].flatten() for key in expected]) for g in (once, expected))
     assert torch.cosine_similarity(one, other, dim=0) > 0.99
-    engine.backward(supervised_loss(engine.model, batch))
+    working.backward(supervised_loss(working.model, batch))
     for key, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, 2 * once[key], rtol=1e-6, atol=0)
 
 
 def test_a_step_too_small_for_16_bits_is_not_lost(model, processor):
     set_trainable(model, stage("pretrain"))
-    engine = Engine(model, "bf16")
+    working = WorkingCopy(model, "bf16")
     weight = model.projector.weight
     with torch.no_grad():
         weight.fill_(1.0)
-    engine.refresh()
+    working.refresh()
     for _ in range(8):
         with torch.no_grad():
             weight.add_(2**-10)  # a bfloat16 next to 1 is 2**-7 away
-        engine.refresh()
-    assert torch.equal(engine.model.projector.weight, torch.full_like(weight, 1 + 2**-7, dtype=torch.bfloat16))
+        working.refresh()
+    assert torch.equal(working.model.projector.weight, torch.full_like(weight, 1 + 2**-7, dtype=torch.bfloat16))
 
 
 def test_the_model_itself_is_left_alone(model, processor):
     set_trainable(model, stage("sft"))
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    engine = Engine(model, "bf16")
-    assert engine.model.training and not engine.model.vision.training and not model.training
+    working = WorkingCopy(model, "bf16")
+    assert working.model.training and not working.model.vision.training and not model.training
     assert model.language_model.config._attn_implementation == model.config.text_config._attn_implementation == "sdpa"
     with torch.no_grad():
-        for parameter in engine.model.parameters():
+        for parameter in working.model.parameters():
             parameter.zero_()
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_tied_head_stays_tied(model, precision):
-    engine = Engine(model, precision)
-    assert engine.model.get_output_embeddings().weight is engine.model.get_input_embeddings().weight
-    shared = engine.model.projector.weight is model.projector.weight
+    working = WorkingCopy(model, precision)
+    assert working.model.get_output_embeddings().weight is working.model.get_input_embeddings().weight
+    shared = working.model.projector.weight is model.projector.weight
     assert shared == (precision == "fp32")
-
-
-# ---- the last layer
-
-
-@pytest.mark.parametrize("asked", [[0], [8], [3, 4, 5], [1, 6], list(range(9))])
-@pytest.mark.parametrize("padded", [True, False])  # without padding the library makes no mask
-@pytest.mark.parametrize("attention", ["sdpa", "eager", LEAN])
-def test_the_last_layer_computes_what_is_asked_for_and_nothing_else(model, asked, padded, attention):
-    language_model = model.language_model
-    embeds = torch.randn(2, 9, language_model.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    shown = torch.ones(2, 9, dtype=torch.long)
-    shown[1, 7:] = 0 if padded else 1
-    places, found = torch.tensor(asked), []
-    language_model.set_attn_implementation(attention)
-    try:
-        copy = Engine(model, "fp32").model.language_model
-    finally:
-        language_model.set_attn_implementation("sdpa")
-    for one, kept in ((copy, places), (language_model, 0)):
-        given = embeds.clone().requires_grad_()
-        logits = one(inputs_embeds=given, attention_mask=shown, logits_to_keep=kept, use_cache=False).logits
-        logits = logits if one is copy else logits[:, places]
-        logits = logits * shown[:, places, None]  # what padding looks at is nobody's business
-        logits.square().sum().backward()
-        found.append((logits.detach(), given.grad))
-    for ours, expected in zip(*found, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
-
-
-@pytest.fixture
-def cut(monkeypatch) -> list[slice]:
-    """What `LastLayer` was asked for, call by call."""
-    asked, forward = [], LastLayer.forward
-
-    def note(self, *args, **options):
-        asked.append(self.asked)
-        return forward(self, *args, **options)
-
-    monkeypatch.setattr(LastLayer, "forward", note)
-    return asked
-
-
-def test_a_call_for_all_places_finds_the_librarys_own_layer(model, cut):
-    copy = Engine(model, "fp32").model.language_model
-    embeds = torch.zeros(1, 5, copy.config.hidden_size)
-    for kept in (torch.tensor([2, 3]), 0, 2):
-        copy(inputs_embeds=embeds, logits_to_keep=kept, use_cache=False)
-    copy.base_model(inputs_embeds=embeds)
-    with pytest.raises(AttributeError):
-        copy(inputs_embeds="no numbers", logits_to_keep=torch.tensor([1]), use_cache=False)
-    assert cut == [slice(2, 4)]
-    assert type(copy.base_model.layers[-1]) is LlamaDecoderLayer
-    assert copy.state_dict().keys() == model.language_model.state_dict().keys()
-
-
-@pytest.mark.parametrize("options", [{}, {"use_cache": True}, {"use_cache": None}, {"asked": [-1], "use_cache": False}])
-def test_calls_that_keep_keys_or_count_from_the_end_are_the_librarys(model, cut, options):
-    """Generating by the copy, for one: a cut layer would leave the cache of the last layer empty."""
-    copy, options = Engine(model, "fp32").model.language_model, dict(options)
-    embeds = torch.randn(1, 5, copy.config.hidden_size, generator=torch.Generator().manual_seed(0))
-    asked = torch.tensor(options.pop("asked", [3, 4]))
-    ours, expected = (
-        one(inputs_embeds=embeds, logits_to_keep=asked, **options) for one in (copy, model.language_model.train())
-    )
-    assert not cut and torch.equal(ours.logits, expected.logits)
-    if options.get("use_cache") is not False:
-        assert ours.past_key_values.get_seq_length(len(copy.base_model.layers) - 1) == 5
-
-
-def test_an_interrupted_call_leaves_the_next_one_as_it_was(model, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    copy = Engine(model, "fp32").model.language_model
-    embeds = torch.zeros(1, 5, copy.config.hidden_size)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(LastLayer, "forward", interrupted)
-        copy(inputs_embeds=embeds, logits_to_keep=torch.tensor([2, 3]), use_cache=False)
-    assert copy(inputs_embeds=embeds, use_cache=False).logits.shape[1] == 5
-
-
-def test_a_layer_that_we_do_not_know_stays_as_it_is(model, cut):
-    class Another(LlamaDecoderLayer):
-        pass
-
-    layers = model.language_model.base_model.layers
-    layers[-1].__class__ = Another
-    try:
-        copy = Engine(model, "fp32").model.language_model
-        embeds = torch.zeros(1, 5, copy.config.hidden_size)
-        copy(inputs_embeds=embeds, logits_to_keep=torch.tensor([3]), use_cache=False)
-        assert not cut
-    finally:
-        layers[-1].__class__ = LlamaDecoderLayer
-
-
-def test_attention_with_another_kind_of_mask_keeps_the_whole_layer(model, cut, monkeypatch):
-    language_model = copy.deepcopy(model.language_model)
-    monkeypatch.setattr(language_model.config, "_attn_implementation_internal", "flex_attention")
-    minivlm.runtime.precision._only_where_asked(language_model, compiled=False)
-    monkeypatch.undo()
-    assert not language_model._forward_pre_hooks and not language_model._forward_hooks
 
 
 # ---- compiled layers
@@ -299,10 +193,10 @@ def test_compiled_layers_compute_the_same(model, processor, compiler, precision,
     set_trainable(model, stage("sft"))
     batch = mixed_batch(model, processor)
     loss, expected = plainly(model, batch)
-    engine = Engine(model, precision, compiled=True)
+    working = WorkingCopy(model, precision, compiled=True)
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())  # nothing is left of the trial
-    found = supervised_loss(engine.model, batch)
-    engine.backward(found)
+    found = supervised_loss(working.model, batch)
+    working.backward(found)
     assert found.item() == pytest.approx(loss, rel=close)
     one, other = (torch.cat([g[key].flatten() for key in expected]) for g in (gradients(model), expected))
     assert 1 - torch.cosine_similarity(one, other, dim=0) < close / 2
@@ -336,9 +230,9 @@ def test_compiling_that_fails_says_why_and_what_to_do(model, monkeypatch):
     set_trainable(model, stage("sft"))
     monkeypatch.setattr(nn.Module, "compile", refuse)
     with pytest.raises(
-        EngineError, match=r"compiled here \(no compiler g\+\+\); torch.compile needs a C\+\+ compiler.*--no-compile"
+        CompileError, match=r"compiled here \(no compiler g\+\+\); torch.compile needs a C\+\+ compiler.*--no-compile"
     ):
-        Engine(model, "fp32", compiled=True)
+        WorkingCopy(model, "fp32", compiled=True)
 
 
 @pytest.mark.parametrize("works", [True, False])
@@ -389,44 +283,15 @@ def test_precision_is_what_was_measured_to_be_faster(bf16, choice, model, monkey
     assert choose_precision(model) == choice
 
 
-def test_memory_is_held_between_steps_and_given_back_in_the_end():
-    if minivlm.runtime.precision._glibc() is None:
-        pytest.skip("only glibc has to be told")
-    from pathlib import Path
+def test_freed_memory_goes_back_to_the_system():
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("only glibc keeps it")
 
     def resident() -> float:
         return int(Path("/proc/self/statm").read_text("utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    before = resident()
-    with held_memory():
-        torch.ones(50_000_000)  # 200 MB
-        assert resident() > before + 150
-    assert resident() < before + 50
-
-
-FAULTS_AFTER = """
-import resource
-import torch
-from minivlm.runtime.precision import held_memory
-
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for megabytes in range(1, 9):
-        held = torch.ones(250_000 * megabytes)  # each while the one before still lies there
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-torch.ones(7_900_000)  # 32 MB: once that was freed, glibc keeps what is smaller
-faults()
-with held_memory():
-    torch.ones(1_000_000)
-faults()
-print(faults())
-"""
-
-
-def test_a_process_is_as_it_was_after_its_memory_was_held():
-    """With glibc's first thresholds, every tensor of some megabytes would be handed out anew, page by page."""
-    if minivlm.runtime.precision._glibc() is None:
-        pytest.skip("only glibc has to be told")
-    done = subprocess.run([sys.executable, "-c", FAULTS_AFTER], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 1_000  # of 9,000 pages
+    pieces = [torch.ones(25_000) for _ in range(2000)]  # 200 MB, each too small to be mapped by itself
+    full = resident()
+    del pieces[:-1]  # the last one keeps the heap from shrinking by itself
+    give_back_memory()
+    assert resident() < full - 150
