@@ -15,7 +15,7 @@ import torch
 
 from minivlm.checkpoint import load_checkpoint, save_checkpoint
 from minivlm.pipeline import RESULTS, SEEDS
-from minivlm.report.build import headline
+from minivlm.report import headline
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
 from minivlm.train import LOG, text_probe
 

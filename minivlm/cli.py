@@ -237,7 +237,7 @@ def _plan(options: argparse.Namespace, out: str, **more):
 
 def _run(options: argparse.Namespace) -> None:
     from minivlm.pipeline import run
-    from minivlm.report.build import table_as_text
+    from minivlm.report import table_as_text
 
     plan = _plan(options, f"runs/seed-{options.seed}", exam=options.exam)
     results = run(plan)

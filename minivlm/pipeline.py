@@ -32,7 +32,7 @@ from minivlm.evaluation.exam import EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED,
 from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration, ledger
 from minivlm.processor import MiniVLMProcessor
-from minivlm.report.build import read_seeds, write_report
+from minivlm.report import read_seeds, write_report
 from minivlm.runtime.files import latest_folder
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT
 from minivlm.runtime.precision import choose_precision

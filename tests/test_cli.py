@@ -15,7 +15,7 @@ from minivlm.checkpoint import read_meta
 from minivlm.config import PROMPTS
 from minivlm.generate import ask
 from minivlm.processor import without_shorthand
-from minivlm.report.build import STAGES
+from minivlm.report import STAGES
 from minivlm.runtime.paths import data_folder
 from minivlm.scenes.drawing.table import TABLE
 from minivlm.scenes.facts import SETTINGS, Scene, Thing
@@ -265,7 +265,7 @@ def test_results_hold_what_the_page_shows(small_run):
 
 @pytest.mark.slow
 def test_what_a_model_wrote_is_escaped(small_run):
-    from minivlm.report.build import write_report
+    from minivlm.report import write_report
 
     results = json.loads((small_run / "results.json").read_text("utf-8"))
     results["table"][0]["answers"]["sft"]["en"] = "a <script>alert(1)</script> & a red <b>car</b>"

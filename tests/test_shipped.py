@@ -13,7 +13,7 @@ import minivlm
 from minivlm.checkpoint import hash_config, load_checkpoint, read_meta
 from minivlm.evaluation.exam import EXAM_PICTURES, HOLDOUT_PICTURES
 from minivlm.pretraining.language_model import ROUNDS, LanguageModelTrainer
-from minivlm.report.build import read_seeds
+from minivlm.report import read_seeds
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
 from minivlm.scenes.facts import sample_scene
 

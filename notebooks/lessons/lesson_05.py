@@ -22,7 +22,7 @@ from minivlm.evaluation import EXPERIMENTS, effect, values
 from minivlm.generate import Asked, describe, prompt_ids
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
-from minivlm.report.build import marked
+from minivlm.report import marked
 from minivlm.scenes.drawing.draw import SIZE, Box, draw, layout
 from minivlm.scenes.facts import Scene
 from minivlm.scenes.language import find_things, in_reading_order, noun_phrase
@@ -54,10 +54,10 @@ def show_marked(scenes: Mapping[str, Scene], columns: Mapping[str, Sequence[str]
 def marked_html(text: str, scene: Scene) -> str:
     """An answer as HTML: what is not true is struck through and followed by a cross, and by why in small print."""
     parts = []
-    for span in marked(text, scene):
-        words = html.escape(span.text)
-        if span.style == "wrong":
-            words = f"<del>{words}</del> <b>✗</b> <small>({html.escape(span.title)})</small>"
+    for piece in marked(text, scene):
+        words = html.escape(piece.text)
+        if piece.error:
+            words = f"<del>{words}</del> <b>✗</b> <small>({html.escape(piece.error)})</small>"
         parts.append(words)
     return "".join(parts)
 

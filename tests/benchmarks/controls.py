@@ -10,8 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from minivlm.evaluation import CONTROLS
 from minivlm.pipeline import RESULTS
-from minivlm.report.build import CONTROLS, beats_blind, held
+from minivlm.report import beats_blind, held
 from minivlm.runtime.paths import data_folder
 
 FILE = "results/controls.json"

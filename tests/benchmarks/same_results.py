@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-from minivlm.report.build import headline, read_seeds
+from minivlm.report import headline, read_seeds
 from minivlm.runtime.paths import data_folder
 
 FILE = "results/same_results.json"

@@ -10,9 +10,9 @@ import matplotlib
 import pytest
 from lab import BROWSERS, NotebookPage, browser, find_browser, running_lab, shorten
 from playwright.sync_api import expect
-from test_report import make_run
+from runs import make_run
 
-from minivlm.report import build as report
+from minivlm import report
 from minivlm.runtime.paths import data_folder
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
