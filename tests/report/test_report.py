@@ -16,6 +16,7 @@ from runs import some_estimate as figure
 
 from minivlm.evaluation import POPE_WAYS
 from minivlm.report import build, headline, held, marked, read_seeds, table_as_text, tables, write_report
+from minivlm.report.answers import table_rows
 from minivlm.report.tables import headline_table
 from minivlm.runtime.paths import data_folder
 from minivlm.scenes.drawing.draw import draw
@@ -211,12 +212,14 @@ def test_the_headline_shows_values_and_counts(page, run):
     assert not re.search(r"\b(aim|floor|the experiment)\b|[◐●○]", page.text)
 
 
-def test_the_shipped_table_is_the_one_of_the_shipped_seed():
-    """data/results/metrics.md, from the first of seeds.json."""
+def test_the_shipped_tables_are_those_of_the_shipped_results():
+    """data/results/metrics.md from the first of seeds.json, table.md from table.json."""
     results = data_folder() / "results"
-    shown = headline_table(read_seeds(results / "seeds.json")[0])
-    text = build.environment().get_template("metrics.md.j2").render(headline=shown)
-    assert text == (results / "metrics.md").read_text("utf-8")
+    run = {"table": json.loads((results / "table.json").read_text("utf-8"))}
+    content = {"headline": headline_table(read_seeds(results / "seeds.json")[0]), "rows": table_rows(run)}
+    for name in ("metrics.md", "table.md"):
+        text = build.environment().get_template(f"{name}.j2").render(content, stages=["Pretrain_vlm", "SFT_vlm"])
+        assert text == (results / name).read_text("utf-8")
 
 
 @pytest.mark.parametrize(("another", "told_apart"), [(99, True), (60, False)])
