@@ -24,6 +24,7 @@ from lessons.probes import (  # noqa: F401 (for the notebook)
     fit_probe,
     pairs,
     patch_examples,
+    patches_of,
     side_by_side,
     things_of_patches,
     twin_of,

@@ -19,7 +19,7 @@ from PIL import Image
 
 from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, image_html, smoothed, style, table_html
 from minivlm.evaluation import EXPERIMENTS, effect, values
-from minivlm.generate import Asked, describe, prompt_ids
+from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.report import marked
@@ -197,13 +197,13 @@ def occlude(
     Raises:
         ValueError: the answer does not name the kind.
     """
-    text = describe(model, processor, [picture], prompt)[0]
-    said = [span for span, (named, _) in find_things(text) if named == kind]
-    if not said:
+    text = reply(model, processor, ask(prompt, picture))
+    spans = [span for span, (named, _) in find_things(text) if named == kind]
+    if not spans:
         raise ValueError(f"the answer does not name a {kind}: {text!r}")
     lang = "en" if text.isascii() else "zh"
     word = KIND_WORDS[lang][kind]
-    start = text.lower().index(word, said[0][0])
+    start = text.lower().index(word, spans[0][0])
     side = int(model.config.num_image_tokens**0.5)
     size = picture.width // side
     covers = [(x * size, y * size) for y in range(side - window + 1) for x in range(side - window + 1)]
@@ -232,11 +232,13 @@ def word_chances(
         patch_features: (I, N, Dv).
     """
     tokens = processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    shared, own = prompt_ids(processor, Asked(prompt, 0))
-    asked = shared + own
-    places = [i for i, (a, b) in enumerate(tokens["offset_mapping"]) if a < span[1] and b > span[0]]
-    ids = torch.tensor([asked + tokens["input_ids"]] * len(patch_features), device=model.device)  # (I, T)
-    kept = torch.tensor([len(asked) + place - 1 for place in places], device=model.device)  # what comes next is them
+    question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+    prompt_ids = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True)[0]
+    positions = [i for i, (a, b) in enumerate(tokens["offset_mapping"]) if a < span[1] and b > span[0]]
+    ids = torch.tensor([prompt_ids + tokens["input_ids"]] * len(patch_features), device=model.device)  # (I, T)
+    kept = torch.tensor(
+        [len(prompt_ids) + position - 1 for position in positions], device=model.device
+    )  # what comes next is them
     logits = model(input_ids=ids, patch_features=patch_features, logits_to_keep=kept).logits  # (I, K, V)
     chosen = logits.log_softmax(dim=-1).gather(-1, ids[:, kept + 1, None])  # (I, K, 1)
     return chosen.sum(dim=(1, 2)).exp().tolist()

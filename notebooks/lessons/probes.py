@@ -80,6 +80,11 @@ def things_of_patches(scene: Scene, side: int) -> dict[int, Thing]:
     return {patch: things[0] for patch, things in claims.items() if len(things) == 1}
 
 
+def patches_of(scene: Scene, index: int, side: int) -> np.ndarray:
+    """The patches (of side x side) whose centre lies on one thing of a scene."""
+    return covered(layout(scene)[index], side)
+
+
 class Probe(NamedTuple):
     """A linear probe and how it did on pictures that it was not fitted to.
 

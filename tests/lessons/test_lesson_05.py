@@ -9,7 +9,7 @@ from lessons import lesson_05 as h
 from lessons.plots import intervals
 
 from minivlm.evaluation import VARIANTS, estimate
-from minivlm.generate import describe
+from minivlm.generate import ask, reply
 from minivlm.scenes.drawing.draw import draw, layout
 from minivlm.scenes.facts import Scene, Thing, sample_scene
 
@@ -100,7 +100,7 @@ class TestOcclusion:
         assert found == [pytest.approx(chance, rel=1e-4)]
 
     def test_occlude_hides_each_window_once(self, model, processor, picture, monkeypatch):
-        monkeypatch.setattr(h, "describe", lambda *_: ["A red car."])
+        monkeypatch.setattr(h, "reply", lambda *_: "A red car.")
         found = h.occlude(model, processor, picture, "What?", "car", window=1)
         assert found.word == "car" and found.hidden.shape == (2, 2)
         covered = picture.copy()
@@ -110,7 +110,7 @@ class TestOcclusion:
         assert found.hidden[0, 1] == pytest.approx(alone[0], rel=1e-4)
 
     def test_a_kind_that_is_not_named_is_refused(self, model, processor, picture):
-        said = describe(model, processor, [picture], "What?")[0]
+        said = reply(model, processor, ask("What?", picture))
         with pytest.raises(ValueError, match="does not name a panda"):
             h.occlude(model, processor, picture, "What?", "panda")
         assert "panda" not in said
