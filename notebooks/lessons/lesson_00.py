@@ -27,8 +27,8 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from lessons.lenses import attention_to_patches, show_attention  # noqa: F401 (for the notebook)
 from lessons.chat import Chat  # noqa: F401 (for the notebook)
+from lessons.lenses import attention_to_patches, show_attention  # noqa: F401 (for the notebook)
 from lessons.plots import BLUE, BOXES, GREY, HEIGHT, INK, ORANGE, WIDTH, chinese_font, show, style, table_html
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.runtime.files import hash_tensors

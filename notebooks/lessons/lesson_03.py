@@ -164,15 +164,9 @@ def gradient_path(
     with style():
         figure = Figure(figsize=(11.8, 5.0))
         ax = figure.add_axes((0.105, 0.36, 0.885, 0.55))
-        shares = norms / norms.max(axis=1, keepdims=True)
-        ax.imshow(
-            np.ma.masked_equal(shares, 0),
-            norm=LogNorm(FAINTEST, 1),
-            cmap=MAP,
-            aspect="auto",
-            origin="lower",
-            interpolation="nearest",
-        )
+        shares = np.ma.masked_equal(norms / norms.max(axis=1, keepdims=True), 0)
+        options = {"norm": LogNorm(FAINTEST, 1), "cmap": MAP, "origin": "lower", "interpolation": "nearest"}
+        ax.imshow(shares, aspect="auto", **options)
         ax.set_facecolor("white")
         ax.set_yticks(range(layers + 1), ["what goes in", *(f"out of layer {layer + 1}" for layer in range(layers))])
         ax.set_xticks(np.flatnonzero(~is_image), [tokens[place] for place in np.flatnonzero(~is_image)])
@@ -182,22 +176,11 @@ def gradient_path(
             ax.axvline(edge, color=ORANGE, linewidth=1.5)
         for place in np.flatnonzero(supervised):
             ax.plot(place, layers + 0.72, marker="v", color=INK, markersize=5, clip_on=False)
-        ax.text(
-            np.flatnonzero(supervised).mean(),
-            layers + 1.0,
-            "the loss enters here",
-            ha="center",
-            va="bottom",
-            fontsize=9,
-        )
+        middle, above = np.flatnonzero(supervised).mean(), layers + 1.0
+        ax.text(middle, above, "the loss enters here", ha="center", va="bottom", fontsize=9)
         ax.text(places.mean(), layers + 0.62, f"the picture's {len(places)} places", ha="center", fontsize=9)
-        ax.text(
-            -0.5,
-            layers + 1.0,
-            "the brighter, the more of its row's largest gradient; white: none",
-            va="bottom",
-            fontsize=8.5,
-        )
+        legend = "the brighter, the more of its row's largest gradient; white: none"
+        ax.text(-0.5, above, legend, va="bottom", fontsize=8.5)
         ax.set(xlim=(-0.5, length - 0.5), ylim=(-0.5, layers + 0.5))
         ax.spines[:].set_visible(False)
         _down_to_w(figure, ax, image, norms[0][is_image].reshape(side, side), arrives)

@@ -16,6 +16,7 @@ from PIL import Image
 from minivlm.checkpoint import CheckpointError
 from minivlm.convert import hub as pretrained
 from minivlm.data.images import open_image
+from minivlm.generate import ask
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "06_scaling_to_26m.ipynb"
 
@@ -99,13 +100,13 @@ class TestNetwork:
                 raise CheckpointError(f"{weights}: neither a file here nor to be fetched")
             return model, processor, ["read"]
 
-        def describe(*given):
+        def reply(*given):
             seen.append(given)
-            return ["一个穿制服的人。"]
+            return "一个穿制服的人。"
 
         monkeypatch.setattr(lesson_06, "reachable", lambda: case != "offline")
         monkeypatch.setattr(lesson_06, "build", build)
-        names = {"lesson_06": lesson_06, "describe": describe, "photo": open_image(photo), "PROMPTS": {"zh": "?"}}
+        names = {"lesson_06": lesson_06, "ask": ask, "reply": reply, "photo": open_image(photo), "PROMPTS": {"zh": "?"}}
         exec(cell.replace("PHOTOS = []", f"PHOTOS = [{photo!r}]"), names)
         said = capsys.readouterr().out
         if case == "online":
