@@ -42,7 +42,7 @@ from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.paths import data_folder
-from minivlm.runtime.precision import choose_precision
+from minivlm.runtime import choose_precision
 from minivlm.scenes.facts import Scene, sample_scene
 from minivlm.scenes.language import read_facts
 from minivlm.scenes.vocabulary import LANGUAGES
