@@ -410,14 +410,14 @@ def test_random_numbers_matter_in_these_runs(forgetful, start, tmp_path, monkeyp
 
 def test_a_full_disk_stops_the_run_and_a_later_one_goes_on(start, tmp_path, monkeypatch):
     start("pretrain", tmp_path / "whole", save_every=2)
-    write, calls = minivlm.checkpoint._write_configs, itertools.count(1)
+    write, calls = MiniVLMProcessor.save_pretrained, itertools.count(1)
 
-    def full(*args):
+    def full(*args, **options):
         if next(calls) == 2:
             raise OSError(28, "No space left on device")
-        write(*args)
+        write(*args, **options)
 
-    monkeypatch.setattr(minivlm.checkpoint, "_write_configs", full)
+    monkeypatch.setattr(MiniVLMProcessor, "save_pretrained", full)
     with pytest.raises(OSError, match="No space left on device"):
         start("pretrain", tmp_path / "stopped", save_every=2)
     assert read_meta(tmp_path / "stopped")["steps"] == 2
@@ -729,7 +729,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step(start,
         def refused(**_):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-        monkeypatch.setattr(minivlm.checkpoint, "TemporaryFile", refused)
+        monkeypatch.setattr(files, "TemporaryFile", refused)
     with pytest.raises(PermissionError, match=r"closed/out cannot be written \(Permission denied\)"):
         start("pretrain", closed / "out", on_step=no_step)
     assert list(closed.iterdir()) == []
