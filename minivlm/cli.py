@@ -7,10 +7,10 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from minivlm.config import CLIP_B16, IMAGE_TOKEN, MINIMIND2_V, PRESETS, PROMPTS
+from minivlm.config import CLIP_B16, IMAGE_TOKEN, MINIMIND2_V, PROMPTS
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
 from minivlm.runtime.processes import launched, process_group
 
@@ -53,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, function, text: str) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=text, description=text)
+    def command(name: str, function, text: str, **more: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, **more)
         added.set_defaults(command=function)
         return added
 
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         help="which experiment (default: all); small-lm: make the smaller language model that lm needs",
     )  # fmt: skip
     experiment.add_argument("--out", type=Path, help="the folder to write (default runs/experiments, runs/small-lm)")
-    experiment.add_argument("--seeds", type=_positive, default=3, help="runs of every arm (default 3)")
+    experiment.add_argument("--seeds", type=_whole(1), default=3, help="runs of every variant (default 3)")
     caption = command("caption", _caption, f"say what is in each picture; {SHORTHAND}")
     caption.add_argument("file", nargs="+", help="a picture of any common format")
     caption.add_argument("--prompt", default=PROMPTS["en"], help=f"default: {PROMPTS['en']}")
@@ -91,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--to", choices=("llava",), default="llava", help="LlavaForConditionalGeneration (default)")
     export.add_argument("--model", type=Path, help="a checkpoint (default: the shipped one after stage 2)")
     _import_options(command("import", _import, "make a checkpoint of what others published: CLIP and MiniMind"))
-    _bench_options(command("bench", _bench, "time the engine beside the recipe it grew from"))
+    bench = command("bench", _bench, "moved: python tests/benchmarks/bench.py", prefix_chars="+")
+    bench.add_argument("options", nargs="*", help="none is read here")
     base = command(
         "base", _base, "make the base models: tokenizer, encoder, language model (about 80 minutes; resumable)"
     )
@@ -103,12 +104,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _training_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--out", type=Path, help=f"the folder to write (default {out})")
-    parser.add_argument("--seed", type=_natural, default=0, help="W at the start, rows and their order (default 0)")
+    parser.add_argument("--seed", type=_whole(0), default=0, help="W at the start, rows and their order (default 0)")
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto", help="default: measured")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, help="compile the layers (default: where it pays and works)"
     )
-    parser.add_argument("--pictures", type=_positive, help="training pictures to draw (default 5000)")
+    parser.add_argument("--pictures", type=_whole(1), help="training pictures to draw (default 5000)")
     parser.add_argument("--scale", type=_factor, help="shorten or stretch both stages (default 1)")
     parser.add_argument("--anew", action="store_true", help="do not go on with what lies in --out")
 
@@ -121,9 +122,9 @@ def _own_rows_options(parser: argparse.ArgumentParser) -> None:
         help="keep there what the encoder makes of each image, and train from it; what is missing is encoded first",
     )  # fmt: skip
     own.add_argument("--recipe", choices=("scenes", "clip-26m"), help="learning rates (default: by the model's widths)")
-    own.add_argument("--steps", type=_positive, help="optimizer steps (default: the recipe's)")
-    own.add_argument("--batch-size", type=_positive, help="rows of one pass (default: the recipe's)")
-    own.add_argument("--accumulation", type=_positive, help="passes that make a step (default: the recipe's)")
+    own.add_argument("--steps", type=_whole(1), help="optimizer steps (default: the recipe's)")
+    own.add_argument("--batch-size", type=_whole(1), help="rows of one pass (default: the recipe's)")
+    own.add_argument("--accumulation", type=_whole(1), help="passes that make a step (default: the recipe's)")
 
 
 def _data_options(parser: argparse.ArgumentParser) -> None:
@@ -156,48 +157,28 @@ def _import_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="the checkpoint to write")
     parser.add_argument("--stage", choices=(BASE, PRETRAIN, SFT), help="default: sft with a projector, else base")
     parser.add_argument(
-        "--heads", type=_positive, help="query heads, where neither config.json nor MiniMind's 8 is right"
+        "--heads", type=_whole(1), help="query heads, where neither config.json nor MiniMind's 8 is right"
     )
-    parser.add_argument("--seed", type=_natural, default=0, help="of what is random (default 0)")
-
-
-def _bench_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", choices=tuple(PRESETS), default="clip-26m", help="default: the true 26M shape")
-    parser.add_argument("--rows", type=_positive, default=8, help="in a step (default 8)")
-    parser.add_argument("--rounds", type=_positive, default=4, help="steps of each kind that count (default 4)")
-    parser.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, help="time compiled layers, too (default: where that works)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="the folder for bench.json and bench.png")
+    parser.add_argument("--seed", type=_whole(0), default=0, help="of what is random (default 0)")
 
 
 def _exam_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--exam", type=_two_or_more, default=500, help="pictures of the exam (default 500)")
+    parser.add_argument("--exam", type=_whole(2), default=500, help="pictures of the exam (default 500)")
 
 
-def _natural(text: str) -> int:
-    """A whole number from 0 on, as an option's value."""
-    return _whole(text, 0)
+def _whole(least: int) -> Callable[[str], int]:
+    """Reads an option's value, a whole number from `least` on."""
 
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least {least}")
+        return value
 
-def _positive(text: str) -> int:
-    """A whole number from 1 on, as an option's value."""
-    return _whole(text, 1)
-
-
-def _two_or_more(text: str) -> int:
-    """A whole number from 2 on, as an option's value: a picture of the exam needs another one as its control."""
-    return _whole(text, 2)
-
-
-def _whole(text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least {least}")
-    return value
+    return read
 
 
 def _factor(text: str) -> float:
@@ -281,7 +262,7 @@ def _train_on_rows(options: argparse.Namespace, plan, parent: Path, model, proce
 
 def _evaluate(options: argparse.Namespace) -> None:
     from minivlm.checkpoint import load_checkpoint
-    from minivlm.evaluation.exam import evaluate, prepare_exam
+    from minivlm.evaluation import evaluate, prepare_exam
 
     model, processor, _ = load_checkpoint(options.checkpoint or data_folder() / SFT)
     print(json.dumps(evaluate(model, processor, prepare_exam(model, processor, options.exam)), ensure_ascii=False))
@@ -307,9 +288,8 @@ def _caption(options: argparse.Namespace) -> None:
 
     model, processor = _model(options)
     prompt = without_shorthand(options.prompt)
-    for file, answer in zip(
-        options.file, reply(model, processor, [ask(prompt, file) for file in options.file]), strict=True
-    ):
+    answers = reply(model, processor, [ask(prompt, file) for file in options.file])
+    for file, answer in zip(options.file, answers, strict=True):
         print(f"{file}: {answer}")
 
 
@@ -393,24 +373,8 @@ def _import(options: argparse.Namespace) -> None:
     print(*lines, f"The checkpoint: {options.out}", sep="\n")
 
 
-def _bench(options: argparse.Namespace) -> None:
-    import torch
-    from bench import as_text, bench, write
-
-    from minivlm.checkpoint import load_checkpoint
-    from minivlm.convert.hub import RANDOM, build
-
-    if options.preset == "scenes":
-        model, processor, _ = load_checkpoint(data_folder() / BASE)
-    else:
-        model, processor, _ = build(RANDOM, RANDOM)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
-    stages = {
-        name: bench(model, processor, options.preset, name, options.rows, options.rounds, options.compile)
-        for name in (PRETRAIN, SFT)
-    }
-    print(as_text(stages))
-    print(f"Written: {write(options.out, options.preset, options.rows, stages, options.typed)}")
+def _bench(_: argparse.Namespace) -> None:
+    raise ValueError("the benchmark is a script of the repository now: python tests/benchmarks/bench.py")
 
 
 def _base(options: argparse.Namespace) -> None:

@@ -97,10 +97,9 @@ def run(plan: Plan) -> dict[str, Any]:
         model.to(processes().device)
         precision = _precision(plan, model)
         cache = training_features(plan, model, processor, precision)
-    helpers_gb = helpers_memory_gb(plan.workers or os.cpu_count() or 1)  # now: see there
+    drawing_gb = peak_memory_gb(plan.workers or os.cpu_count() or 1)  # helpers draw; later there are none
     with clock("exam"):
         exam = _exam(plan, model, processor)
-    drawing_gb = most_memory_gb(helpers_gb)  # helpers draw; later there are none
     record = {"ledgers": {}, "losses": {}, "exam": {}, "answers": {}}
     for name, parent in ((PRETRAIN, plan.data / BASE), (SFT, plan.out / PRETRAIN)):
         stage = plan.stage(name)
@@ -114,7 +113,7 @@ def run(plan: Plan) -> dict[str, Any]:
         record["losses"][name] = [round(entry["loss"], 4) for entry in log]
     seconds = clock.with_total(time.perf_counter() - began)
     results = _results(plan, record, exam, model, precision, seconds)
-    results["peak_memory_gb"] = drawing_gb and max(drawing_gb, most_memory_gb())
+    results["peak_memory_gb"] = drawing_gb and max(drawing_gb, peak_memory_gb())
     (plan.out / RESULTS).write_text(json.dumps(results, ensure_ascii=False, allow_nan=False), "utf-8")
     write_report(plan.out, results, read_seeds(plan.data / SEEDS))
     return results
@@ -256,31 +255,17 @@ def table_answers(model: MiniVLMForConditionalGeneration, processor: MiniVLMProc
     }
 
 
-def most_memory_gb(helpers_gb: float | None = 0.0) -> float | None:
-    """The most memory that this process held until now and its helpers beside it, in GB; None if it is not known."""
-    if sys.platform == "win32" or helpers_gb is None:
-        return None
-    import resource
+def peak_memory_gb(helpers: int = 0) -> float | None:
+    """The most memory that this process held until now, with so many helpers beside it, in GB; None on Windows.
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _unit() / 1e9 + helpers_gb
-
-
-def helpers_memory_gb(helpers: int) -> float | None:
-    """The most that so many helpers may have held at the same time, in GB; None where the system does not tell.
-
-    To be asked after the first helpers, while this process is small: Linux counts for a child what its parent held
-    when it was started, until it holds more itself (`exec` keeps the high-water mark of the memory before it).
+    Ask for helpers while this process is small: Linux counts for a child what its parent held when it was started.
     """
     if sys.platform == "win32":
         return None
     import resource
 
-    return helpers * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _unit() / 1e9
-
-
-def _unit() -> int:
-    """Bytes in one of the units in which the system counts a process's memory."""
-    return 1 if sys.platform == "darwin" else 1024
+    own, helper = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return (own + helpers * helper) * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def _check_places(plan: Plan) -> None:

@@ -31,25 +31,6 @@ PAGES = {  # file -> template
     "table.md": "table.md.j2",
     "metrics.md": "metrics.md.j2",
 }
-DEFINITIONS = (
-    "Things. An answer names a set of (kind, colour) pairs. Precision is the share of named pairs that are true of "
-    "some thing in the picture, recall the share of the picture's things that are named. Over near things only "
-    "pictures with a near thing count, near things are asked for, and what is named of the far ones is left out. A "
-    "pair that is not true always counts against precision, though it may have been meant for a far thing; precision "
-    "at best is what it were if every missed far thing excused one such pair.",
-    "CHAIR counts kinds that are not in the picture: CHAIR_i of all kinds mentioned, CHAIR_s of all answers. POPE "
-    "asks yes or no about one kind that is there and one that is not, chosen at random, among the most frequent in "
-    "training, or among the usual inhabitants of the setting. What is neither yes nor no is wrong, and is no yes.",
-    "Controls show what is known without looking: the same prompts with a grey picture (blank), with another picture "
-    "of the exam (another), and with no picture at all (alone). A guess is the best constant answer to a type of "
-    "question, chosen with the exam's own answers in hand. The chance level is what a control's answers score on "
-    "average about other pictures than the one asked about and the one shown (yes and no: about pictures of which the "
-    "same kind was asked). Answers that know nothing of the picture asked about fit it no better than those, so their "
-    "interval should hold this level. With another picture the model answers about what it is shown, which is more "
-    "various than a best guess.",
-    "Intervals are the middle 95% of 1,000 bootstrap draws over pictures. Where everything is right they have no "
-    "width: look at the counts.",
-)
 
 
 def write_report(out: str | Path, run: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]] = ()) -> Path:
@@ -118,7 +99,7 @@ def page_content(run: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]] = ()
         "seeds": tables.seeds_table(run, seeds) if seeds else None,
         "ledger": tables.ledger_table(run),
         "made": _made_table(run),
-        "definitions": DEFINITIONS,
+        "definitions": environment().get_template("definitions.txt").render().splitlines(),
     }
 
 

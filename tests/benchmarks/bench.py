@@ -9,8 +9,11 @@ CPU does it have another one (`runtime.attention`). The old recipe also takes it
 what 16 bits gain can be told from the rest. Letters as in `config.py`.
 """
 
+import argparse
 import json
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -23,11 +26,14 @@ from lessons.cost import LENGTHS, Length, flops, random_example, saved_bytes
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
-from minivlm.config import IGNORE_INDEX, STAGES, Stage
+from minivlm.checkpoint import load_checkpoint
+from minivlm.config import IGNORE_INDEX, PRESETS, STAGES, Stage
+from minivlm.convert.hub import RANDOM, build
 from minivlm.data.features import encode
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.processor import Example, MiniVLMProcessor
 from minivlm.runtime.files import versions
+from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
 from minivlm.runtime.precision import PRECISIONS, WorkingCopy, give_back_memory, why_not_compiled
 from minivlm.scenes.samples import SceneRows
 from minivlm.train import PAD_TO, WINDOW, adamw, inputs_of, supervised_loss
@@ -450,3 +456,30 @@ def write(
     file = folder / "bench.json"
     file.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
     return file
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: both stages of a preset, with random weights where the package ships none."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="clip-26m", help="default: the true 26M shape")
+    parser.add_argument("--rows", type=int, default=8, help="in a step (default 8)")
+    parser.add_argument("--rounds", type=int, default=4, help="steps of each kind that count (default 4)")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: where that works")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="the folder for bench.json and bench.png")
+    options = parser.parse_args(arguments)
+    if options.preset == "scenes":
+        model, processor, _ = load_checkpoint(data_folder() / BASE)
+    else:
+        model, processor, _ = build(RANDOM, RANDOM)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    stages = {
+        name: bench(model, processor, options.preset, name, options.rows, options.rounds, options.compile)
+        for name in (PRETRAIN, SFT)
+    }
+    print(as_text(stages))
+    typed = shlex.join(["python", "tests/benchmarks/bench.py", *(sys.argv[1:] if arguments is None else arguments)])
+    print(f"Written: {write(options.out, options.preset, options.rows, stages, typed)}")
+
+
+if __name__ == "__main__":
+    main()
