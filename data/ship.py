@@ -1,8 +1,8 @@
 """Copy finished runs into data/: `python data/ship.py runs/seed-0 runs/seed-1 runs/seed-2 --timed runs/fp32`.
 
-Of the first run: its two checkpoints (W as it is, the language model in 16 bits), its answers about the seven images and
-the tables of its report. Of all runs: the headline numbers. Minutes and memory by precision: of the first run and of
-those behind `--timed`. `python docs/build.py` then writes the pages.
+Of the first run: its two checkpoints (W as it is, the language model in 16 bits), its answers about the seven images
+and the tables of its report. Of all runs: the headline numbers. Of the first run and those behind `--timed`: minutes
+and memory, by precision. `python docs/build.py` then writes the pages.
 """
 
 import argparse

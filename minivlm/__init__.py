@@ -4,6 +4,7 @@ Importing it makes `AutoConfig`, `AutoModelForImageTextToText` and `AutoProcesso
 """
 
 import os
+from importlib import import_module
 
 # On a CPU, oneDNN keeps the code that it generates for every new shape of a matrix product, a thousand of them by
 # default. No two batches of text have the same shape, so it fills gigabytes and is hardly ever used again.
@@ -13,5 +14,13 @@ from minivlm.config import MiniVLMConfig
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 
-__all__ = ["MiniVLMConfig", "MiniVLMForConditionalGeneration", "MiniVLMProcessor"]
+__all__ = ["MiniVLMConfig", "MiniVLMForConditionalGeneration", "MiniVLMProcessor", "Trainer", "load", "reply"]
 __version__ = "0.1.0"
+_LAZY = {"Trainer": "minivlm.train", "load": "minivlm.checkpoint", "reply": "minivlm.generate"}
+
+
+def __getattr__(name: str):
+    """Import what training and generation need when it is asked for, not before."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'minivlm' has no attribute {name!r}")

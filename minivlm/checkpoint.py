@@ -35,6 +35,7 @@ from minivlm.runtime.files import (
     require_writable,
     versions,
 )
+from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
 
 FORMAT = 1
 META = "minivlm.json"
@@ -141,6 +142,17 @@ def destroys(folder: str | Path, base: str | Path) -> bool:
         if (latest_folder(source) / META).is_file():
             source = (source / read_meta(source).get("base", ".")).resolve()
     return False
+
+
+def load(name: str | Path = SFT) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProcessor]:
+    """A shipped model, "base", "pretrain" or "sft", or that of a checkpoint's folder, with its processor.
+
+    Raises:
+        CheckpointError: as `load_checkpoint` raises it.
+        FileNotFoundError: a shipped model is meant, and the data folder is missing.
+    """
+    model, processor, _ = load_checkpoint(data_folder() / name if name in (BASE, PRETRAIN, SFT) else name)
+    return model, processor
 
 
 def load_checkpoint(

@@ -283,8 +283,8 @@ def _experiment(options: argparse.Namespace) -> None:
 
 
 def _caption(options: argparse.Namespace) -> None:
+    from minivlm.data.validation import without_shorthand
     from minivlm.generate import ask, reply
-    from minivlm.processor import without_shorthand
 
     model, processor = _model(options)
     prompt = without_shorthand(options.prompt)
@@ -295,8 +295,8 @@ def _caption(options: argparse.Namespace) -> None:
 
 def _chat(options: argparse.Namespace) -> None:
     from minivlm.data.images import open_image
+    from minivlm.data.validation import without_shorthand
     from minivlm.generate import ask, reply
-    from minivlm.processor import without_shorthand
 
     picture = open_image(options.file)
     model, processor = _model(options)

@@ -27,7 +27,7 @@ from minivlm.checkpoint import (
 )
 from minivlm.config import PRESETS, PROMPTS, STAGES, MiniVLMConfig, Stage
 from minivlm.data.dataset import open_dataset
-from minivlm.data.features import BATCH, FeatureCache, FeatureError, FeatureStore, stored_precision
+from minivlm.data.features import BATCH, FeatureError, FeatureStore, stored_precision
 from minivlm.evaluation.exam import EXAM_PICTURES, HOLDOUT_PICTURES, QUESTIONED, Exam, evaluate, prepare_exam
 from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration, ledger
@@ -40,8 +40,9 @@ from minivlm.runtime.processes import from_all, from_main, processes
 from minivlm.scenes.drawing.draw import draw
 from minivlm.scenes.drawing.table import TABLE
 from minivlm.scenes.facts import sample_scene
-from minivlm.scenes.samples import SceneRows
-from minivlm.train import train
+from minivlm.scenes.features import scene_features
+from minivlm.scenes.samples import SceneSamples
+from minivlm.train import Trainer
 
 PICTURES = 5000  # of training, the same for both stages
 RESULTS, SEEDS = "results.json", "results/seeds.json"
@@ -57,7 +58,7 @@ class Plan:
         data: the folder of the base weights.
         seed: decides W at the start, the rows and their order. The exam is the same for every seed.
         precision: of training, "bf16", "fp32", or "auto" for what a one-second probe finds faster.
-        compiled: as in `train`.
+        compiled: as in `Trainer`.
         pictures: how many pictures both stages train with.
         steps_scale: shortens or stretches both stages.
         exam: pictures of the exam; the hold-out and the questions shrink with it.
@@ -88,7 +89,7 @@ def run(plan: Plan) -> dict[str, Any]:
     """Do all of it; write `results.json` and the page into `plan.out`, and return what the page was made from.
 
     Raises:
-        CheckpointError, TrainingError, OSError: as `load_checkpoint` and `train` do.
+        CheckpointError, TrainingError, OSError: as `load_checkpoint` and `Trainer` do.
     """
     began, clock = time.perf_counter(), Clock()
     _check_places(plan)
@@ -96,7 +97,7 @@ def run(plan: Plan) -> dict[str, Any]:
         model, processor, _ = load_checkpoint(plan.data / BASE)
         model.to(processes().device)
         precision = _precision(plan, model)
-        cache = training_features(plan, model, processor, precision)
+        features = training_features(plan, model, processor, precision)
     drawing_gb = peak_memory_gb(plan.workers or os.cpu_count() or 1)  # helpers draw; later there are none
     with clock("exam"):
         exam = _exam(plan, model, processor)
@@ -104,7 +105,7 @@ def run(plan: Plan) -> dict[str, Any]:
     for name, parent in ((PRETRAIN, plan.data / BASE), (SFT, plan.out / PRETRAIN)):
         stage = plan.stage(name)
         with clock(name):
-            log = train_stage(plan, name, model, processor, parent, plan.out / name, cache, precision)
+            log = train_stage(plan, name, model, processor, parent, plan.out / name, features, precision)
         clock.at_least(name, sum(entry["seconds"] for entry in log))
         with clock("exam"):
             record["exam"][name] = evaluate(model, processor, exam)
@@ -121,8 +122,8 @@ def run(plan: Plan) -> dict[str, Any]:
 
 def training_features(
     plan: Plan, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, precision: str
-) -> FeatureCache:
-    """Draw the training pictures and encode them, once for both stages. Several processes share the work.
+) -> torch.Tensor:
+    """Draw the training pictures and encode them (I, N, Dv), once for both stages. Several processes share the work.
 
     Each takes whole batches of the encoder, so that the features are the same to the last bit.
     """
@@ -132,9 +133,9 @@ def training_features(
     title = "training pictures" if here.is_main_process else ""
     workers = plan.workers or max(1, (os.cpu_count() or 1) // here.num_processes)
     scenes = [sample_scene("train", i) for i in mine]
-    made = [FeatureCache.of_scenes(model, processor, scenes, None, precision, workers, title).features] if mine else []
+    made = [scene_features(model, processor, scenes, None, precision, workers, title)] if mine else []
     shares = from_all(made)
-    return FeatureCache(shares[0] if len(shares) == 1 else torch.cat(shares))  # one process needs no copy
+    return shares[0] if len(shares) == 1 else torch.cat(shares)  # one process needs no copy
 
 
 def train_stage(
@@ -144,25 +145,27 @@ def train_stage(
     processor: MiniVLMProcessor,
     parent: Path,
     out: Path,
-    cache: FeatureCache | None = None,
+    features: torch.Tensor | None = None,
     precision: str | None = None,
 ) -> list[dict[str, Any]]:
     """Train one stage as planned, from `parent` into `out`; returns its log.
 
     Raises:
-        CheckpointError, TrainingError, OSError: as `train` does.
+        CheckpointError, TrainingError, OSError: as `Trainer` does.
     """
     stage = plan.stage(name)
     require_parent(read_meta(parent), stage, parent)  # what training would refuse is refused before minutes of drawing
     from_main(lambda: require_place(out, parent))  # it alone writes there
     model.to(processes().device)
     precision = precision or from_main(lambda: _precision(plan, model))
-    cache = cache or training_features(plan, model, processor, precision)
-    rows = SceneRows(name, plan.pictures, stage.steps * stage.batch_size * stage.accumulation, plan.seed)
-    return train(
-        model, processor, rows, stage, out, parent=parent, seed=plan.seed,
-        features=cache, precision=precision, compiled=plan.compiled, resume=plan.resume, command=plan.command,
-    )  # fmt: skip
+    if features is None:
+        features = training_features(plan, model, processor, precision)
+    count = stage.steps * stage.batch_size * stage.accumulation
+    samples = SceneSamples(name, plan.pictures, count, plan.seed, features=features)
+    return Trainer(
+        model, processor, samples, stage, out, parent=parent, seed=plan.seed,
+        precision=precision, compiled=plan.compiled, resume=plan.resume, command=plan.command,
+    ).fit()  # fmt: skip
 
 
 def recipe_for(config: MiniVLMConfig) -> str:
@@ -198,17 +201,17 @@ def train_on_index(
     precision: str | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
-    """Train one stage on the samples of a data set, from `parent` into `out`; further options: `train`. Its log.
+    """Train one stage on the samples of a data set, from `parent` into `out`; further options: `Trainer`. Its log.
 
     Args:
         features: a folder for what the encoder makes of the images. What is missing there is encoded before the first
             step; None encodes in every step.
-        precision: as in `train`; with `features`, None is that of the store, if there is one.
+        precision: as in `Trainer`; with `features`, None is that of the store, if there is one.
 
     Raises:
         DatasetError: there is no data set, or training on it could end at a sample.
         FeatureError: `features` holds features of something else, or has no room.
-        CheckpointError, TrainingError, OSError: as `train` does.
+        CheckpointError, TrainingError, OSError: as `Trainer` does.
     """
     require_parent(read_meta(parent), stage, parent)
     samples = open_dataset(index)
@@ -220,7 +223,7 @@ def train_on_index(
         model.to(processes().device)
         precision = precision or from_main(lambda: stored_precision(features) or choose_precision(model))
         samples = samples.with_features(FeatureStore.build(features, samples, model, processor, precision))
-    return train(model, processor, samples, stage, out, parent=parent, precision=precision, **options)
+    return Trainer(model, processor, samples, stage, out, parent=parent, precision=precision, **options).fit()
 
 
 class Clock:

@@ -10,8 +10,6 @@ Letters: B batch, T sequence, N image tokens per picture, I pictures in the batc
 """
 
 import math
-import re
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -20,18 +18,10 @@ from transformers import AutoProcessor, BatchFeature, CLIPImageProcessorPil, Pre
 from transformers.processing_utils import ProcessorMixin
 
 from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN, MiniVLMConfig
-from minivlm.data.images import open_image
+from minivlm.data.images import ImageSource, open_image
+from minivlm.data.samples import Example, Sample
+from minivlm.data.validation import SampleError, check_count, check_messages, images_of
 from minivlm.placeholders import expand_placeholders
-
-HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")  # a surrogate without its other half, as JSON's "\ud800" makes it
-ROLES = ("system", "user", "assistant")
-
-
-class SampleError(ValueError):
-    """A row cannot be used. The message says which row, what is wrong with it and what to do."""
-
-    def __init__(self, where: str, problem: str):
-        super().__init__(f"{where}: {problem}" if where else problem)
 
 
 class Piece(NamedTuple):
@@ -40,25 +30,6 @@ class Piece(NamedTuple):
     text: str
     control: bool = False
     supervised: bool = False
-
-
-@dataclass
-class Example:
-    """One conversation, ready to be collated.
-
-    Attributes:
-        input_ids: token ids (T,), every picture already N placeholders.
-        labels: the same ids (T,) where the model learns, `IGNORE_INDEX` elsewhere.
-        pictures: what stands behind the placeholders, in order: paths, bytes, Pillow images, or None.
-        where: the row's name for error messages.
-        patch_features: (I, N, Dv) features of the pictures, computed before; they replace the pictures.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    pictures: list = field(default_factory=list)
-    where: str = ""
-    patch_features: torch.Tensor | None = None
 
 
 class MiniVLMProcessor(ProcessorMixin):
@@ -143,7 +114,7 @@ class MiniVLMProcessor(ProcessorMixin):
         for index, (one, shown) in enumerate(zip(texts, pictures, strict=True)):
             ids = self.tokenizer.encode(one, add_special_tokens=False, verbose=False)
             ids = expand_placeholders(ids, self.image_token_id, self.num_image_tokens)
-            rows.append(self._rendered(ids, [IGNORE_INDEX] * len(ids), shown, f"text {index}", max_length))
+            rows.append(self._example(ids, [IGNORE_INDEX] * len(ids), shown, f"text {index}", max_length))
         return self._batch(rows, return_tensors, padding, padding_side)
 
     def apply_chat_template(
@@ -180,40 +151,40 @@ class MiniVLMProcessor(ProcessorMixin):
         options = {"return_tensors": return_tensors, "padding": padding, "padding_side": padding_side}
         options |= {"max_length": max_length} | (processor_kwargs or {})
         limit = options.pop("max_length")
-        rows, texts = [], []
+        examples, texts = [], []
         for index, messages in enumerate(conversation if several else [conversation]):
-            where = f"conversation {index}" if several else ""
-            pieces = self._pieces(messages, where)
+            name = f"conversation {index}" if several else ""
+            messages = check_messages(messages, name)
+            pieces = self._pieces(messages)
             if continue_final_message:
                 pieces = pieces[:-2]  # without the end token and its newline
             if add_generation_prompt:
                 pieces += [Piece(self.tokenizer.bos_token, control=True), Piece("assistant\n")]
             texts.append("".join(piece.text for piece in pieces))
             if tokenize:
-                rows.append(self._rendered(*self._encode(pieces), _pictures(messages, where), where, limit))
+                examples.append(self._example(*self._encode(pieces), images_of(messages), name, limit))
         if not tokenize:
             return texts if several else texts[0]
-        batch = self._batch(rows, **options)
+        batch = self._batch(examples, **options)
         return batch if return_dict else batch["input_ids"]
 
-    def render(self, messages: list[dict], where: str = "", max_length: int | None = None) -> Example:
-        """One training conversation: ids and labels side by side.
+    def encode(self, sample: Sample, max_length: int | None = None) -> Example:
+        """A sample's ids and labels, side by side.
 
         Supervised are, in every assistant turn, the answer's own ids and the end token; nothing else.
 
         Raises:
-            SampleError: no assistant turn, an empty answer, an image in an answer, or more than `max_length` tokens (by
-                default the tokenizer's `model_max_length`). Nothing is ever cut: a cut can fall into an image block
-                or leave a question without its answer.
+            SampleError: more than `max_length` tokens (by default the tokenizer's `model_max_length`). Nothing is ever
+                cut: a cut can fall into an image block or leave a question without its answer.
         """
-        check_answers(messages, where)
-        ids, labels = self._encode(self._pieces(messages, where))
-        return self._rendered(ids, labels, _pictures(messages, where), where, max_length)
+        ids, labels = self._encode(self._pieces(sample.messages))
+        images = sample.images if sample.patch_features is None else []
+        return self._example(ids, labels, images, sample.name, max_length, sample.patch_features)
 
     def collate(
-        self, rows: list[Example], padding_side: str = "right", pad_to_multiple_of: int = 1
+        self, examples: list[Example], padding_side: str = "right", pad_to_multiple_of: int = 1
     ) -> dict[str, torch.Tensor]:
-        """Pad rendered rows into one training batch, to the longest row or a little beyond.
+        """Pad examples into one training batch, to the longest one or a little beyond.
 
         Args:
             pad_to_multiple_of: T becomes a multiple of this, so that batches have few different shapes.
@@ -223,12 +194,12 @@ class MiniVLMProcessor(ProcessorMixin):
             `patch_features` (I, N, Dv) or `pixel_values` (I, 3, H, W).
 
         Raises:
-            SampleError: only some rows carry their pictures or features.
+            SampleError: only some examples carry their images or features.
             ImageError: a picture cannot be read.
         """
-        batch = dict(self._batch(rows, "pt", True, padding_side, pad_to_multiple_of))
+        batch = dict(self._batch(examples, "pt", True, padding_side, pad_to_multiple_of))
         width = batch["input_ids"].shape[1]
-        labels = [_pad(row.labels, width, IGNORE_INDEX, padding_side) for row in rows]
+        labels = [_pad(example.labels, width, IGNORE_INDEX, padding_side) for example in examples]
         return batch | {"labels": torch.tensor(labels)}  # (B, T)
 
     def pixels(self, pictures: list) -> torch.Tensor:
@@ -236,18 +207,16 @@ class MiniVLMProcessor(ProcessorMixin):
         opened = [open_image(picture) for picture in pictures]
         return self.image_processor(opened, return_tensors="pt")["pixel_values"]
 
-    def _pieces(self, messages: list[dict], where: str) -> list[Piece]:
-        """`<|im_start|>role\\ncontent<|im_end|>\\n` for every message; an image part is `<image>\\n`."""
-        if not messages:
-            raise SampleError(where, "the conversation is empty; give at least one message")
-        if self.system is not None and messages[0].get("role") != "system":
-            messages = [{"role": "system", "content": self.system}, *messages]
+    def _pieces(self, messages: list[dict]) -> list[Piece]:
+        """`<|im_start|>role\\ncontent<|im_end|>\\n` for every checked message; an image part is `<image>\\n`."""
+        if self.system is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": [{"type": "text", "text": self.system}]}, *messages]
         start, end = self.tokenizer.bos_token, self.tokenizer.eos_token
         pieces = []
         for message in messages:
-            parts, answer = _parts(message, where), message["role"] == "assistant"
+            answer = message["role"] == "assistant"
             pieces += [Piece(start, control=True), Piece(f"{message['role']}\n")]
-            for part in parts:
+            for part in message["content"]:
                 if part["type"] == "image":
                     pieces += [Piece(IMAGE_TOKEN, control=True), Piece("\n")]
                 else:
@@ -270,127 +239,60 @@ class MiniVLMProcessor(ProcessorMixin):
             labels += new if piece.supervised else [IGNORE_INDEX] * len(new)
         return ids, labels
 
-    def _rendered(self, ids: list, labels: list, pictures: list, where: str, max_length: int | None) -> Example:
+    def _example(
+        self,
+        ids: list[int],
+        labels: list[int],
+        images: list[ImageSource],
+        name: str,
+        max_length: int | None,
+        patch_features: torch.Tensor | None = None,
+    ) -> Example:
         limit = max_length or self.tokenizer.model_max_length
         if len(ids) > limit:
             cures = ["shorten the text", "show fewer pictures", *(["raise max_length"] if max_length else [])]
             raise SampleError(
-                where,
+                name,
                 f"{len(ids)} tokens, {ids.count(self.image_token_id)} of them for pictures, where {limit} are allowed; "
                 f"{', '.join(cures[:-1])} or {cures[-1]} (nothing is ever cut)",
             )
-        return Example(ids, labels, pictures, where)
+        return Example(ids, labels, images, name, patch_features)
 
     def _batch(
         self,
-        rows: list[Example],
+        examples: list[Example],
         return_tensors: str | None,
         padding: bool,
         padding_side: str,
         pad_to_multiple_of: int = 1,
     ) -> BatchFeature:
-        """Pad the ids and gather what is shown."""
-        longest = max(len(row.input_ids) for row in rows)
-        width = math.ceil(longest / pad_to_multiple_of) * pad_to_multiple_of if padding else 0
-        masks = [[1] * len(row.input_ids) for row in rows]
-        images = [row.input_ids.count(self.image_token_id) // self.num_image_tokens for row in rows]
+        """Pad the ids and gather the images or their features."""
+        ids = [example.input_ids for example in examples]
+        width = math.ceil(max(map(len, ids)) / pad_to_multiple_of) * pad_to_multiple_of if padding else 0
+        counts = [row.count(self.image_token_id) // self.num_image_tokens for row in ids]
         data = {
-            "input_ids": [_pad(row.input_ids, width, self.tokenizer.pad_token_id, padding_side) for row in rows],
-            "attention_mask": [_pad(mask, width, 0, padding_side) for mask in masks],
-            "images_per_row": images,
+            "input_ids": [_pad(row, width, self.tokenizer.pad_token_id, padding_side) for row in ids],
+            "attention_mask": [_pad([1] * len(row), width, 0, padding_side) for row in ids],
+            "images_per_row": counts,
         }
-        return BatchFeature(data | self._shown(rows, images), tensor_type=return_tensors)
+        return BatchFeature(data | self._vision_inputs(examples, counts), tensor_type=return_tensors)
 
-    def _shown(self, rows: list[Example], images_per_row: list[int]) -> dict[str, torch.Tensor]:
-        """`patch_features` if rows carry them, else `pixel_values`; nothing if the caller keeps them to himself."""
-        features = any(row.patch_features is not None for row in rows)
-        shown = [row.patch_features if features else [p for p in row.pictures if p is not None] for row in rows]
-        shown = [[] if held is None else held for held in shown]
-        if not any(map(len, shown)):
+    def _vision_inputs(self, examples: list[Example], counts: list[int]) -> dict[str, torch.Tensor]:
+        """`patch_features` if examples carry them, else `pixel_values`; nothing if the caller keeps them to himself."""
+        features = [example.patch_features for example in examples]
+        known = any(held is not None for held in features)
+        held = [[] if one is None else one for one in features] if known else [example.images for example in examples]
+        if not any(map(len, held)):
             return {}
-        for row, images, held in zip(rows, images_per_row, shown, strict=True):
-            if len(held) != images:
-                kind = "features" if features else "picture files"
-                raise SampleError(row.where, f"{images} pictures, but {kind} for {len(held)}; give all of them or none")
-        if features:
-            return {"patch_features": torch.cat([held for held in shown if len(held)])}  # (I, N, Dv)
-        return {"pixel_values": self.pixels([picture for held in shown for picture in held])}  # (I, 3, H, W)
-
-
-def messages_from_row(conversations: list[dict], images: list, where: str = "") -> list[dict]:
-    """A file row's strings, in which `<image>` is a placeholder, as chat messages with image parts.
-
-    This is the seed's shorthand: `[{"role": "user", "content": "<image>\\n这个图像中有什么内容？"}]` and one picture.
-    An image part ends its line, so a newline right after `<image>` belongs to it.
-
-    Raises:
-        SampleError: more or fewer `<image>` than pictures, or a turn that is no role with a string.
-    """
-    if not isinstance(conversations, list) or not all(
-        isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in conversations
-    ):
-        raise SampleError(where, 'the conversation must be a list of turns {"role": "user", "content": "text"}')
-    _check_count(sum(turn["content"].count(IMAGE_TOKEN) for turn in conversations), len(images), where)
-    pictures = iter(images)
-    messages = []
-    for turn in conversations:
-        first, *others = turn["content"].split(IMAGE_TOKEN)
-        parts = [{"type": "text", "text": first}]
-        for text in others:
-            parts.append({"type": "image", "image": next(pictures)})
-            parts.append({"type": "text", "text": text.removeprefix("\n")})
-        messages.append({"role": turn.get("role"), "content": parts})
-    return messages
-
-
-def without_shorthand(text: str) -> str:
-    """Take off a leading "<image>" and the end of its line, real or typed as "\\n"; all other text is as it was."""
-    for newline in ("\n", "\\n"):
-        if text.startswith(IMAGE_TOKEN + newline):
-            return text.removeprefix(IMAGE_TOKEN + newline)
-    return text
-
-
-def check_answers(messages: list[dict], where: str = "") -> None:
-    """Refuse a conversation from which nothing can be learnt.
-
-    Raises:
-        SampleError: a turn is not understood, none is the assistant's, or one of the assistant's is empty or a picture.
-    """
-    turns = [(message.get("role"), _parts(message, where)) for message in messages]
-    answers = [parts for role, parts in turns if role == "assistant"]
-    if not answers:
-        raise SampleError(where, "there is no supervised token, as no turn is the assistant's; add it or drop the row")
-    for parts in answers:
-        if any(part["type"] == "image" for part in parts):
-            raise SampleError(where, "a picture stands in an assistant turn; move it to a user turn")
-        if not any(part["text"].strip() for part in parts):
-            raise SampleError(where, "an assistant turn is empty; write the answer or drop the row")
-
-
-def _parts(message: dict, where: str) -> list[dict]:
-    """A message's content as a list of checked parts."""
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise SampleError(where, f"a turn has the role {role!r}; the roles are {', '.join(ROLES)}")
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    if not isinstance(parts, list):
-        raise SampleError(where, f"the {role}'s content is {type(content).__name__}; give a string or a list of parts")
-    for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else part
-        if kind != "image" and not (kind == "text" and isinstance(part.get("text"), str)):
-            raise SampleError(where, f"the {role}'s turn has a part {kind!r}; parts are text (with its text) and image")
-        if kind == "text" and (half := HALF_A_CHARACTER.search(part["text"])):
-            raise SampleError(
-                where, f"the {role}'s text has {half[0]!r}, half of a character (a lone surrogate); take it out"
-            )
-    return parts
-
-
-def _pictures(messages: list[dict], where: str) -> list:
-    """What the image parts of a conversation carry, in order; None where a part carries nothing."""
-    parts = [part for message in messages for part in _parts(message, where) if part["type"] == "image"]
-    return [next((part[key] for key in ("image", "path", "url") if key in part), None) for part in parts]
+        for example, count, one in zip(examples, counts, held, strict=True):
+            if len(one) != count:
+                kind = "features" if known else "picture files"
+                raise SampleError(
+                    example.name, f"{count} pictures, but {kind} for {len(one)}; give all of them or none"
+                )
+        if known:
+            return {"patch_features": torch.cat([one for one in held if len(one)])}  # (I, N, Dv)
+        return {"pixel_values": self.pixels([image for one in held for image in one])}  # (I, 3, H, W)
 
 
 def _joined(pieces: list[Piece]) -> list[Piece]:
@@ -417,17 +319,8 @@ def _deal(images: Any, counts: list[int]) -> list[list]:
     if len(dealt) != len(counts):
         raise SampleError("", f"{len(counts)} texts, but {len(dealt)} lists of pictures; give one list per text")
     for index, (count, row) in enumerate(zip(counts, dealt, strict=True)):
-        _check_count(count, len(row), f"text {index}")
+        check_count(count, len(row), f"text {index}")
     return dealt
-
-
-def _check_count(placeholders: int, pictures: int, where: str) -> None:
-    if placeholders != pictures:
-        raise SampleError(
-            where,
-            f"{placeholders} {IMAGE_TOKEN} in the text, but {pictures} pictures; "
-            f"write one {IMAGE_TOKEN} for each picture, or correct the list of pictures",
-        )
 
 
 def _pad(values: list[int], length: int, filler: int, side: str) -> list[int]:

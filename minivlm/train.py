@@ -1,9 +1,9 @@
 """One loop for both stages: what differs between them is data (`config.STAGES`). Letters as in `config.py`.
 
-Everything that decides the weights is a pure function of the parent checkpoint, the rows, the stage and the seed: the
-order of the rows, the schedule, even dropout. So a run that was killed goes on from its last checkpoint and ends with
-the bytes of one that never was, and several processes learn what one learns: each takes its share of every step's rows,
-and all add up what they found in one message.
+Everything that decides the weights is a pure function of the parent checkpoint, the samples, the stage and the seed:
+the order of the samples, the schedule, even dropout. So a run that was killed goes on from its last checkpoint and ends
+with the bytes of one that never was, and several processes train as one does: each takes its share of every step's
+examples, and the gradients are summed with one all-reduce.
 """
 
 import hashlib
@@ -14,14 +14,13 @@ import pickle
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
@@ -35,10 +34,9 @@ from minivlm.checkpoint import (
     save_checkpoint,
 )
 from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
-from minivlm.data.features import FeatureCache
-from minivlm.data.samples import Sample
+from minivlm.data.samples import Example, Sample
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration, draw_projector, ledger, set_trainable
-from minivlm.processor import Example, MiniVLMProcessor
+from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.files import latest_folder
 from minivlm.runtime.precision import (
     PRECISIONS,
@@ -78,33 +76,19 @@ class TrainingError(ValueError):
     """A run cannot start or go on. The message says what was wrong and what to do."""
 
 
-def train(
-    model: MiniVLMForConditionalGeneration,
-    processor: MiniVLMProcessor,
-    rows: Sequence[Sample],
-    stage: Stage,
-    out: str | Path,
-    *,
-    parent: str | Path,
-    seed: int = 0,
-    features: FeatureCache | None = None,
-    precision: str | None = None,
-    compiled: bool | None = None,
-    resume: bool = True,
-    save_every: int = 200,
-    on_step: Callable[[int, float, MiniVLMForConditionalGeneration], None] | None = None,
-    command: str = "",
-) -> list[dict[str, Any]]:
-    """Train one stage and write its checkpoint; stopped at any moment, the same call goes on where it was.
+class Trainer:
+    """One stage at work: `Trainer(…).fit()` trains it and writes its checkpoint.
+
+    Stopped at any moment, the same call goes on where it was.
 
     Args:
         model: the parent's weights, from `load_checkpoint(parent)` (stage 1 draws W anew from `seed`). It is trained
             in place and comes back in evaluation mode with the weights of `out`.
-        rows: taken in an order that only `seed` decides, again and again if there are too few.
-        stage: what trains, how fast, how long. Its `batch_size * accumulation` rows a step are those of all processes.
+        samples: taken in an order that only `seed` decides, again and again if there are too few. Those with
+            `patch_features` need no encoder; the images of the others are encoded in every step.
+        stage: what trains, how fast, how long. Its `batch_size * accumulation` samples a step are of all processes.
         out: the checkpoint to write. It holds the parts that trained; the others are taken from `parent`. Of several
             processes only the main one reads and writes it: they need no disk in common.
-        features: what the encoder made of the rows' pictures; None encodes them in every step.
         precision: "fp32", or "bf16" to compute in 16 bits (the weights stay in 32); None measures, `choose_precision`.
         compiled: compile the language model's layers; None where it pays and works, `choose_compiled`.
         resume: go on if `out` holds this very run. False starts anew and replaces it.
@@ -112,169 +96,125 @@ def train(
         on_step: called after every step, in the main process, with the steps done, the loss and the model.
         command: what the user typed, for the record.
 
-    Returns:
-        The log: per step its step, loss, learning_rates, grad_norm, tokens, seconds, tokens_per_second.
+    Attributes:
+        order: `order[step]` has the examples of a step, those of all processes.
+        log: per step its step, loss, learning_rates, grad_norm, tokens, seconds, tokens_per_second.
 
     Raises:
-        TrainingError: the model is not the parent's; `out` is the parent, holds another run or a damaged one; the loss
-            is not finite; a step has no supervised token; a frozen weight moved; there are no rows, or fewer in a step
-            than processes; or two processes were given different things.
-        CheckpointError, SampleError, ImageError, FeatureError: what was given cannot be used.
+        TrainingError: the model is not the parent's; `out` is the parent, holds another run or a damaged one; there
+            are no samples, or fewer in a step than processes; or two processes were given different things.
+        CheckpointError, SampleError, FolderError: what was given cannot be used.
         OSError: the checkpoint cannot be written: found out before the first step, but for a disk that fills up.
         ProcessError: another process stopped.
         CompileError: the layers shall be compiled and cannot be.
-        KeyboardInterrupt: Ctrl-C. The step at hand was finished and a checkpoint written.
     """
-    order = RowOrder(rows, processor, stage.batch_size * stage.accumulation, seed)
-    run = Run(model, processor, stage, order, features, Path(out), Path(parent))
-    run.begin(precision, compiled, command, resume)
-    devices = [model.device] if model.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices), first_interrupt() as interrupted:
-            run.to_the_end(save_every, on_step, interrupted)
-    finally:
-        model.zero_grad()
-    return run.log
 
-
-@dataclass
-class Run:
-    """A stage at work: the model, where its rows come from, the optimizer's state and the log so far."""
-
-    model: MiniVLMForConditionalGeneration
-    processor: MiniVLMProcessor
-    stage: Stage
-    order: "RowOrder"
-    features: FeatureCache | None
-    out: Path
-    parent: Path
-    processes: PartialState = field(default_factory=processes)
-    log: list[dict[str, Any]] = field(default_factory=list)
-
-    def begin(self, precision: str | None, compiled: bool | None, command: str, resume: bool) -> None:
-        """Check what was given, free what trains, and go on from `out` if it holds this run; print the ledger."""
-        count = self.processes.num_processes
-        if self.stage.batch_size < count:
-            raise TrainingError(
-                f"a batch of {self.stage.batch_size} cannot be dealt to {count} processes; raise batch_size"
-            )
-        if precision not in (None, *PRECISIONS):
-            raise TrainingError(f"there is no precision {precision!r}; choose 'fp32' or 'bf16', or None to measure")
-        earlier = from_main(lambda: self._found(resume))
-        self.model.to(self.processes.device)
-        origin = check_parent(self.model, self.processor, self.stage, self.parent)
-        if self.stage.parent == "base":
-            draw_projector(self.model, self.order.seed)
-        about = {
-            "stage": self.stage.name,
-            "command": command,
-            "seed": self.order.seed,
-            "recipe": asdict(self.stage),
-            "rows": {"count": len(self.order.rows), "first": self.order.fingerprint()},
-            "precision": from_main(lambda: precision or earlier.get("precision") or choose_precision(self.model)),
-            "compiled": from_main(lambda: self._compiled(compiled, earlier)),
-            "parent": origin,
-        }
-        self.about = json.loads(json.dumps(about))  # as it will be read back
+    def __init__(
+        self,
+        model: MiniVLMForConditionalGeneration,
+        processor: MiniVLMProcessor,
+        samples: Sequence[Sample],
+        stage: Stage,
+        out: str | Path,
+        *,
+        parent: str | Path,
+        seed: int = 0,
+        precision: str | None = None,
+        compiled: bool | None = None,
+        resume: bool = True,
+        save_every: int = 200,
+        on_step: Callable[[int, float, MiniVLMForConditionalGeneration], None] | None = None,
+        command: str = "",
+    ):
+        self.model, self.processor, self.stage, self.seed = model, processor, stage, seed
+        self.out, self.parent = Path(out), Path(parent)
+        self.save_every, self.on_step = save_every, on_step
+        self.processes, self.interrupted, self.stopping = processes(), threading.Event(), False
+        self.order = SampleOrder(samples, processor, stage.batch_size * stage.accumulation, seed)
+        self.log: list[dict[str, Any]] = []
+        self._check_options(precision)
+        earlier = from_main(lambda: self._earlier_run(resume))
+        model.to(self.processes.device)
+        self.about = self._identity(earlier, precision, compiled, command)
         self._require_one_run()
-        set_trainable(self.model, self.stage)
-        self.optimizer = adamw(self.model, self.stage)
+        set_trainable(model, stage)
+        self.optimizer = adamw(model, stage)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.frozen = self._frozen_hashes()
         if earlier:
-            self.resume(earlier)
-        self.processes.print(ledger(self.model, self.stage))
+            self._restore(earlier)
+        encoder = all(example.patch_features is None for example in self.order[0])
+        self.working_copy = WorkingCopy(model, self.about["precision"], self.about["compiled"], encoder=encoder)
+        self.processes.print(ledger(model, stage))
 
-    def _compiled(self, wanted: bool | None, earlier: Mapping[str, Any]) -> bool:
-        """What was asked for, or what the run in `out` did; else whether it pays."""
-        if wanted is None and not earlier:
-            return choose_compiled(self.model, self.stage.steps * self.order.rows_per_step)
-        return bool(earlier.get("compiled")) if wanted is None else wanted
+    def fit(self) -> list[dict[str, Any]]:
+        """All steps that are left, with a checkpoint every so often and at the end; returns the log.
 
-    def _found(self, resume: bool) -> dict[str, Any]:
-        """What the run in `out` says about itself, if there is one to go on with. The place itself is checked first."""
-        require_place(self.out, self.parent)
-        return read_meta(self.out) if resume and _holds_something(self.out) else {}
-
-    def _require_one_run(self) -> None:
-        """Machines may hold different files under the same names; nobody would notice, and the weights would differ."""
-        given = from_all([self.about])
-        for number, about in enumerate(given):
-            if others := _differences(given[0], about):
-                raise TrainingError(
-                    f"process {number} of {len(given)} was given another run than the main process: its {others}; "
-                    "give every machine the same parent, rows and options"
-                )
-
-    def to_the_end(self, save_every: int, on_step: Callable | None, interrupted: threading.Event) -> None:
-        """All steps that are left, with a checkpoint every so often and at the end."""
-        main, steps = self.processes.is_main_process, self.stage.steps
-        looks = self.features is None and getattr(self.order.rows, "features", None) is None
-        self.working = WorkingCopy(self.model, self.about["precision"], self.about["compiled"], encoder=looks)
-        told = {"desc": f"stage {self.stage.name}", "unit": "step", "mininterval": BAR_EVERY, "disable": not main}
-        bar = tqdm(total=steps, initial=len(self.log), **told)
-        stop = False
-        with bar:
-            while len(self.log) < steps:
-                stop = self.step(len(self.log), interrupted)
-                done, loss = len(self.log), self.log[-1]["loss"]
-                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                bar.update()
-                if on_step is not None and main:
-                    on_step(done, loss, self.model)
-                if done % TIDY_EVERY == 0:
-                    give_back_memory()
-                if stop or done % save_every == 0 or done == steps:
-                    self.save()
-                if stop:
-                    break
-        if stop or interrupted.is_set():
+        Raises:
+            TrainingError: as `train_step` raises it; or a frozen weight moved.
+            ImageError, SampleError, FeatureError: a sample of a step cannot be used.
+            OSError: the checkpoint cannot be written.
+            ProcessError: another process stopped.
+            KeyboardInterrupt: Ctrl-C. The step at hand was finished and a checkpoint written.
+        """
+        steps, main = self.stage.steps, self.processes.is_main_process
+        devices = [self.model.device] if self.model.device.type == "cuda" else []
+        options = {"desc": f"stage {self.stage.name}", "unit": "step", "mininterval": BAR_EVERY, "disable": not main}
+        bar = tqdm(total=steps, initial=len(self.log), **options)
+        try:
+            with torch.random.fork_rng(devices), first_interrupt() as self.interrupted, bar:
+                while len(self.log) < steps and not self.stopping:
+                    began, examples = time.perf_counter(), self.order[len(self.log)]
+                    loss = self.train_step(examples)
+                    self._record(loss, examples, time.perf_counter() - began)
+                    done = len(self.log)
+                    bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                    bar.update()
+                    if self.on_step is not None and main:
+                        self.on_step(done, loss, self.model)
+                    if done % TIDY_EVERY == 0:
+                        give_back_memory()
+                    if self.stopping or done % self.save_every == 0 or done == steps:
+                        self.save()
+        finally:
+            self.model.zero_grad()
+        if self.stopping or self.interrupted.is_set():
             self.processes.print(
                 f"Stopped after step {len(self.log)} of {steps}. {self.out} is a checkpoint that can be used as it "
                 "is; run the same command again to go on from there."
             )
             raise KeyboardInterrupt
+        return self.log
 
-    def step(self, step: int, interrupted: threading.Event) -> bool:
-        """One optimizer step, counted from 0. Returns whether any process was interrupted until now.
+    def train_step(self, examples: list[Example]) -> float:
+        """One optimizer step on the examples of all processes; returns the loss.
 
-        The loss is the mean over the supervised tokens of the whole step, whatever passes and processes its rows are
-        dealt to. Every process knows all rows of the step, so it can divide by their tokens before it adds anything.
+        The loss is the mean over the supervised tokens of all examples, whatever passes and processes they go to. Every
+        process knows all examples, so it divides by their tokens before the gradients are summed.
+
+        Raises:
+            TrainingError: no token is supervised, or the loss or the gradient is not finite.
         """
-        began, rows = time.perf_counter(), self.order[step]
-        supervised = sum(label != IGNORE_INDEX for row in rows for label in row.labels[1:])
-        if not supervised:
-            raise TrainingError(
-                f"step {step + 1} has no supervised token, so there is nothing to learn: all labels of its {len(rows)} "
-                f"rows are {IGNORE_INDEX}. Its first rows are {', '.join(row.where for row in rows[:4])}. Render one "
-                "and look at its labels: was it written in the chat template of another model?"
-            )
+        step, rank, count = len(self.log), self.processes.process_index, self.processes.num_processes
+        supervised = self._supervised_tokens(examples)
         rates = learning_rates(step, self.stage)
         for group in self.optimizer.param_groups:
             group["lr"] = rates[group["part"]]
-        torch.manual_seed(_seed(self.about["seed"], step, self.processes.process_index))  # for dropout
-        loss = torch.zeros((), device=self.processes.device)
-        for part in deal(rows, self.processes.process_index, self.processes.num_processes, self.stage.accumulation):
-            share = supervised_loss(self.working.model, self._batch(part)) / supervised
-            if share.requires_grad:  # a part without any picture teaches W nothing
-                self.working.backward(share)
-            loss += share.detach()
-        loss, stop = self._sum_over_processes(loss, interrupted.is_set())
-        norm = clip_grad_norm_(self.parameters, self.stage.clip_norm).item()
-        if not math.isfinite(loss + norm):
-            raise TrainingError(
-                f"step {step + 1} has the loss {loss} and a gradient of norm {norm}; its first rows are "
-                f"{', '.join(row.where for row in rows[:4])}. Look at these, or lower the learning rate; the last "
-                "checkpoint is as it was"
-            )
-        self.optimizer.step()
+        torch.manual_seed(_seed(self.seed, step, rank))  # for dropout
         self.optimizer.zero_grad(set_to_none=False)
-        self.working.refresh()
-        tokens, seconds = sum(len(row.input_ids) for row in rows), time.perf_counter() - began
-        entry = {"step": step + 1, "loss": loss, "learning_rates": rates, "grad_norm": norm}
-        entry |= {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-        self.log.append(entry)
-        return stop
+        loss = torch.zeros((), device=self.processes.device)
+        for part in shard(examples, rank, count, self.stage.accumulation):
+            batch = self.processor.collate(part, pad_to_multiple_of=PAD_TO)
+            batch = {name: tensor.to(self.processes.device) for name, tensor in batch.items()}
+            share = supervised_loss(self.working_copy.model, batch) / supervised
+            if share.requires_grad:  # without any image nothing leads to W
+                self.working_copy.backward(share)
+            loss += share.detach()
+        mean, self.stopping = self._all_reduce(loss)
+        name = f"step {step + 1} (its first samples are {_names(examples)})"
+        self.grad_norm = optimizer_step([self.optimizer], self.parameters, self.stage.clip_norm, mean, name)
+        self.working_copy.refresh()
+        return mean
 
     def save(self) -> None:
         """Check that what is frozen is as it was; then the main process writes the checkpoint."""
@@ -287,22 +227,55 @@ class Run:
             self._write()
         self.processes.wait_for_everyone()
 
-    def _write(self) -> None:
-        finished = len(self.log) == self.stage.steps
-        files = {LOG: "".join(json.dumps(entry) + "\n" for entry in self.log).encode()}
-        if not finished:
-            state = io.BytesIO()
-            torch.save(self.optimizer.state_dict(), state)
-            files[RESUME] = state.getvalue()
-        meta = self.about | {
-            "steps": len(self.log),
-            "finished": finished,
-            "metrics": {"loss": self.log[-1]["loss"], "seconds": sum(entry["seconds"] for entry in self.log)},
-            "text_probe": text_probe(self.model, self.processor),
-        }
-        save_checkpoint(self.out, self.model, self.processor, meta, self.stage.trains, base=self.parent, extra=files)
+    # ---- before the first step
 
-    def resume(self, earlier: Mapping[str, Any]) -> None:
+    def _check_options(self, precision: str | None) -> None:
+        if self.stage.batch_size < self.processes.num_processes:
+            raise TrainingError(
+                f"a batch of {self.stage.batch_size} cannot be shared by {self.processes.num_processes} processes; "
+                "raise batch_size"
+            )
+        if precision not in (None, *PRECISIONS):
+            raise TrainingError(f"there is no precision {precision!r}; choose 'fp32' or 'bf16', or None to measure")
+
+    def _earlier_run(self, resume: bool) -> dict[str, Any]:
+        """What the run in `out` says about itself, if there is one to go on with. The place itself is checked first."""
+        require_place(self.out, self.parent)
+        return read_meta(self.out) if resume and _holds_something(self.out) else {}
+
+    def _identity(
+        self, earlier: Mapping[str, Any], precision: str | None, compiled: bool | None, command: str
+    ) -> dict[str, Any]:
+        """What makes this run this one and no other, as its checkpoint will say it."""
+        origin = check_parent(self.model, self.processor, self.stage, self.parent)
+        if self.stage.parent == "base":
+            draw_projector(self.model, self.seed)
+        if compiled is None and earlier:
+            compiled = bool(earlier.get("compiled"))
+        samples = self.stage.steps * self.order.step_size
+        about = {
+            "stage": self.stage.name,
+            "command": command,
+            "seed": self.seed,
+            "recipe": asdict(self.stage),
+            "rows": {"count": len(self.order.samples), "first": self.order.fingerprint()},
+            "precision": from_main(lambda: precision or earlier.get("precision") or choose_precision(self.model)),
+            "compiled": from_main(lambda: choose_compiled(self.model, samples) if compiled is None else compiled),
+            "parent": origin,
+        }
+        return json.loads(json.dumps(about))  # as it will be read back
+
+    def _require_one_run(self) -> None:
+        """Machines may hold different files under the same names; nobody would notice, and the weights would differ."""
+        given = from_all([self.about])
+        for number, about in enumerate(given):
+            if others := _differences(given[0], about):
+                raise TrainingError(
+                    f"process {number} of {len(given)} was given another run than the main process: its {others}; "
+                    "give every machine the same parent, rows and options"
+                )
+
+    def _restore(self, earlier: Mapping[str, Any]) -> None:
         """Take weights, optimizer and log from `out`, if it holds this very run."""
         if others := _differences(self.about, earlier):
             raise TrainingError(f"{self.out} holds another run: its {others}; choose another folder, or {ANEW}")
@@ -330,75 +303,100 @@ class Run:
         saved, _, _ = load_checkpoint(self.out, base=self.parent)
         return log, saved.state_dict(), state
 
-    def _batch(self, rows: list[Example]) -> dict[str, torch.Tensor]:
-        if self.features is not None:
-            rows = [replace(row, patch_features=self.features[row.pictures]) if row.pictures else row for row in rows]
-        batch = self.processor.collate(rows, pad_to_multiple_of=PAD_TO)
-        return {name: tensor.to(self.processes.device) for name, tensor in batch.items()}
+    # ---- parts of a step
 
-    def _sum_over_processes(self, loss: torch.Tensor, interrupted: bool) -> tuple[float, bool]:
-        """Add up all gradients and losses in one message; tell everyone of a Ctrl-C."""
+    def _supervised_tokens(self, examples: list[Example]) -> int:
+        count = sum(label != IGNORE_INDEX for example in examples for label in example.labels[1:])
+        if not count:
+            raise TrainingError(
+                f"step {len(self.log) + 1} has no supervised token: all labels of its {len(examples)} examples are "
+                f"{IGNORE_INDEX}. Its first samples are {_names(examples)}. Encode one and look at its labels: was it "
+                "written in the chat template of another model?"
+            )
+        return count
+
+    def _all_reduce(self, loss: torch.Tensor) -> tuple[float, bool]:
+        """Sum gradients and losses over the processes, in one tensor; tell all of them of a Ctrl-C."""
         if self.processes.num_processes == 1:
-            return loss.item(), interrupted
-        message = [*(p.grad.flatten() for p in self.parameters), loss[None], loss.new_tensor([float(interrupted)])]
-        *gradients, loss, stop = sum_of_all(torch.cat(message)).split([len(m) for m in message])
+            return loss.item(), self.interrupted.is_set()
+        stop = loss.new_tensor([float(self.interrupted.is_set())])
+        flat = [*(p.grad.flatten() for p in self.parameters), loss[None], stop]
+        *gradients, loss, stop = sum_of_all(torch.cat(flat)).split([len(one) for one in flat])
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad.copy_(gradient.view_as(parameter))
         return loss.item(), stop.item() > 0
+
+    def _record(self, loss: float, examples: list[Example], seconds: float) -> None:
+        tokens, step = sum(len(example.input_ids) for example in examples), len(self.log)
+        entry = {"step": step + 1, "loss": loss, "learning_rates": learning_rates(step, self.stage)}
+        entry |= {"grad_norm": self.grad_norm, "tokens": tokens, "seconds": seconds}
+        self.log.append(entry | {"tokens_per_second": tokens / seconds})
+
+    def _write(self) -> None:
+        finished = len(self.log) == self.stage.steps
+        files = {LOG: "".join(json.dumps(entry) + "\n" for entry in self.log).encode()}
+        if not finished:
+            state = io.BytesIO()
+            torch.save(self.optimizer.state_dict(), state)
+            files[RESUME] = state.getvalue()
+        meta = self.about | {
+            "steps": len(self.log),
+            "finished": finished,
+            "metrics": {"loss": self.log[-1]["loss"], "seconds": sum(entry["seconds"] for entry in self.log)},
+            "text_probe": text_probe(self.model, self.processor),
+        }
+        save_checkpoint(self.out, self.model, self.processor, meta, self.stage.trains, base=self.parent, extra=files)
 
     def _frozen_hashes(self) -> dict[str, str]:
         hashes = part_hashes(self.model, self.processor)
         return {part: value for part, value in hashes.items() if part not in self.stage.trains}
 
 
-class RowOrder:
-    """Which rows make up a step: a pure function of the seed and the step.
+class SampleOrder:
+    """Which examples make up a step: a pure function of the seed and the step.
 
-    Rows come in a random order without repetition until all have been seen, then in another. Those of `WINDOW` steps
+    Samples come in a random order without repetition until all have been seen, then in another. Those of `WINDOW` steps
     are sorted by length, cut into steps and these shuffled, so that little is padded.
 
     Args:
-        rows: a sequence of rows.
-        processor: renders them.
-        rows_per_step: of all processes and passes together.
+        samples: a sequence.
+        processor: encodes them.
+        step_size: samples of all processes and passes together.
         seed: decides the order.
 
     Raises:
-        TrainingError: there are no rows.
+        TrainingError: there are no samples.
     """
 
-    def __init__(self, rows: Sequence[Sample], processor: MiniVLMProcessor, rows_per_step: int, seed: int):
-        if not len(rows):
-            raise TrainingError("there are no rows to learn from; check the file or the recipe they come from")
-        self.rows, self.processor, self.rows_per_step, self.seed = rows, processor, rows_per_step, seed
-        self._span = max(1, min(WINDOW, len(rows) // rows_per_step))  # so that a row does not meet itself
+    def __init__(self, samples: Sequence[Sample], processor: MiniVLMProcessor, step_size: int, seed: int):
+        if not len(samples):
+            raise TrainingError("there are no samples to train on; check the file or the recipe they come from")
+        self.samples, self.processor, self.step_size, self.seed = samples, processor, step_size, seed
+        self._span = max(1, min(WINDOW, len(samples) // step_size))  # so that a sample does not meet itself
         self._window, self._steps = -1, []
 
     def __getitem__(self, step: int) -> list[Example]:
-        """The rows of a step, counted from 0, the shortest first."""
-        window, place = divmod(step, self._span)
+        """The examples of a step, counted from 0, the shortest first."""
+        window, position = divmod(step, self._span)
         if window != self._window:
-            self._window, self._steps = window, self._rendered(window)
-        return self._steps[place]
+            self._window, self._steps = window, self._encode(window)
+        return self._steps[position]
 
     def fingerprint(self) -> str:
-        """A hash of the first step's ids and labels, to tell one set of rows from another."""
-        return hashlib.sha256(repr([(row.input_ids, row.labels) for row in self[0]]).encode()).hexdigest()
+        """A hash of the first step's ids and labels, to tell one set of samples from another."""
+        return hashlib.sha256(repr([(one.input_ids, one.labels) for one in self[0]]).encode()).hexdigest()
 
-    def _rendered(self, window: int) -> list[list[Example]]:
-        size = self._span * self.rows_per_step
-        numbers = [self._number(place) for place in range(window * size, (window + 1) * size)]
-        rows = []
-        for sample in (self.rows[number] for number in numbers):
-            example = self.processor.render(sample.messages(), sample.where)
-            rows.append(replace(example, patch_features=sample.patch_features))
-        rows.sort(key=lambda row: len(row.input_ids))
-        steps = [rows[i : i + self.rows_per_step] for i in range(0, size, self.rows_per_step)]
+    def _encode(self, window: int) -> list[list[Example]]:
+        size = self._span * self.step_size
+        numbers = [self._number(position) for position in range(window * size, (window + 1) * size)]
+        examples = [self.processor.encode(self.samples[number]) for number in numbers]
+        examples.sort(key=lambda example: len(example.input_ids))
+        steps = [examples[i : i + self.step_size] for i in range(0, size, self.step_size)]
         return [steps[i] for i in np.random.default_rng(_seed(self.seed, window)).permutation(self._span)]
 
-    def _number(self, place: int) -> int:
-        epoch, index = divmod(place, len(self.rows))
-        return int(_permutation(len(self.rows), self.seed, epoch)[index])
+    def _number(self, position: int) -> int:
+        epoch, index = divmod(position, len(self.samples))
+        return int(_permutation(len(self.samples), self.seed, epoch)[index])
 
 
 @lru_cache(maxsize=2)  # a window can reach into the next epoch
@@ -406,9 +404,9 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def deal(rows: list[Example], process: int, processes: int, accumulation: int) -> list[list[Example]]:
-    """A process's rows of a step, in as many parts as there are passes; no row goes to two processes."""
-    mine = rows[process::processes]
+def shard(examples: list[Example], process: int, processes: int, accumulation: int) -> list[list[Example]]:
+    """A process's share of a step, in as many parts as there are passes; no example goes to two processes."""
+    mine = examples[process::processes]
     size = math.ceil(len(mine) / accumulation)
     return [mine[i : i + size] for i in range(0, len(mine), size)]
 
@@ -416,32 +414,52 @@ def deal(rows: list[Example], process: int, processes: int, accumulation: int) -
 def supervised_loss(model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The sum of the next-token loss over the batch's supervised tokens, in float32.
 
-    Logits are computed only where some row of the batch has something to learn: not over the pictures, for one.
+    Logits are computed only at positions where some row of the batch is supervised: not over the images, for one. The
+    model is given no mask: padding is on the right, and no position looks ahead, so no token sees any of it; and
+    attention that needs no mask is the faster one.
 
-    Raises:
-        ValueError: as in `inputs_of`.
-    """
-    labels = batch["labels"]  # (B, T)
-    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T) what comes next
-    kept = (targets != IGNORE_INDEX).any(dim=0).nonzero().flatten()  # (K,) places
-    logits = model(**inputs_of(batch), logits_to_keep=kept, use_cache=False).logits  # (B, K, V)
-    logits, targets = logits.float().flatten(0, 1), targets[:, kept].flatten()  # (B * K, V), (B * K,)
-    return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
-
-
-def inputs_of(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What the model is given of a training batch: neither its labels nor its mask.
-
-    Padding is on the right, and no place looks ahead, so no token sees any of it; and attention that needs no mask is
-    the faster one.
+    Args:
+        batch: what `collate` made: `labels` and `attention_mask` (B, T), and the inputs of `forward`.
 
     Raises:
         ValueError: there is padding on the left, or amid a row.
     """
-    mask = batch["attention_mask"]  # (B, T)
+    mask, labels = batch["attention_mask"], batch["labels"]  # (B, T)
     if (mask[:, 1:] > mask[:, :-1]).any():
-        raise ValueError('training takes rows that are padded on the right: collate(rows, padding_side="right")')
-    return {name: tensor for name, tensor in batch.items() if name not in ("labels", "attention_mask")}
+        raise ValueError('training takes rows that are padded on the right: collate(examples, padding_side="right")')
+    inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "attention_mask")}
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T) what comes next
+    kept = (targets != IGNORE_INDEX).any(dim=0).nonzero().flatten()  # (K,) positions
+    logits = model(**inputs, logits_to_keep=kept, use_cache=False).logits  # (B, K, V)
+    logits, targets = logits.float().flatten(0, 1), targets[:, kept].flatten()  # (B * K, V), (B * K,)
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+def optimizer_step(
+    optimizers: Sequence[torch.optim.Optimizer],
+    parameters: Sequence[torch.nn.Parameter],
+    clip_norm: float,
+    loss: float,
+    name: str,
+) -> float:
+    """Scale the gradient down to `clip_norm` and take the optimizers' steps; returns the norm that it had.
+
+    Args:
+        loss: of the step.
+        name: the step's, for messages.
+
+    Raises:
+        TrainingError: the loss or the gradient is not finite; no weight was changed.
+    """
+    norm = clip_grad_norm_(parameters, clip_norm).item()
+    if not math.isfinite(loss + norm):
+        raise TrainingError(
+            f"{name} has the loss {loss} and a gradient of norm {norm}. Look at its samples, or lower the learning "
+            "rate; the last checkpoint is as it was"
+        )
+    for optimizer in optimizers:
+        optimizer.step()
+    return norm
 
 
 def learning_rates(step: int, stage: Stage) -> dict[str, float]:
@@ -513,11 +531,9 @@ def text_probe(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcess
     model.eval()
     batch = processor(text=list(PROBE_TEXTS), return_tensors="pt", padding_side="right").to(model.device)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORE_INDEX)
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits  # (B, T, V)
+    loss = supervised_loss(model, {**batch, "labels": labels}) / (labels[:, 1:] != IGNORE_INDEX).sum()
     model.train(training)
-    return F.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
-    ).item()
+    return loss.item()
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -535,3 +551,7 @@ def _holds_something(folder: Path) -> bool:
 
 def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def _names(examples: list[Example]) -> str:
+    return ", ".join(example.name for example in examples[:4])

@@ -33,6 +33,7 @@ from minivlm.checkpoint import (
     save_checkpoint,
 )
 from minivlm.config import STAGES, MiniVLMConfig
+from minivlm.data.samples import Sample
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration
 from minivlm.pretraining.tokenizer import train_tokenizer
 from minivlm.processor import MiniVLMProcessor
@@ -78,7 +79,7 @@ def test_loaded_is_what_was_saved(saved, model, processor, make_batch):
     batch = make_batch([2, 0, 1])
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
     messages = [{"role": "user", "content": "Hi <image>"}, {"role": "assistant", "content": "a"}]
-    assert loaded_processor.render(messages) == processor.render(messages)
+    assert loaded_processor.encode(Sample(messages)) == processor.encode(Sample(messages))
     assert loaded.generation_config.to_dict() == model.generation_config.to_dict()
     assert META.items() <= meta.items()
     assert meta["holds"] == list(PARTS)

@@ -12,8 +12,8 @@ from PIL import Image
 from minivlm import cli
 from minivlm.checkpoint import read_meta
 from minivlm.config import PROMPTS
+from minivlm.data.validation import without_shorthand
 from minivlm.generate import ask
-from minivlm.processor import without_shorthand
 from minivlm.report import STAGES
 from minivlm.runtime.paths import data_folder
 from minivlm.scenes.drawing.table import TABLE

@@ -33,7 +33,7 @@ def rows(processor, picture):
     made = []
     for row in some_rows(12):
         row.images[:] = [picture] * len(row.images)
-        made.append(processor.render(row.messages()))
+        made.append(processor.encode(row))
     return made
 
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training import deadly, in_a_child, save_base, some_features, some_rows, stage
+from training import FEATURES, deadly, in_a_child, save_base, some_rows, stage
 
 import minivlm.pipeline
 from minivlm.checkpoint import META, read_meta, save_checkpoint
 from minivlm.pipeline import RESULTS, Clock, Plan, run
 from minivlm.runtime.files import FolderError
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT
-from minivlm.train import train
+from minivlm.train import Trainer
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def done(monkeypatch, config) -> list[str]:
 
     def trained(plan, name, model, processor, parent, out, cache, precision):
         order.append(name)
-        options = {"parent": parent, "features": cache, "precision": precision, "resume": plan.resume}
-        return train(model, processor, some_rows(), stage(name), out, save_every=2, **options)
+        options = {"parent": parent, "precision": precision, "resume": plan.resume}
+        return Trainer(model, processor, some_rows(), stage(name), out, save_every=2, **options).fit()
 
-    monkeypatch.setattr(minivlm.pipeline, "training_features", lambda *_: some_features(config))
+    monkeypatch.setattr(minivlm.pipeline, "training_features", lambda *_: FEATURES)
     monkeypatch.setattr(minivlm.pipeline, "prepare_exam", lambda *_, **__: order.append("exam") or exam)
     monkeypatch.setattr(minivlm.pipeline, "evaluate", lambda *_: {})
     monkeypatch.setattr(minivlm.pipeline, "table_answers", lambda *_: {"en": [""] * 7, "zh": [""] * 7})

@@ -12,8 +12,10 @@ from transformers import AutoProcessor, PreTrainedTokenizerFast, pipeline
 
 from minivlm.config import IGNORE_INDEX, PROMPTS
 from minivlm.data.images import ImageError
+from minivlm.data.samples import Example, Sample
+from minivlm.data.validation import SampleError, messages_from_turns
 from minivlm.model import MiniVLMForConditionalGeneration
-from minivlm.processor import Example, MiniVLMProcessor, SampleError, messages_from_row
+from minivlm.processor import MiniVLMProcessor
 
 PAD, START, END, IMAGE, N = 0, 1, 2, 320, 4  # of the tokenizer and the model in conftest.py
 
@@ -70,7 +72,7 @@ def test_supervised_ids_are_the_answers_and_the_end_token(processor, tokenizer, 
     messages = [{"role": "system", "content": "You see."}]
     for index, answer in enumerate(answers):
         messages += [user(shown(), text(f"What is in picture {index}?")), assistant(answer)]
-    rendered = processor.render(messages)
+    rendered = processor.encode(Sample(messages))
     expected = [token for answer in answers for token in [*plain(tokenizer, answer), END]]
     assert supervised(rendered) == expected
     assert len(rendered.labels) == len(rendered.input_ids)
@@ -78,7 +80,7 @@ def test_supervised_ids_are_the_answers_and_the_end_token(processor, tokenizer, 
 
 
 def test_whole_sequence_by_hand(processor, tokenizer):
-    rendered = processor.render([user(shown(), text("What is this?")), assistant("a dog")])
+    rendered = processor.encode(Sample([user(shown(), text("What is this?")), assistant("a dog")]))
     head, question, assistant_head, answer = (
         plain(tokenizer, words) for words in ("user\n", "\nWhat is this?", "assistant\n", "a dog")
     )
@@ -90,7 +92,7 @@ def test_whole_sequence_by_hand(processor, tokenizer):
 
 def test_one_token_answer_supervises_two_tokens(processor, tokenizer):
     assert len(plain(tokenizer, "a")) == 1
-    assert len(supervised(processor.render([user("Is there a car?"), assistant("a")]))) == 2
+    assert len(supervised(processor.encode(Sample([user("Is there a car?"), assistant("a")])))) == 2
 
 
 # ---- what people type
@@ -102,7 +104,7 @@ def test_one_token_answer_supervises_two_tokens(processor, tokenizer):
 @pytest.mark.parametrize("as_part", [True, False])
 def test_typed_control_tokens_are_ordinary_text(processor, tokenizer, typed, as_part):
     words = f"What does {typed} mean?"
-    rendered = processor.render([user(text(words)) if as_part else user(words), assistant("a")])
+    rendered = processor.encode(Sample([user(text(words)) if as_part else user(words), assistant("a")]))
     assert IMAGE not in rendered.input_ids
     assert PAD not in rendered.input_ids
     assert rendered.input_ids.count(START) == 2
@@ -123,9 +125,9 @@ def test_typed_image_beside_a_real_one(processor, picture):
 def test_the_tokenizers_state_is_no_trap(processor, picture):
     """Encoding typed text and encoding raw strings alternate without changing each other."""
     message = [user("<image>"), assistant("a")]
-    first = processor.render(message).input_ids
+    first = processor.encode(Sample(message)).input_ids
     assert processor(images=picture, text="<image>")["input_ids"] == [[IMAGE] * N]
-    assert processor.render(message).input_ids == first
+    assert processor.encode(Sample(message)).input_ids == first
 
 
 # ---- pictures in conversations
@@ -139,8 +141,8 @@ def test_several_pictures_in_one_conversation(processor):
         user(shown(blue), text("And now?")),
         assistant("b"),
     ]
-    rendered = processor.render(messages)
-    assert rendered.pictures == [red, green, blue]
+    rendered = processor.encode(Sample(messages))
+    assert rendered.images == [red, green, blue]
     assert rendered.input_ids.count(IMAGE) == 3 * N
     starts = [i for i, token in enumerate(rendered.input_ids) if token == IMAGE and rendered.input_ids[i - 1] != IMAGE]
     assert all(rendered.input_ids[start : start + N + 1][:N] == [IMAGE] * N for start in starts)
@@ -152,7 +154,7 @@ def test_several_pictures_in_one_conversation(processor):
 
 
 def test_two_pictures_side_by_side_are_two_blocks(processor):
-    rendered = processor.render([user(shown(), shown(), text("Which?")), assistant("a")])
+    rendered = processor.encode(Sample([user(shown(), shown(), text("Which?")), assistant("a")]))
     ids = rendered.input_ids
     first = ids.index(IMAGE)
     assert ids[first : first + N] == [IMAGE] * N
@@ -254,20 +256,20 @@ def test_without_tensors_rows_are_lists_and_may_stay_unpadded(processor):
 
 def test_a_text_too_long_is_refused_and_its_image_block_never_cut(processor):
     messages = [user(text("a red car and a green tree "), shown(), text("What is this?")), assistant("a dog")]
-    length = len(processor.render(messages).input_ids)
-    assert len(processor.render(messages, max_length=length).input_ids) == length
+    length = len(processor.encode(Sample(messages)).input_ids)
+    assert len(processor.encode(Sample(messages), max_length=length).input_ids) == length
     for limit in range(1, length):  # wherever a cut would fall, in the block too
         with pytest.raises(
             SampleError, match=f"row 7: {length} tokens, {N} of them for pictures, where {limit} are allowed"
         ):
-            processor.render(messages, where="row 7", max_length=limit)
+            processor.encode(Sample(messages, "row 7"), max_length=limit)
 
 
 def test_the_tokenizers_own_limit_holds_everywhere(processor, tokenizer, picture, monkeypatch):
     monkeypatch.setattr(tokenizer, "model_max_length", 8)
     long = [user(shown(picture), text("a red car and a green tree")), assistant("a")]
     for refuse in (
-        lambda: processor.render(long),
+        lambda: processor.encode(Sample(long)),
         lambda: processor.apply_chat_template(long, tokenize=True),
         lambda: processor(text="<image><image><image>", images=[picture] * 3),
     ):
@@ -276,16 +278,16 @@ def test_the_tokenizers_own_limit_holds_everywhere(processor, tokenizer, picture
     with pytest.raises(
         SampleError, match=r"where 9 are allowed; shorten the text, show fewer pictures or raise max_length"
     ):
-        processor.render(long, max_length=9)
+        processor.encode(Sample(long), max_length=9)
 
 
 def test_half_a_character_is_refused_in_training_and_in_chat(processor):
     for messages in ([user(text("\ud83d")), assistant("a")], [user(text("a")), assistant("\udc00")]):
         with pytest.raises(SampleError, match=r"row 7: the \w+'s text has .*half of a character"):
-            processor.render(messages, where="row 7")
+            processor.encode(Sample(messages, "row 7"))
         with pytest.raises(SampleError, match="half of a character"):
             processor.apply_chat_template(messages, tokenize=True)
-    processor.render([user(text("\U0001f600")), assistant("a")])  # a whole one
+    processor.encode(Sample([user(text("\U0001f600")), assistant("a")]))  # a whole one
 
 
 # ---- rows from which nothing can be learnt, or that are not understood
@@ -294,7 +296,7 @@ def test_half_a_character_is_refused_in_training_and_in_chat(processor):
 @pytest.mark.parametrize(
     ("messages", "problem"),
     [
-        ([], "no supervised token"),
+        ([], "the conversation is empty"),
         ([user("What is this?")], "no supervised token"),
         ([user("What is this?"), assistant("")], "an assistant turn is empty"),
         ([user("What?"), assistant("a"), user("And?"), assistant("")], "an assistant turn is empty"),
@@ -309,7 +311,7 @@ def test_half_a_character_is_refused_in_training_and_in_chat(processor):
 )
 def test_refused_rows_are_named(processor, messages, problem):
     with pytest.raises(SampleError, match=f"^train.jsonl, line 3: .*{problem}"):
-        processor.render(messages, where="train.jsonl, line 3")
+        processor.encode(Sample(messages, "train.jsonl, line 3"))
 
 
 def test_an_empty_conversation_cannot_be_asked_either(processor):
@@ -323,7 +325,7 @@ def test_an_empty_conversation_cannot_be_asked_either(processor):
 def test_training_and_asking_agree(processor):
     """What the model is asked is, id by id, the beginning of what it was trained on."""
     question = [user(shown(), text(PROMPTS["zh"]))]
-    rendered = processor.render([*question, assistant("a dog")])
+    rendered = processor.encode(Sample([*question, assistant("a dog")]))
     asked = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True)[0]
     assert rendered.input_ids[: len(asked)] == asked
     assert all(label == IGNORE_INDEX for label in rendered.labels[: len(asked)])
@@ -332,7 +334,7 @@ def test_training_and_asking_agree(processor):
 
 def test_continue_final_message(processor):
     messages = [user("What?"), assistant("a red")]
-    whole = processor.render(messages).input_ids
+    whole = processor.encode(Sample(messages)).input_ids
     begun = processor.apply_chat_template(messages, continue_final_message=True, tokenize=True)[0]
     assert begun == whole[: len(begun)]
     assert len(whole) - len(begun) == 2  # the end token and the newline
@@ -377,7 +379,7 @@ def test_all_pictures_or_none(processor, picture):
 
 @pytest.mark.parametrize("lang", PROMPTS)
 def test_the_seeds_shorthand_is_the_chat_message(processor, picture, lang):
-    messages = messages_from_row([{"role": "user", "content": f"<image>\n{PROMPTS[lang]}"}], [picture])
+    messages = messages_from_turns([{"role": "user", "content": f"<image>\n{PROMPTS[lang]}"}], [picture])
     chat = [user(shown(picture), text(PROMPTS[lang]))]
     assert processor.apply_chat_template(messages) == processor.apply_chat_template(chat)
     assert processor.apply_chat_template(messages, tokenize=True) == processor.apply_chat_template(chat, tokenize=True)
@@ -390,9 +392,9 @@ def test_row_strings_hold_several_placeholders(processor):
         {"role": "user", "content": "提供给定图像的简要描述。\n<image>"},
         assistant("b"),
     ]
-    messages = messages_from_row(turns, ["0.jpg", "1.jpg", "2.jpg"])
-    rendered = processor.render(messages)
-    assert rendered.pictures == ["0.jpg", "1.jpg", "2.jpg"]
+    messages = messages_from_turns(turns, ["0.jpg", "1.jpg", "2.jpg"])
+    rendered = processor.encode(Sample(messages))
+    assert rendered.images == ["0.jpg", "1.jpg", "2.jpg"]
     assert rendered.input_ids.count(IMAGE) == 3 * N
 
 
@@ -400,20 +402,20 @@ def test_row_strings_hold_several_placeholders(processor):
 def test_row_with_other_counts_is_refused(images):
     turns = [{"role": "user", "content": "<image> <image>"}, assistant("a")]
     with pytest.raises(SampleError, match=f"line 9: 2 <image> in the text, but {len(images)} pictures; write one"):
-        messages_from_row(turns, images, "line 9")
+        messages_from_turns(turns, images, "line 9")
 
 
 @pytest.mark.parametrize("turns", [None, "text", [None], [{"role": "user"}], [{"role": "user", "content": ["a"]}]])
 def test_row_that_is_no_conversation(turns):
     with pytest.raises(SampleError, match="line 9: the conversation must be a list of turns"):
-        messages_from_row(turns, [], "line 9")
+        messages_from_turns(turns, [], "line 9")
 
 
 # ---- batches
 
 
 def test_collate_pads_a_little_beyond_the_longest_row(processor):
-    row = processor.render([user("Hi"), assistant("a")])
+    row = processor.encode(Sample([user("Hi"), assistant("a")]))
     length = len(row.input_ids)
     for multiple, width in ((1, length), (length, length), (length - 1, 2 * (length - 1))):
         batch = processor.collate([row], pad_to_multiple_of=multiple)
@@ -427,8 +429,8 @@ def test_collate_pads_a_little_beyond_the_longest_row(processor):
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_collate_pads_ids_mask_and_labels_alike(processor, picture, side):
-    long = processor.render([user(shown(picture), text("What is this?")), assistant("a dog")])
-    short = processor.render([user("Hi"), assistant("a")])
+    long = processor.encode(Sample([user(shown(picture), text("What is this?")), assistant("a dog")]))
+    short = processor.encode(Sample([user("Hi"), assistant("a")]))
     batch = processor.collate([short, long], padding_side=side)
     gap = len(long.input_ids) - len(short.input_ids)
     pad = lambda values, filler: values + [filler] * gap if side == "right" else [filler] * gap + values  # noqa: E731
@@ -441,15 +443,15 @@ def test_collate_pads_ids_mask_and_labels_alike(processor, picture, side):
 
 
 def test_a_batch_without_pictures_has_no_pixels(processor):
-    batch = processor.collate([processor.render([user("Hi"), assistant("a")])])
+    batch = processor.collate([processor.encode(Sample([user("Hi"), assistant("a")]))])
     assert set(batch) == {"input_ids", "labels", "attention_mask", "images_per_row"}
 
 
 def test_features_replace_pictures(processor):
     rows = [
-        processor.render([user(shown("never opened.jpg"), shown("nor this.jpg")), assistant("a")]),
-        processor.render([user("Hi"), assistant("a")]),
-        processor.render([user(shown(), text("?")), assistant("a")]),
+        processor.encode(Sample([user(shown("never opened.jpg"), shown("nor this.jpg")), assistant("a")])),
+        processor.encode(Sample([user("Hi"), assistant("a")])),
+        processor.encode(Sample([user(shown(), text("?")), assistant("a")])),
     ]
     rows[0].patch_features, rows[2].patch_features = torch.ones(2, N, 16), torch.full((1, N, 16), 2.0)
     batch = processor.collate(rows)
@@ -465,8 +467,8 @@ def test_features_replace_pictures(processor):
 
 def test_the_model_takes_what_the_processor_gives(processor, model, picture):
     rows = [
-        processor.render([user(shown(picture), shown(picture), text("What?")), assistant("a dog")]),
-        processor.render([user("Hi"), assistant("a")]),
+        processor.encode(Sample([user(shown(picture), shown(picture), text("What?")), assistant("a dog")])),
+        processor.encode(Sample([user("Hi"), assistant("a")])),
     ]
     losses = [model(**processor.collate(rows, padding_side=side)).loss for side in ("left", "right")]
     assert torch.isfinite(losses[0])
@@ -498,7 +500,7 @@ def test_saved_and_loaded_processor_does_the_same(processor, picture, tmp_path):
     assert loaded.num_image_tokens == N
     assert loaded.chat_template == processor.chat_template
     messages = [user(shown(picture), text("What <image> is this? 这个图像")), assistant("a dog")]
-    assert loaded.render(messages) == processor.render(messages)
+    assert loaded.encode(Sample(messages)) == processor.encode(Sample(messages))
     assert torch.equal(loaded.pixels([picture]), processor.pixels([picture]))
 
 

@@ -17,27 +17,28 @@ from lessons.faults import planted
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from tqdm import tqdm
-from training import deadly, die, in_a_child, save_base, some_features, some_rows, stage, train_both
+from training import FEATURES, deadly, die, in_a_child, save_base, some_rows, stage, train_both
 
 import minivlm.train
 from minivlm.checkpoint import CheckpointError, load_checkpoint, read_meta, save_checkpoint
 from minivlm.config import IGNORE_INDEX
-from minivlm.data.features import FeatureCache, FeatureError
+from minivlm.data.images import ImageError
 from minivlm.data.samples import Sample
-from minivlm.processor import MiniVLMProcessor, SampleError
+from minivlm.data.validation import SampleError
+from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime import files
 from minivlm.runtime.files import FolderError
 from minivlm.train import (
     LOG,
     RESUME,
     WINDOW,
-    RowOrder,
+    SampleOrder,
+    Trainer,
     TrainingError,
-    deal,
     learning_rates,
+    shard,
     supervised_loss,
     text_probe,
-    train,
 )
 
 
@@ -53,10 +54,10 @@ def start(base, processor, config):
 
     def run(name, out, parent=base, rows=None, changes=None, **options):
         model, _, _ = load_checkpoint(parent)
-        options = {"features": some_features(config), "precision": "fp32"} | options
-        log = train(
+        options = {"precision": "fp32"} | options
+        log = Trainer(
             model, processor, rows or some_rows(), stage(name, **(changes or {})), out, parent=parent, **options
-        )
+        ).fit()
         return model, log
 
     return run
@@ -120,10 +121,10 @@ def test_w_is_drawn_from_the_seed_whatever_the_caller_had(base, processor, tmp_p
     for seed, factor in ((5, 1.0), (5, 3.0), (6, 1.0)):
         model, _, _ = load_checkpoint(base)
         model.projector.weight.data *= factor
-        log = train(
+        log = Trainer(
             model, processor, some_rows(), stage("pretrain", steps=1), tmp_path / f"{seed} {factor}",
-            parent=base, seed=seed, features=some_features(config), precision="fp32",
-        )  # fmt: skip
+            parent=base, seed=seed, precision="fp32",
+        ).fit()  # fmt: skip
         firsts.append((log[0]["loss"], model.projector.weight))
     assert firsts[0][0] == firsts[1][0] and torch.equal(firsts[0][1], firsts[1][1])
     assert not torch.equal(firsts[0][1], firsts[2][1])
@@ -143,12 +144,13 @@ def test_a_frozen_weight_that_moves_is_noticed_and_nothing_is_saved(start, tmp_p
 
 
 def test_a_row_that_fails_stops_the_step_that_needs_it_and_none_before(start, base, processor, tmp_path):
-    rows, done = some_rows(24), []
+    rows, done = some_rows(24, images=[Image.new("RGB", (8, 8), "red")] * 6), []
     _, processor, _ = load_checkpoint(base)
-    order = RowOrder(rows, processor, 4, 0)
-    bad = next(row for row in order[4] if row.pictures)  # of the fifth step
-    rows = [replace(row, images=[99] * len(row.images)) if row.where == bad.where else row for row in rows]
-    with pytest.raises(FeatureError, match="no features of the picture 99"):
+    order = SampleOrder(rows, processor, 4, 0)
+    bad = next(row for row in order[4] if row.images)  # of the fifth step
+    broken = some_rows(24, images=["nowhere.png"] * 6)
+    rows = [other if row.name == bad.name else row for row, other in zip(rows, broken, strict=True)]
+    with pytest.raises(ImageError, match=r"nowhere\.png: there is no such file"):
         start("pretrain", tmp_path / "out", rows=rows, on_step=lambda step, loss, model: done.append(step))
     assert done == [1, 2, 3, 4]
 
@@ -157,9 +159,7 @@ def test_a_row_that_fails_stops_the_step_that_needs_it_and_none_before(start, ba
 
 
 def test_the_loss_is_the_models_own_times_its_tokens(model, processor, config):
-    rows = [processor.render(row.messages(), row.where) for row in some_rows(6)]
-    features = some_features(config)
-    rows = [replace(row, patch_features=features[row.pictures]) if row.pictures else row for row in rows]
+    rows = [processor.encode(row) for row in some_rows(6)]
     batch = processor.collate(rows)
     count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
     expected = model(**batch).loss * count
@@ -167,8 +167,8 @@ def test_the_loss_is_the_models_own_times_its_tokens(model, processor, config):
 
 
 def test_a_batch_padded_on_the_left_is_refused(model, processor):
-    rows = [processor.render(row.messages(), row.where) for row in some_rows(6)]
-    batch = processor.collate([replace(row, pictures=[]) for row in rows], padding_side="left")
+    rows = [processor.encode(row) for row in some_rows(6)]
+    batch = processor.collate([replace(row, patch_features=None) for row in rows], padding_side="left")
     assert not batch["attention_mask"].all()
     with pytest.raises(ValueError, match="padded on the right"):
         supervised_loss(model, batch)
@@ -176,8 +176,8 @@ def test_a_batch_padded_on_the_left_is_refused(model, processor):
 
 def test_rows_without_any_picture_teach_the_language_model_alone(start, tmp_path):
     changes = {"batch_size": 2, "steps": 4, "warmup_steps": 0}
-    spoken = [[turn | {"content": "yes"} for turn in row.conversations] for row in some_rows()]
-    rows = [Sample(turns, [], f"row {i}") for i, turns in enumerate(spoken)]
+    spoken = [[turn | {"content": "yes"} for turn in row.messages] for row in some_rows()]
+    rows = [Sample(turns, f"row {i}") for i, turns in enumerate(spoken)]
     _, log = start("pretrain", tmp_path / "text", rows=rows, changes=changes)
     assert [entry["grad_norm"] for entry in log] == [0.0] * 4
     _, log = start("sft", tmp_path / "sft", rows=rows, changes=changes, parent=tmp_path / "text")
@@ -196,11 +196,11 @@ def by_hand(base, processor, config, rows) -> tuple[float, dict[str, torch.Tenso
     """The mean loss over all supervised tokens of some rows, read one by one, and its gradient in W."""
     model, _, _ = load_checkpoint(base)
     minivlm.train.draw_projector(model, 0)
-    features, losses = some_features(config), []
+    losses = []
     for row in rows:
-        shown = {"patch_features": features[row.pictures]} if row.pictures else {}
+        shown = {} if row.patch_features is None else {"patch_features": row.patch_features}
         ids = torch.tensor([row.input_ids])
-        images = torch.tensor([len(row.pictures)])
+        images = torch.tensor([0 if row.patch_features is None else len(row.patch_features)])
         chances = model(input_ids=ids, images_per_row=images, **shown).logits[0].log_softmax(-1)  # (T, V)
         losses += [-chances[t - 1, label] for t, label in enumerate(row.labels) if t and label != IGNORE_INDEX]
     assert len(losses) > len(rows)
@@ -226,7 +226,7 @@ def gradients():
 def test_the_loss_of_a_step_is_the_mean_over_its_supervised_tokens(
     accumulation, base, start, tmp_path, processor, config, gradients
 ):
-    loss, gradient = by_hand(base, processor, config, RowOrder(some_rows(), processor, 4, seed=0)[0])
+    loss, gradient = by_hand(base, processor, config, SampleOrder(some_rows(), processor, 4, seed=0)[0])
     changes = {"batch_size": 4 // accumulation, "accumulation": accumulation, "steps": 1, "clip_norm": 1e9}
     _, log = start("pretrain", tmp_path / "out", changes=changes)
     assert log[0]["loss"] == pytest.approx(loss, rel=1e-5)
@@ -234,7 +234,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_supervised_tokens(
 
 
 def test_a_gradient_is_scaled_down_to_the_norm_of_the_stage(base, start, tmp_path, processor, config, gradients):
-    _, gradient = by_hand(base, processor, config, RowOrder(some_rows(), processor, 4, seed=0)[0])
+    _, gradient = by_hand(base, processor, config, SampleOrder(some_rows(), processor, 4, seed=0)[0])
     norm = gradient.square().sum().sqrt().item()
     for clip_norm in (norm / 50, norm * 2):
         _, log = start("pretrain", tmp_path / f"{clip_norm}", changes={"steps": 1, "clip_norm": clip_norm})
@@ -245,22 +245,20 @@ def test_a_gradient_is_scaled_down_to_the_norm_of_the_stage(base, start, tmp_pat
 
 def test_features_give_what_pictures_give(start, tmp_path, model, processor):
     pictures = [Image.fromarray(torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8).numpy()) for _ in range(6)]
-    features = FeatureCache(model.vision(processor.pixels(pictures)))
-    shown = [replace(row, images=[pictures[number] for number in row.images]) for row in some_rows()]
-    _, by_features = start("pretrain", tmp_path / "features", features=features)
-    _, by_pixels = start("pretrain", tmp_path / "pixels", rows=shown, features=None)
+    features = model.vision(processor.pixels(pictures))
+    _, by_features = start("pretrain", tmp_path / "features", rows=some_rows(features=features))
+    _, by_pixels = start("pretrain", tmp_path / "pixels", rows=some_rows(images=pictures))
     assert [e["loss"] for e in by_pixels] == pytest.approx([e["loss"] for e in by_features], rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(start, tmp_path, config):
-    broken = FeatureCache(some_features(config).features * math.inf)
-    with pytest.raises(TrainingError, match=r"step 1 has the loss nan.*row \d+"):
-        start("pretrain", tmp_path / "out", features=broken)
+    with pytest.raises(TrainingError, match=r"step 1 .*row \d+.* has the loss nan"):
+        start("pretrain", tmp_path / "out", rows=some_rows(features=FEATURES * math.inf))
     assert not (tmp_path / "out").exists()
 
 
 def test_rows_in_which_nothing_is_supervised_are_told_from_a_broken_loss(start, tmp_path):
-    message = r"step 1 has no supervised token.* all labels of its 4 rows are -100\. .*row \d+.*template"
+    message = r"step 1 has no supervised token.* all labels of its 4 examples are -100\. .*row \d+.*template"
     with planted("template_of_another_model"), pytest.raises(TrainingError, match=message):
         start("pretrain", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -295,8 +293,8 @@ def test_each_part_gets_its_own_rate_and_decay_falls_on_matrices_only(model):
 
 
 def test_every_row_comes_once_before_any_comes_again(processor):
-    order = RowOrder(some_rows(24), processor, rows_per_step=3, seed=1)
-    names = [row.where for step in range(16) for row in order[step]]
+    order = SampleOrder(some_rows(24), processor, step_size=3, seed=1)
+    names = [row.name for step in range(16) for row in order[step]]
     assert set(Counter(names[:24]).values()) == {1}
     assert set(Counter(names[24:]).values()) == {1}
     assert names[:24] != names[24:]
@@ -306,8 +304,8 @@ def test_rows_are_drawn_from_anywhere_in_the_file(processor):
     """Each epoch is a permutation that its seed decides: what comes together did not stand together."""
     rows, halves = some_rows(24), []
     for seed in range(3):
-        order = RowOrder(rows, processor, rows_per_step=3, seed=seed)
-        numbers = [int(row.where.removeprefix("row ")) for step in range(16) for row in order[step]]
+        order = SampleOrder(rows, processor, step_size=3, seed=seed)
+        numbers = [int(row.name.removeprefix("row ")) for step in range(16) for row in order[step]]
         assert sorted(numbers[:24]) == sorted(numbers[24:]) == list(range(24))
         for epoch in (0, 1):  # within a window rows are sorted by length, so windows are compared as sets
             window = numbers[24 * epoch : 24 * epoch + 12]
@@ -319,15 +317,15 @@ def test_rows_are_drawn_from_anywhere_in_the_file(processor):
 
 def test_the_order_depends_on_seed_and_step_alone(processor):
     rows = some_rows(10)
-    names = [[row.where for row in RowOrder(rows, processor, 3, seed=1)[step]] for step in range(9)]
-    walked = RowOrder(rows, processor, 3, seed=1)
-    assert [[row.where for row in walked[step]] for step in range(9)] == names
-    other = RowOrder(rows, processor, 3, seed=2)
-    assert [[row.where for row in other[step]] for step in range(9)] != names
+    names = [[row.name for row in SampleOrder(rows, processor, 3, seed=1)[step]] for step in range(9)]
+    walked = SampleOrder(rows, processor, 3, seed=1)
+    assert [[row.name for row in walked[step]] for step in range(9)] == names
+    other = SampleOrder(rows, processor, 3, seed=2)
+    assert [[row.name for row in other[step]] for step in range(9)] != names
 
 
 def test_rows_of_similar_length_come_together(processor):
-    order = RowOrder(some_rows(48), processor, rows_per_step=6, seed=0)
+    order = SampleOrder(some_rows(48), processor, step_size=6, seed=0)
 
     def padded(steps):
         return sum(max(len(row.input_ids) for row in rows) * len(rows) for rows in steps)
@@ -339,10 +337,10 @@ def test_rows_of_similar_length_come_together(processor):
 
 
 def test_rows_are_dealt_to_passes_and_processes_without_one_twice(processor):
-    rows = [processor.render(row.messages(), row.where) for row in some_rows(11)]
-    parts = [part for process in range(3) for part in deal(rows, process, 3, accumulation=2)]
+    rows = [processor.encode(row) for row in some_rows(11)]
+    parts = [part for process in range(3) for part in shard(rows, process, 3, accumulation=2)]
     assert len(parts) == 6
-    assert Counter(row.where for part in parts for row in part) == Counter(f"row {i}" for i in range(11))
+    assert Counter(row.name for part in parts for row in part) == Counter(f"row {i}" for i in range(11))
 
 
 # ---- killed and stopped
@@ -482,7 +480,7 @@ def test_a_finished_run_is_not_run_again(start, tmp_path):
         ("seed", {"seed": 1}),
         ("precision", {"precision": "bf16"}),
         ("rows", {"rows": some_rows(25)}),
-        ("rows", {"rows": [replace(row, conversations=row.conversations[:2]) for row in some_rows()]}),
+        ("rows", {"rows": [replace(row, messages=row.messages[:2]) for row in some_rows()]}),
         ("recipe", {"changes": {"clip_norm": 0.5}}),
     ],
 )
@@ -528,7 +526,7 @@ def test_a_language_model_that_was_not_loaded_is_caught_before_the_first_step(
     assert abs(meta["text_probe"] - math.log(320)) > 0.1  # else this test could not fail
     random.vision.load_state_dict(trained.vision.state_dict())
     with pytest.raises(TrainingError, match=r"language model is not the one of .*ln V = ln 320 = 5\.77"):
-        train(random, processor, some_rows(), stage("pretrain"), tmp_path / "out", parent=base, precision="fp32")
+        Trainer(random, processor, some_rows(), stage("pretrain"), tmp_path / "out", parent=base, precision="fp32")
     assert not (tmp_path / "out").exists()
 
 
@@ -537,13 +535,13 @@ def test_weights_that_are_not_the_parents_are_caught(part, pretrained, processor
     model, _, _ = load_checkpoint(pretrained)
     next(getattr(model, part).parameters()).data.view(-1)[0] += 1e-3
     with pytest.raises(TrainingError, match=f"the model's {part} is not the one of .*pretrain"):
-        train(model, processor, some_rows(), stage("sft"), tmp_path / "out", parent=pretrained, precision="fp32")
+        Trainer(model, processor, some_rows(), stage("sft"), tmp_path / "out", parent=pretrained, precision="fp32")
 
 
 def test_a_parent_without_a_probe_is_refused(model, processor, tmp_path):
     parent = save_checkpoint(tmp_path / "base", model, processor, {"stage": "base"})
     with pytest.raises(TrainingError, match="no 'text_probe' is recorded"):
-        train(model, processor, some_rows(), stage("pretrain"), tmp_path / "out", parent=parent)
+        Trainer(model, processor, some_rows(), stage("pretrain"), tmp_path / "out", parent=parent).fit()
 
 
 def test_a_checkpoint_names_its_stage_its_parent_and_how_it_was_made(base, start, tmp_path):
@@ -613,11 +611,10 @@ def test_the_callers_random_numbers_stay_as_they_were(start, tmp_path):
 
 
 def test_no_rows_and_unlearnable_rows_are_refused(start, tmp_path, base, model, processor):
-    with pytest.raises(TrainingError, match="no rows"):
-        train(model, processor, [], stage("pretrain"), tmp_path / "out", parent=base)
-    rows = [Sample([{"role": "user", "content": "hello"}], [], "row 17")]
+    with pytest.raises(TrainingError, match="no samples"):
+        Trainer(model, processor, [], stage("pretrain"), tmp_path / "out", parent=base).fit()
     with pytest.raises(SampleError, match="row 17: there is no supervised token"):
-        start("pretrain", tmp_path / "out", rows=rows)
+        Sample([{"role": "user", "content": "hello"}], "row 17")
 
 
 # ---- precision
@@ -643,6 +640,8 @@ def test_every_step_in_16_bits_begins_with_the_weights_as_they_are(start, tmp_pa
             engines.append(model)
 
     def compared(worker, batch):
+        if not engines:  # the text probe, before the first step
+            return loss(worker, batch)
         theirs = dict(engines[0].named_parameters())
         for name, weight in worker.named_parameters():
             assert weight.dtype == torch.bfloat16
@@ -704,7 +703,7 @@ def no_step(*_):
 def test_a_stage_never_replaces_its_own_parents(start, base, pretrained, out, resume):
     out = base.with_name(out)
     before = all_bytes(out)
-    with pytest.raises(TrainingError, match="builds on; it is not replaced, choose another folder"):
+    with pytest.raises(CheckpointError, match="builds on; it is not replaced, choose another folder"):
         start("sft", out, parent=pretrained, resume=resume, on_step=no_step)
     assert all_bytes(out) == before
 

@@ -3,7 +3,7 @@
 import itertools
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +11,11 @@ import torch
 
 from minivlm.checkpoint import save_checkpoint
 from minivlm.config import STAGES, Stage
-from minivlm.data.features import FeatureCache
 from minivlm.data.samples import Sample
-from minivlm.train import text_probe, train
+from minivlm.train import Trainer, text_probe
 
 PICTURES = 6
+FEATURES = torch.randn(PICTURES, 4, 16, generator=torch.Generator().manual_seed(3))  # (I, N, Dv) of the tiny config
 WORDS = ("a red car", "a green tree", "一只白色的狗", "the dog is left of the boat", "一个红色的气球", "yes")
 
 
@@ -26,24 +26,25 @@ def stage(name: str, **changes) -> Stage:
     return replace(usual, **(small | {"learning_rates": dict.fromkeys(usual.trains, 2e-3)} | changes))
 
 
-def some_rows(count: int = 26) -> list[Sample]:
-    """Rows of very different lengths: one picture, two pictures, several turns, and none (every fifth)."""
-    rows = []
+def some_rows(
+    count: int = 26, features: torch.Tensor | None = FEATURES, images: Sequence | None = None
+) -> list[Sample]:
+    """Samples of very different lengths: one picture, two pictures, several turns, and none (every fifth).
+
+    Pictures are features (I, N, Dv), or the images that are given.
+    """
+    samples = []
     for i in range(count):
         pictures = [] if i % 5 == 4 else [i % PICTURES, (i + 1) % PICTURES] if i % 7 == 3 else [i % PICTURES]
         turns = []
         for turn in range(1 + i % 3):
-            shown = "<image>\n" * len(pictures) if turn == 0 else ""
-            turns.append({"role": "user", "content": f"{shown}What is in this picture?"})
+            parts = [{"type": "image"} if images is None else {"type": "image", "image": images[k]} for k in pictures]
+            question = {"type": "text", "text": "What is in this picture?"}
+            turns.append({"role": "user", "content": [*(parts if turn == 0 else []), question]})
             turns.append({"role": "assistant", "content": ", ".join(WORDS[(i + k) % 6] for k in range(1 + i % 4))})
-        rows.append(Sample(turns, pictures, f"row {i}"))
-    return rows
-
-
-def some_features(config) -> FeatureCache:
-    """Random features of `PICTURES` pictures."""
-    random = torch.Generator().manual_seed(3)
-    return FeatureCache(torch.randn(PICTURES, config.num_image_tokens, config.vision_width, generator=random))
+        known = None if images is not None or features is None or not pictures else features[pictures]
+        samples.append(Sample(turns, f"row {i}", known))
+    return samples
 
 
 def save_base(folder: Path, model, processor) -> Path:
@@ -81,7 +82,7 @@ def in_a_child(work: Callable[[], None]) -> int:
 
 def train_both(model, processor, base: Path, out: Path, **options) -> list[list[dict]]:
     """Both stages from a base; the logs."""
-    options = {"features": some_features(model.config), "precision": "fp32"} | options
-    first = train(model, processor, some_rows(), stage("pretrain"), out / "pretrain", parent=base, **options)
-    second = train(model, processor, some_rows(), stage("sft"), out / "sft", parent=out / "pretrain", **options)
+    options = {"precision": "fp32"} | options
+    first = Trainer(model, processor, some_rows(), stage("pretrain"), out / "pretrain", parent=base, **options).fit()
+    second = Trainer(model, processor, some_rows(), stage("sft"), out / "sft", parent=out / "pretrain", **options).fit()
     return [first, second]

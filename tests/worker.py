@@ -13,15 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from training import some_features, some_rows, stage
+from training import FEATURES, some_rows, stage
 
 from minivlm.checkpoint import load_checkpoint, part_hashes
 from minivlm.data import features
 from minivlm.data.dataset import open_dataset
 from minivlm.data.features import FeatureStore
-from minivlm.processor import SampleError
+from minivlm.data.validation import SampleError
 from minivlm.runtime.processes import ProcessError, from_all, launched, process_group, processes, sum_of_all
-from minivlm.train import TrainingError, train
+from minivlm.train import Trainer, TrainingError
 
 # name: stage, its parent, precision. 7 rows of 3 in a pass, 3 rows for two processes: nothing divides evenly.
 RUNS = {
@@ -49,9 +49,9 @@ def learn(name: str, machine: Path, out: str = "", before=lambda rows: None, **c
         return collate(rows, **options)
 
     processor.collate = noted
-    options = {"parent": machine / parent, "features": some_features(model.config), "precision": precision} | changes
+    options = {"parent": machine / parent, "precision": precision} | changes
     rows = options.pop("rows", ROWS)
-    log = train(model, processor, rows, options.pop("stage", wanted), machine / (out or name), **options)
+    log = Trainer(model, processor, rows, options.pop("stage", wanted), machine / (out or name), **options).fit()
     return model, processor, log
 
 
@@ -60,9 +60,7 @@ def everything(machine: Path) -> dict:
     report = {}
     for name in RUNS:
         seen = []
-        model, processor, log = learn(
-            name, machine, before=lambda rows, seen=seen: seen.append([r.where for r in rows])
-        )
+        model, processor, log = learn(name, machine, before=lambda rows, seen=seen: seen.append([r.name for r in rows]))
         report[name] = {
             "seen": seen,
             "losses": [entry["loss"] for entry in log],
@@ -78,15 +76,13 @@ def refusals(machine: Path) -> dict:
     if here.is_main_process:
         taken.mkdir()
         (taken / "thesis.txt").write_text("years of work")
-    poisoned = some_features(load_checkpoint(machine / "base")[0].config)
-    if here.process_index == 1:
-        poisoned.features.fill_(torch.nan)
+    poisoned = some_rows(64, FEATURES * torch.nan) if here.process_index == 1 else ROWS
     own = ROWS[here.process_index :]  # a file that has a line more on one machine
     for name, changes in {
         "rows": {"rows": own},
         "recipe": {"stage": replace(RUNS["pretrain"][0], clip_norm=1.0 + here.process_index)},
         "taken": {},
-        "poisoned": {"features": poisoned},
+        "poisoned": {"rows": poisoned},
     }.items():
         try:
             learn("pretrain", machine, name, **changes)
@@ -123,9 +119,8 @@ def killed(machine: Path) -> dict:
 
 def unreadable(machine: Path) -> dict:
     """Rows with picture files, of which one is none: the process that meets it stops."""
-    files = [machine / "broken.png"] + [machine / "red.png"] * len(ROWS)
-    rows = [replace(row, images=files[i : i + 1] * len(row.images)) for i, row in enumerate(ROWS)]
-    learn("pretrain", machine, "unreadable", features=None, rows=rows)
+    broken, whole = (some_rows(64, images=[machine / name] * 6) for name in ("broken.png", "red.png"))
+    learn("pretrain", machine, "unreadable", rows=[broken[0], *whole[1:]])
     return {}
 
 

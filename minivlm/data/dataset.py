@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from minivlm.data.readers import source_files
 from minivlm.data.samples import Sample
 from minivlm.data.survey import Survey, survey
+from minivlm.data.validation import messages_from_turns, turn_of
 from minivlm.runtime.files import (
     hash_tokenizer,
     latest_folder,
@@ -117,8 +118,8 @@ class _Writer:
         """A usable sample and its length."""
         files = [os.path.abspath(image) for image in sample.images if isinstance(image, Path)]
         images = [image for image in sample.images if isinstance(image, bytes)]
-        turns = sample.conversations
-        row = {"where": sample.where, "conversations": turns, "tokens": tokens}
+        turns = [turn_of(message) for message in sample.messages]
+        row = {"where": sample.name, "conversations": turns, "tokens": tokens}
         row |= {"files": files, "sizes": [os.path.getsize(file) for file in files], "pictures": images}
         self._waiting.append(row)
         self._bytes += sum(map(len, images)) + sum(len(turn["content"]) for turn in turns)
@@ -171,7 +172,7 @@ class SampleDataset(Sequence[Sample]):
             raise IndexError(f"sample {index} of {len(self)}")
         row = self.table[index]
         images = [*map(Path, row["files"]), *row["pictures"]]
-        sample = Sample(row["conversations"], images, row["where"])
+        sample = Sample(messages_from_turns(row["conversations"], images, row["where"]), row["where"])
         if self.features is None or not images:
             return sample
         return replace(sample, patch_features=self.features.of(index, sample))

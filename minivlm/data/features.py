@@ -13,32 +13,27 @@ import json
 import math
 import os
 import shutil
-import uuid
 from array import array
 from bisect import bisect_left
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 from tqdm.auto import tqdm
 
 from minivlm.data.dataset import SampleDataset, fingerprint, read_about
 from minivlm.data.images import ImageError, ImageSource
 from minivlm.data.samples import Sample
-from minivlm.processor import SampleError
+from minivlm.data.validation import SampleError
 from minivlm.runtime.files import hash_tensors, replace_folder, require_replaceable, write_json
 from minivlm.runtime.processes import all_or_none, launched_here, processes
 
 if TYPE_CHECKING:
     from minivlm.model import MiniVLMForConditionalGeneration
     from minivlm.processor import MiniVLMProcessor
-    from minivlm.scenes.facts import Scene
 
-FILE_KEY = "made_from"
 BATCH = 64  # images the encoder looks at together
 FORMAT = 2
 ABOUT, IMAGES, FEATURES, DONE = "store.json", "images.npy", "features.bin", "done.bin"
@@ -118,95 +113,6 @@ def pixel_batches(processor: "MiniVLMProcessor", images: np.ndarray) -> Iterator
         yield torch.from_numpy(np.stack([tables[c][batch[..., c]] for c in range(3)], axis=1))  # (i, 3, H, W)
 
 
-class FeatureCache:
-    """`patch_features` of many pictures, by name.
-
-    Args:
-        features: (I, N, Dv), kept as they are given (`of_scenes` and `of_pictures` give 16 bits).
-        names: what each picture is called in a row's `images`; by default its number.
-
-    Raises:
-        FeatureError: a name is there twice, or there are more or fewer names than features.
-    """
-
-    def __init__(self, features: torch.Tensor, names: Iterable[Hashable] | None = None):
-        self.features = features  # (I, N, Dv)
-        self._places = {name: place for place, name in enumerate(range(len(features)) if names is None else names)}
-        if len(self._places) != len(features):
-            raise FeatureError(f"{len(self._places)} different names for {len(features)} pictures; name each one once")
-
-    def __len__(self) -> int:
-        """How many pictures there are."""
-        return len(self.features)
-
-    def __getitem__(self, names: Sequence[Hashable]) -> torch.Tensor:
-        """The features of these pictures, (len(names), N, Dv).
-
-        Raises:
-            FeatureError: one of them is not here.
-        """
-        try:
-            return self.features[[self._places[name] for name in names]]
-        except KeyError as error:
-            raise FeatureError(
-                f"there are no features of the picture {error.args[0]!r} among these {len(self)}; "
-                "compute them for all pictures that the rows name"
-            ) from error
-
-    @classmethod
-    def of_scenes(
-        cls,
-        model: "MiniVLMForConditionalGeneration",
-        processor: "MiniVLMProcessor",
-        drawn: Sequence["Scene"],
-        file: str | Path | None = None,
-        precision: str = "fp32",
-        workers: int | None = None,
-        title: str = "pictures",
-    ) -> "FeatureCache":
-        """Draw scenes and encode them; scene number i is called i.
-
-        Args:
-            drawn: the scenes.
-            file: keep the features in this safetensors file, and take them from it the next time. It is made anew
-                when it is damaged, or when encoder, precision, scenes or the program that draws are others.
-            precision: "fp32", or "bf16" to encode about twice as fast where the processor is good at it.
-            workers: processes that draw, by default one per core.
-            title: of the bars; without one there are none.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        from minivlm.scenes.drawing.gallery import draw_many, drawing_key, texts_key
-
-        made_from = texts_key([_encoder_key(model, processor, precision), drawing_key(), repr(list(drawn))])
-        if (found := _read(file, made_from)) is None:
-            drawing, encoding = (title and f"{work} {title}" for work in ("drawing", "encoding"))
-            pictures = draw_many(list(drawn), model.config.vision_config.image_size, workers, drawing)
-            found = encode(model, pixel_batches(processor, pictures), len(pictures), precision, encoding)
-            _write(file, found, made_from)
-        return cls(found)
-
-    @classmethod
-    def of_pictures(
-        cls,
-        model: "MiniVLMForConditionalGeneration",
-        processor: "MiniVLMProcessor",
-        pictures: Sequence,
-        precision: str = "fp32",
-        title: str = "pictures",
-    ) -> "FeatureCache":
-        """Encode pictures, each whatever `open_image` takes; a path is its own name, other pictures have numbers.
-
-        Raises:
-            ImageError: a picture cannot be read.
-            FeatureError: a path is there twice.
-        """
-        names = [picture if isinstance(picture, str | Path) else place for place, picture in enumerate(pictures)]
-        batches = (processor.pixels(list(pictures[i : i + BATCH])) for i in range(0, len(pictures), BATCH))
-        return cls(encode(model, batches, len(pictures), precision, f"encoding {title}"), names)
-
-
 class FeatureStore:
     """Features of a data set's images on the disk, memory-mapped; `dataset.with_features(store)` attaches them.
 
@@ -256,7 +162,7 @@ class FeatureStore:
         start = self._first(number)
         records = self.images[start : start + len(sample.images)]
         for record, image in zip(records, sample.images, strict=True):
-            self.require_unchanged(record, image, sample.where)
+            self.require_unchanged(record, image, sample.name)
         entries = records["entry"]
         features = self.features[entries[0] : entries[0] + 1] if len(entries) == 1 else self.features[entries]
         return torch.from_numpy(features).view(torch.bfloat16)  # (I, N, Dv)
@@ -324,11 +230,11 @@ class FeatureStore:
         number = int(record["sample"])
         sample = dataset[number]
         image = sample.images[place - self._first(number)]
-        self.require_unchanged(record, image, sample.where)
+        self.require_unchanged(record, image, sample.name)
         try:
             return processor.pixels([image])
         except ImageError as error:
-            raise SampleError(sample.where, str(error)) from error
+            raise SampleError(sample.name, str(error)) from error
 
 
 def stored_precision(folder: str | Path) -> str | None:
@@ -462,38 +368,3 @@ def _overwrite(file: Path, start: int, content: bytes) -> None:
 def _readable(size: int) -> str:
     """Bytes for people."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
-
-
-def _encoder_key(model: "MiniVLMForConditionalGeneration", processor: "MiniVLMProcessor", precision: str) -> str:
-    """What decides the features of a given picture."""
-    return f"{hash_tensors(model.vision.state_dict())} {processor.image_processor.to_json_string()} {precision}"
-
-
-def _read(file: str | Path | None, made_from: str) -> torch.Tensor | None:
-    """The features in a file, if they are the ones that would be computed now."""
-    if file is None or not Path(file).is_file():
-        return None
-    try:
-        with safetensors.safe_open(file, "pt") as stored:
-            fresh = (stored.metadata() or {}).get(FILE_KEY) == made_from
-            return stored.get_tensor("patch_features") if fresh else None
-    except safetensors.SafetensorError:  # cut off, or something else: a cache is simply made again
-        return None
-
-
-def _write(file: str | Path | None, features: torch.Tensor, made_from: str) -> None:
-    """Aside, then renamed: a cache is whole or not there."""
-    if file is None:
-        return
-    file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f"{file.name}.partial-{uuid.uuid4().hex}")  # a name that nobody has
-    try:
-        safetensors.torch.save_file({"patch_features": features}, aside, {FILE_KEY: made_from})
-        aside.replace(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise OSError(
-            f"the features were not kept in {file} ({error}); free some space or choose another file"
-        ) from error
-    finally:
-        aside.unlink(missing_ok=True)

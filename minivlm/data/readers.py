@@ -25,7 +25,7 @@ from typing import Any
 from minivlm.config import IMAGE_TOKEN
 from minivlm.data.images import ImageError, open_image
 from minivlm.data.samples import Sample
-from minivlm.processor import HALF_A_CHARACTER, SampleError, check_answers
+from minivlm.data.validation import HALF_A_CHARACTER, SampleError, messages_from_turns
 
 TABLE = ".parquet"
 ENDINGS = (".jsonl", TABLE)  # of the files that are looked for in a folder
@@ -173,10 +173,8 @@ def _sample(name: str, content: bytes | Any, folder: Path) -> Sample:
     else:
         turns = _turns(content["conversations"], name)
         images = _image_files(content.get("image"), folder, name)
-    sample = Sample(turns, images, name)
-    messages = sample.messages()
-    check_answers(messages, name)
-    _check_order([message["role"] for message in messages], name)
+    sample = Sample(messages_from_turns(turns, images, name), name)
+    _check_order([message["role"] for message in sample.messages], name)
     return sample
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from minivlm.config import IGNORE_INDEX
 from minivlm.data.images import ImageError, open_image
 from minivlm.data.readers import read_samples
-from minivlm.data.samples import Sample
-from minivlm.processor import Example, SampleError
+from minivlm.data.samples import Example, Sample
+from minivlm.data.validation import SampleError
 
 if TYPE_CHECKING:
     from minivlm.processor import MiniVLMProcessor
@@ -44,7 +44,7 @@ class Survey:
     def count(self, sample: Sample, example: Example) -> None:
         """Add a usable row."""
         tokens = len(example.input_ids)
-        texts = (turn["content"] for turn in sample.conversations)
+        texts = (part.get("text", "") for message in sample.messages for part in message["content"])
         self.usable += 1
         self.images[len(sample.images)] += 1
         self.languages["zh" if any(map(HAN.search, texts)) else "en"] += 1
@@ -89,12 +89,12 @@ def survey(
 def _checked(sample: Sample | SampleError, processor: "MiniVLMProcessor", decode: bool) -> Example:
     if isinstance(sample, SampleError):
         raise sample
-    example = processor.render(sample.messages(), sample.where)
+    example = processor.encode(sample)
     for image in sample.images if decode else ():
         try:
             open_image(image)
         except ImageError as error:
-            raise SampleError(sample.where, str(error)) from error
+            raise SampleError(sample.name, str(error)) from error
     return example
 
 

@@ -31,7 +31,6 @@ import torch
 
 from minivlm.checkpoint import load_checkpoint, read_meta
 from minivlm.config import PROMPTS, STAGES, Stage
-from minivlm.data.features import FeatureCache
 from minivlm.data.samples import Sample
 from minivlm.evaluation.exam import LONG, SHORT
 from minivlm.evaluation.metrics import Estimate, estimate, score_descriptions, score_pope
@@ -43,9 +42,10 @@ from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.paths import BASE
 from minivlm.runtime.precision import choose_precision
 from minivlm.scenes.facts import USUAL, Scene, random_stream, sample_scene
+from minivlm.scenes.features import scene_features
 from minivlm.scenes.language import caption, read_facts
-from minivlm.scenes.samples import SceneRows, language_of
-from minivlm.train import train
+from minivlm.scenes.samples import SceneSamples, language_of
+from minivlm.train import Trainer
 
 SHIPPED = "results/experiments.json"
 STEPS = {"pretrain": 250, "sft": 100}  # about a third and a quarter of the shipped stages
@@ -68,10 +68,10 @@ class Variant:
     short: bool = False
     noise: float = 0.0
 
-    def rows(self, pictures: int, count: int, seed: int) -> Sequence[Sample]:
+    def samples(self, pictures: int, count: int, seed: int, features: torch.Tensor) -> Sequence[Sample]:
         """What stage 2 is trained on."""
-        rows = SceneRows("sft", pictures, count, seed, noise=self.noise)
-        return ShortAnswers(rows) if self.short else rows
+        samples = SceneSamples("sft", pictures, count, seed, noise=self.noise, features=features)
+        return ShortAnswers(samples) if self.short else samples
 
 
 VARIANTS = {
@@ -92,11 +92,11 @@ EXPERIMENTS = {
 class ShortAnswers(Sequence):
     """Rows of stage 2 whose descriptions are captions: one clause about the same things. All else is the same."""
 
-    rows: SceneRows
+    samples: SceneSamples
 
     def __len__(self) -> int:
         """How many rows there are."""
-        return len(self.rows)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample:
         """Row number `index`.
@@ -104,16 +104,16 @@ class ShortAnswers(Sequence):
         Raises:
             IndexError: there is no such row.
         """
-        row, rows = self.rows[index], self.rows
-        if "(description)" not in row.where:
-            return row
+        sample, samples = self.samples[index], self.samples
+        if "(description)" not in sample.name:
+            return sample
         scene, rng = (
-            sample_scene(rows.split, row.images[0]),
-            random_stream("short answer", rows.seed, rows.split, index),
+            sample_scene(samples.split, index % samples.pictures),
+            random_stream("short answer", samples.seed, samples.split, index),
         )
-        text = caption(scene, language_of(index, rows.pictures, rows.seed), rng)
-        question, answer, *rest = row.conversations
-        return replace(row, conversations=[question, answer | {"content": text}, *rest])
+        text = caption(scene, language_of(index, samples.pictures, samples.seed), rng)
+        question, answer, *rest = sample.messages
+        return replace(sample, messages=[question, answer | {"content": text}, *rest])
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class Lab:
 
     plan: Plan
     precision: str
-    training: FeatureCache
+    training: torch.Tensor  # (I, N, Dv), of the pictures to train with
     scenes: list[Scene]
     patch_features: torch.Tensor  # (I, N, Dv), those of `scenes`
 
@@ -219,10 +219,10 @@ class Lab:
         training = [sample_scene("train", i) for i in range(plan.pictures)]
         scenes = [sample_scene(SPLIT, i) for i in range(plan.scored)]
 
-        def features(drawn: list[Scene], name: str) -> FeatureCache:
-            return FeatureCache.of_scenes(model, processor, drawn, plan.out / f"{name}.safetensors", precision)
+        def features(drawn: list[Scene], name: str) -> torch.Tensor:
+            return scene_features(model, processor, drawn, plan.out / f"{name}.safetensors", precision)
 
-        return cls(plan, precision, features(training, "training"), scenes, features(scenes, SPLIT).features)
+        return cls(plan, precision, features(training, "training"), scenes, features(scenes, SPLIT))
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """Both stages of a variant and their scores, from its file if they were made before."""
@@ -238,26 +238,25 @@ class Lab:
         scored, seconds = first.with_suffix(".json"), 0.0  # stage 1 serves all variants; its time counts for the first
         if not scored.is_file():
             log, scores = self._train(
-                "pretrain", seed, self.plan.data / variant.base, first, partial(SceneRows, "pretrain")
+                "pretrain", seed, self.plan.data / variant.base, first, partial(SceneSamples, "pretrain")
             )
             scored.write_text(json.dumps(scores, ensure_ascii=False), "utf-8")
             seconds = sum(entry["seconds"] for entry in log)
-        log, scores = self._train("sft", seed, first, folder / file.stem, variant.rows)
+        log, scores = self._train("sft", seed, first, folder / file.stem, variant.samples)
         seconds += sum(entry["seconds"] for entry in log)
         result = {"seed": seed, "seconds": round(seconds), "losses": [round(entry["loss"], 3) for entry in log]}
         result |= {"pretrain": json.loads(scored.read_text("utf-8")), "sft": scores}
         file.write_text(json.dumps(result | {"made_by": made_by}, ensure_ascii=False), "utf-8")
         return result
 
-    def _train(self, name: str, seed: int, parent: Path, out: Path, rows: Callable) -> tuple[list[dict], dict]:
-        """One stage; `rows` is given pictures, count and seed. Returns the log and the scores by language."""
+    def _train(self, name: str, seed: int, parent: Path, out: Path, samples: Callable) -> tuple[list[dict], dict]:
+        """One stage; `samples` makes what it trains on. Returns the log and the scores by language."""
         model, processor, _ = load_checkpoint(parent)
         stage = self.plan.stage(name)
-        log = train(
-            model, processor, rows(self.plan.pictures, stage.steps * stage.batch_size * stage.accumulation, seed),
-            stage, out, parent=parent, seed=seed,
-            features=self.training, precision=self.precision, command=self.plan.command,
-        )  # fmt: skip
+        count = stage.steps * stage.batch_size * stage.accumulation
+        made = samples(self.plan.pictures, count, seed, features=self.training)
+        options = {"parent": parent, "seed": seed, "precision": self.precision, "command": self.plan.command}
+        log = Trainer(model, processor, made, stage, out, **options).fit()
         return log, {LANGUAGE: score(model, processor, self.scenes, self.patch_features, LANGUAGE)}
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from minivlm.config import PROMPTS
-from minivlm.data.features import FeatureCache
+from minivlm.data.features import encode_images
 from minivlm.evaluation.chance import chance_levels
 from minivlm.evaluation.metrics import score_descriptions, score_pope, score_questions
 from minivlm.evaluation.questions import Item, Reply, best_guesses, exam_questions, pope_questions
@@ -22,6 +22,7 @@ from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes.facts import Scene, sample_scene
+from minivlm.scenes.features import scene_features
 from minivlm.scenes.vocabulary import LANGUAGES
 
 EXAM_PICTURES, HOLDOUT_PICTURES = 500, 200
@@ -73,12 +74,10 @@ def prepare_exam(
         raise ValueError(f"an exam of {pictures} pictures cannot show another picture as a control; take 2 or more")
     scenes = [sample_scene("exam", i) for i in range(pictures)]
     held_out = [sample_scene("holdout", i) for i in range(holdout)]
-    drawn = FeatureCache.of_scenes(
-        model, processor, scenes + held_out, precision=precision, workers=workers, title="the exam"
-    )
+    drawn = scene_features(model, processor, scenes + held_out, precision=precision, workers=workers, title="the exam")
     grey = Image.new("RGB", (model.config.vision_config.image_size,) * 2, (128, 128, 128))
-    blank = FeatureCache.of_pictures(model, processor, [grey], precision, "a grey picture")
-    features = torch.cat([drawn.features, blank.features])  # (I, N, Dv)
+    blank = encode_images(model, processor, [grey], precision, "a grey picture")
+    features = torch.cat([drawn, blank])  # (I, N, Dv)
     shown = pictures_shown(pictures, blank=len(features) - 1)
     return Exam(tuple(scenes), tuple(held_out), features, shown, min(questioned, pictures))
 

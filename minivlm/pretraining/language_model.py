@@ -16,10 +16,12 @@ import torch
 from transformers import LlamaForCausalLM
 
 from minivlm.config import IGNORE_INDEX, PROMPTS, MiniVLMConfig
+from minivlm.data.samples import Example, Sample
+from minivlm.data.validation import messages_from_turns
 from minivlm.placeholders import replace_placeholders
 from minivlm.pretraining import loop
 from minivlm.pretraining.reading_tasks import NOISE, Lexicon, associative_recall, mosaic, ordered_listing
-from minivlm.processor import Example, MiniVLMProcessor, messages_from_row
+from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes import vocabulary as w
 from minivlm.scenes.corpus import answered_prompts, listed_scene, listing_of, plain_text, small_talk, translation
 from minivlm.scenes.facts import MAX_THINGS, Scene, random_stream, sample_scene
@@ -107,7 +109,9 @@ class LanguageModelTrainer:
         kind = self.curriculum.batches[step % len(self.curriculum.batches)]
         rows, scenes = zip(*(self.row(kind, number) for number in range(first, first + size)), strict=True)
         batch = self.processor.collate(list(rows))
-        shown = [scene for row, scene in zip(rows, scenes, strict=True) if row.pictures]
+        shown = [
+            scene for row, scene in zip(rows, scenes, strict=True) if self.processor.image_token_id in row.input_ids
+        ]
         embeds = self.embed(batch, shown, random_stream("mosaic", self.recipe.seed, step))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             loss = self.model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
@@ -139,7 +143,7 @@ class LanguageModelTrainer:
             scene = sample_scene("text", index, self._things(index))
             turns = answered_prompts(scene, lang, rng, plan.turns, plan.captions, plan.descriptions)
             turns[0]["content"] = f"<image>\n{turns[0]['content']}"
-            return self.processor.render(messages_from_row(turns, [None])), scene
+            return self.processor.encode(Sample(messages_from_turns(turns, [None]))), scene
         shown, form = kind.split(" ", 1)
         scene = sample_scene("text", index, things=int(rng.integers(plan.fewest, MAX_THINGS + 1)))
         content = [{"type": "image"}] if shown == "mosaic" else listing_of(scene, lang, rng)
@@ -158,8 +162,7 @@ class LanguageModelTrainer:
         turn = {"role": "user", "content": content}
         shown = self.processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=True)[0]
         end = [self.processor.tokenizer.eos_token_id]
-        pictures = [] if isinstance(content, str) else [None]
-        return Example([*shown, *ids, *end], [IGNORE_INDEX] * len(shown) + labels + end, pictures)
+        return Example([*shown, *ids, *end], [IGNORE_INDEX] * len(shown) + labels + end)
 
     def _text_row(self, index: int) -> Example:
         place = index % (LISTS + 3)
@@ -167,13 +170,13 @@ class LanguageModelTrainer:
             ids = [*self.processor.tokenizer.encode(plain_text(index)), self.processor.tokenizer.eos_token_id]
             return Example(ids, [IGNORE_INDEX, *ids[1:]])
         if place == 1:
-            return self.processor.render(translation(index))
+            return self.processor.encode(Sample(translation(index)))
         if place == 2:
-            return self.processor.render(small_talk(index))
+            return self.processor.encode(Sample(small_talk(index)))
         plan = self.curriculum
-        return self.processor.render(
-            listed_scene(index, plan.turns, plan.in_order, plan.captions, plan.descriptions, self._things(index))
-        )
+        things = self._things(index)
+        turns = listed_scene(index, plan.turns, plan.in_order, plan.captions, plan.descriptions, things)
+        return self.processor.encode(Sample(turns))
 
     def captions(self, lang: str, count: int, source: str, batch_size: int = 100) -> dict[str, float]:
         """Precision and recall of (colour, kind) pairs in captions of held-out scenes, from words alone.
@@ -212,7 +215,7 @@ class LanguageModelTrainer:
         rows = []
         for i, scene in enumerate(scenes):
             if source == "mosaic":
-                turns = messages_from_row([{"role": "user", "content": f"<image>\n{PROMPTS[lang]}"}], [None])
+                turns = messages_from_turns([{"role": "user", "content": f"<image>\n{PROMPTS[lang]}"}], [None])
             else:
                 listing = listing_of(scene, lang, random_stream("exam list", start + i))
                 turns = [{"role": "user", "content": f"{listing}\n{PROMPTS[lang]}"}]

@@ -16,6 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from minivlm.runtime.files import replace_file
+from minivlm.train import optimizer_step
 
 StepLoss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
 
@@ -82,12 +83,11 @@ def run(module: nn.Module, step_loss: StepLoss, recipe: Recipe, folder: Path, ti
                 group["lr"] = group.setdefault("peak", group["lr"]) * cosine(step, recipe)
         loss, extra = step_loss(step)
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm, error_if_nonfinite=True)
+        norm = optimizer_step(opts, parameters, recipe.clip_norm, loss.item(), f"step {step}")
         for opt in opts:
-            opt.step()
-            opt.zero_grad(set_to_none=True)
+            opt.zero_grad()
         seconds = time.perf_counter() - began
-        log.append({"step": step, "loss": loss.item(), "norm": norm.item(), "seconds": seconds} | extra)
+        log.append({"step": step, "loss": loss.item(), "norm": norm, "seconds": seconds} | extra)
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
             _save(state_file, module, opts, recipe, step + 1, log)

@@ -9,6 +9,7 @@ from minivlm.scenes.drawing.draw import draw, layout
 from minivlm.scenes.drawing.gallery import contact_sheet, draw_many
 from minivlm.scenes.drawing.table import TABLE, write_table
 from minivlm.scenes.facts import COLOURS, KINDS, SETTINGS, USUAL, Scene, Thing, random_stream, sample_scene
+from minivlm.scenes.features import scene_features
 from minivlm.scenes.language import (
     caption,
     description,
@@ -19,7 +20,7 @@ from minivlm.scenes.language import (
     questions,
     read_facts,
 )
-from minivlm.scenes.samples import SceneRows
+from minivlm.scenes.samples import SceneSamples
 from minivlm.scenes.vocabulary import LANGUAGES
 
 __all__ = [
@@ -31,7 +32,7 @@ __all__ = [
     "TABLE",
     "USUAL",
     "Scene",
-    "SceneRows",
+    "SceneSamples",
     "Thing",
     "caption",
     "contact_sheet",
@@ -49,6 +50,7 @@ __all__ = [
     "random_stream",
     "read_facts",
     "sample_scene",
+    "scene_features",
     "small_talk",
     "translation",
     "write_table",

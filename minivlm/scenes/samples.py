@@ -6,13 +6,15 @@ besides, a share of rows without a picture, so that the language model does not 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
-from minivlm.config import IMAGE_TOKEN, PROMPTS
+from minivlm.config import PROMPTS
 from minivlm.data.samples import Sample
-from minivlm.scenes.corpus import Conversation, listed_scene, small_talk, translation
+from minivlm.scenes.corpus import listed_scene, small_talk, translation
+from minivlm.scenes.drawing.draw import draw
 from minivlm.scenes.facts import random_stream, sample_scene
 from minivlm.scenes.language import caption, description, questions
 from minivlm.scenes.vocabulary import LANGUAGES
@@ -25,19 +27,22 @@ TEXT_OFFSET = 20_000_000  # scenes of the text corpus that neither base training
 
 
 @dataclass(frozen=True)
-class SceneRows(Sequence):
-    """The rows of a stage as a sequence of `Sample`; each is a pure function of its index and of these fields.
+class SceneSamples(Sequence):
+    """The samples of a stage; each is a pure function of its index and of these fields.
 
-    A row's picture is named by its number in the split, which is what `FeatureCache.of_scenes` calls it; the same
-    pictures serve both stages. When all pictures have been shown, each comes again in the other language.
+    The same pictures serve both stages. When all have been shown, each comes again in the other language.
 
     Attributes:
         stage: "pretrain" or "sft".
-        pictures: how many pictures there are. Row i shows picture number i modulo `pictures`.
-        count: how many rows there are.
+        pictures: how many pictures there are. Sample i shows picture number i modulo `pictures`.
+        count: how many samples there are.
         seed: decides wording, and what is asked.
         split: the split of the scenes.
         noise: the share of descriptions in stage 2 with a plausible sentence that is not true.
+        features: (I, N, Dv) what the encoder makes of the pictures; None: the pictures are drawn.
+
+    Raises:
+        ValueError: another stage, no picture, no sample, or fewer features than pictures.
     """
 
     stage: str
@@ -46,79 +51,68 @@ class SceneRows(Sequence):
     seed: int = 0
     split: str = "train"
     noise: float = 0.0
+    features: torch.Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
-        """Refuse what has no rows.
-
-        Raises:
-            ValueError: another stage, no picture, or no row.
-        """
+        """Refuse what has no samples."""
         if self.stage not in ("pretrain", "sft"):
-            raise ValueError(f"there are no scene rows for stage {self.stage!r}; choose 'pretrain' or 'sft'")
+            raise ValueError(f"there are no scene samples for stage {self.stage!r}; choose 'pretrain' or 'sft'")
         if self.pictures < 1 or self.count < 1:
-            raise ValueError(f"{self.count} rows of {self.pictures} pictures: at least one of each is needed")
+            raise ValueError(f"{self.count} samples of {self.pictures} pictures: at least one of each is needed")
+        if self.features is not None and len(self.features) < self.pictures:
+            raise ValueError(f"there are features of {len(self.features)} pictures, not of {self.pictures}; make all")
 
     def __len__(self) -> int:
-        """How many rows there are."""
+        """How many samples there are."""
         return self.count
 
     def __getitem__(self, index: int) -> Sample:
-        """Row number `index`.
+        """Sample number `index`.
 
         Raises:
-            IndexError: there is no such row.
+            IndexError: there is no such sample.
         """
         if not 0 <= index < self.count:
-            raise IndexError(f"row {index} of {self.count}")
-        if self.stage == "pretrain":
-            return pretrain_row(index, self.pictures, self.seed, self.split)
-        return sft_row(index, self.pictures, self.seed, self.split, self.noise)
+            raise IndexError(f"sample {index} of {self.count}")
+        rng = random_stream(self.stage, self.seed, self.split, index)
+        return self._pretrain(index, rng) if self.stage == "pretrain" else self._sft(index, rng)
+
+    def _pretrain(self, index: int, rng: np.random.Generator) -> Sample:
+        """A picture, the prompt, and a short caption."""
+        lang, picture = language_of(index, self.pictures, self.seed), index % self.pictures
+        text = caption(sample_scene(self.split, picture), lang, rng)
+        return self._about_picture(picture, [(PROMPTS[lang], text)], f"pretrain row {index}")
+
+    def _sft(self, index: int, rng: np.random.Generator) -> Sample:
+        """A description, a conversation of three to five questions, or text alone, in the shares of `SFT_MIX`.
+
+        Up to two questions follow a description: a reader who has been told what is there asks on. The prompt for a
+        description is the one that stage 1 answers with a caption: what stage 2 changes is the answer.
+        """
+        lang, picture = language_of(index, self.pictures, self.seed), index % self.pictures
+        kind = rng.choice(list(SFT_MIX), p=list(SFT_MIX.values()))
+        name = f"sft row {index} ({kind})"
+        if kind == "text":
+            writer = TEXT_WRITERS[rng.integers(len(TEXT_WRITERS))]
+            return Sample(writer(TEXT_OFFSET + index), name)
+        scene, described = sample_scene(self.split, picture), kind == "description"
+        asked = questions(scene, lang, rng)[: rng.choice(FOLLOW_UPS if described else TURNS)]
+        pairs = [(q.text, q.answer) for q in asked]
+        if described:  # written last: whatever noise it has, the questions stay the same
+            pairs.insert(0, (PROMPTS[lang], description(scene, lang, rng, self.noise)))
+        return self._about_picture(picture, pairs, name)
+
+    def _about_picture(self, picture: int, pairs: list[tuple[str, str]], name: str) -> Sample:
+        """Questions and answers, the picture before the first question."""
+        messages = []
+        for question, answer in pairs:
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        known = self.features is not None
+        image = {"type": "image"} if known else {"type": "image", "image": draw(sample_scene(self.split, picture))}
+        messages[0]["content"] = [image, {"type": "text", "text": pairs[0][0]}]
+        return Sample(messages, name, self.features[picture : picture + 1] if known else None)
 
 
 def language_of(index: int, pictures: int, seed: int) -> str:
     """Languages take turns from picture to picture, and change sides whenever all pictures have been shown."""
     return LANGUAGES[(index % pictures + index // pictures + seed) % 2]
-
-
-def pretrain_row(index: int, pictures: int, seed: int = 0, split: str = "train") -> Sample:
-    """A picture, the prompt, and a short caption."""
-    lang, picture = language_of(index, pictures, seed), index % pictures
-    rng = random_stream("pretrain", seed, split, index)
-    conversation = _with_picture([(PROMPTS[lang], caption(sample_scene(split, picture), lang, rng))])
-    return Sample(conversation, [picture], f"pretrain row {index}")
-
-
-def sft_row(index: int, pictures: int, seed: int = 0, split: str = "train", noise: float = 0.0) -> Sample:
-    """A description, a conversation of three to five questions, or text without a picture, in the shares of `SFT_MIX`.
-
-    Up to two questions follow a description: a reader who has been told what is there asks on.
-
-    The prompt for a description is the one that stage 1 answers with a caption: what stage 2 changes is the answer.
-    """
-    lang, picture = language_of(index, pictures, seed), index % pictures
-    rng = random_stream("sft", seed, split, index)
-    kind = rng.choice(list(SFT_MIX), p=list(SFT_MIX.values()))
-    where = f"sft row {index} ({kind})"
-    if kind == "text":
-        return Sample(_text(index, rng), [], where)
-    scene = sample_scene(split, picture)
-    described = kind == "description"
-    asked = questions(scene, lang, rng)[: rng.choice(FOLLOW_UPS if described else TURNS)]
-    pairs = [(q.text, q.answer) for q in asked]
-    if described:  # written last: whatever noise it has, the questions stay the same
-        pairs.insert(0, (PROMPTS[lang], description(scene, lang, rng, noise)))
-    return Sample(_with_picture(pairs), [picture], where)
-
-
-def _text(index: int, rng: np.random.Generator) -> Conversation:
-    writer = TEXT_WRITERS[rng.integers(len(TEXT_WRITERS))]
-    return writer(TEXT_OFFSET + index)
-
-
-def _with_picture(pairs: list[tuple[str, str]]) -> Conversation:
-    """Questions and answers as turns, the picture before the first question."""
-    turns = []
-    for question, answer in pairs:
-        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    turns[0]["content"] = f"{IMAGE_TOKEN}\n{turns[0]['content']}"
-    return turns

@@ -18,9 +18,10 @@ from lessons.lenses import Looks, attention_to_patches, faded, strongest, where
 from lessons.plots import data_uri
 from minivlm.config import PROMPTS
 from minivlm.data.images import ImageError, open_image
+from minivlm.data.validation import without_shorthand
 from minivlm.generate import reply
 from minivlm.model import MiniVLMForConditionalGeneration
-from minivlm.processor import MiniVLMProcessor, without_shorthand
+from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes.drawing.draw import draw
 from minivlm.scenes.drawing.table import TABLE
 from minivlm.scenes.facts import random_stream, sample_scene

@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from minivlm.config import IGNORE_INDEX, MiniVLMConfig, Stage
+from minivlm.data.samples import Example
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
-from minivlm.processor import Example, MiniVLMProcessor
+from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime import WorkingCopy, attend, attend_back, give_back_memory
 from minivlm.train import adamw, supervised_loss
 

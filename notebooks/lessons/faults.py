@@ -17,6 +17,8 @@ import torch
 
 from minivlm import checkpoint, model, placeholders, processor, vision
 from minivlm.config import IGNORE_INDEX, MiniVLMConfig
+from minivlm.data.samples import Example
+from minivlm.data.validation import ROLES
 
 FAULTS: dict[str, Callable[["Patch"], None]] = {}
 
@@ -99,11 +101,11 @@ def mask_off_by_one(patch: Patch) -> None:
 def template_of_another_model(patch: Patch) -> None:
     """Turns are written as another model's template has them, so no answer is found where ours would stand."""
     pieces = processor.MiniVLMProcessor._pieces
-    heads = {f"{role}\n": f"{role.upper()}: " for role in processor.ROLES}
+    heads = {f"{role}\n": f"{role.upper()}: " for role in ROLES}
 
-    def foreign(self, messages, where):
+    def foreign(self, messages):
         marks = (self.tokenizer.bos_token, self.tokenizer.eos_token)
-        written = [piece for piece in pieces(self, messages, where) if piece.text not in marks]
+        written = [piece for piece in pieces(self, messages) if piece.text not in marks]
         return [piece._replace(text=heads.get(piece.text, piece.text), supervised=False) for piece in written]
 
     patch.setattr(processor.MiniVLMProcessor, "_pieces", foreign)
@@ -172,11 +174,11 @@ def non_strict_load(patch: Patch) -> None:
 def image_block_cut(patch: Patch) -> None:
     """A text that is too long is cut, and the cut may fall into a picture's placeholders."""
 
-    def cut(self, ids, labels, pictures, where, max_length):
+    def cut(self, ids, labels, images, name, max_length, patch_features=None):
         limit = max_length or self.tokenizer.model_max_length
-        return processor.Example(ids[:limit], labels[:limit], pictures, where)
+        return Example(ids[:limit], labels[:limit], images, name, patch_features)
 
-    patch.setattr(processor.MiniVLMProcessor, "_rendered", cut)
+    patch.setattr(processor.MiniVLMProcessor, "_example", cut)
 
 
 @fault

@@ -38,7 +38,6 @@ from lessons.stages import blocks, only, rates_figure, show_strips, size, strips
 from lessons.widgets import StageExplorer  # noqa: F401
 from minivlm.checkpoint import load_checkpoint
 from minivlm.config import PROMPTS, STAGES
-from minivlm.data.features import FeatureCache
 from minivlm.data.samples import Sample
 from minivlm.evaluation import Effect, effect, normalised
 from minivlm.generate import ask, reply
@@ -48,9 +47,9 @@ from minivlm.runtime.paths import data_folder
 from minivlm.scenes.corpus import Conversation, listed_scene, small_talk, translation
 from minivlm.scenes.facts import Scene, random_stream
 from minivlm.scenes.language import description
-from minivlm.scenes.samples import SceneRows
+from minivlm.scenes.samples import SceneSamples
 from minivlm.scenes.vocabulary import KIND_WORDS
-from minivlm.train import train
+from minivlm.train import Trainer
 
 RESULTS = Path("results") / "forgetting.json"
 STAGE = replace(STAGES["scenes"]["sft"], steps=100, batch_size=8, accumulation=2, warmup_steps=20)
@@ -108,25 +107,28 @@ def text_scores(
     return scores
 
 
-def stage_2_samples(seed: int, count: int, images: int, text_samples: bool = True) -> list[Sample]:
-    """The first `count` samples of stage 2; without text samples, the next ones with an image take their positions."""
-    samples = SceneRows("sft", images, 2 * count, seed)
-    return list(islice((sample for sample in samples if text_samples or sample.images), count))
+def stage_2_samples(seed: int, count: int, features: torch.Tensor, text_samples: bool = True) -> list[Sample]:
+    """The first `count` samples of stage 2 about images with these features (I, N, Dv).
+
+    Without text samples, the next ones with an image take their positions.
+    """
+    samples = SceneSamples("sft", len(features), 2 * count, seed, features=features)
+    return list(islice((one for one in samples if text_samples or one.patch_features is not None), count))
 
 
 def train_variant(
-    variant: Variant, seed: int, features: FeatureCache, parent: Path, precision: str, steps: int = STAGE.steps,
+    variant: Variant, seed: int, features: torch.Tensor, parent: Path, precision: str, steps: int = STAGE.steps,
     **options: Any,
 ) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProcessor]:  # fmt: skip
     """A short stage 2 from `parent` in one variant; `options` as `Trainer` takes them. No checkpoint is kept."""
     model, processor, _ = load_checkpoint(parent)
     stage = replace(STAGE, steps=steps)
     count = steps * stage.batch_size * stage.accumulation
-    samples = stage_2_samples(seed, count, len(features), variant.text_samples)
+    samples = stage_2_samples(seed, count, features, variant.text_samples)
     prefixes = [prefix for name in variant.trains for prefix in blocks(model)[name]]
-    options |= {"parent": parent, "seed": seed, "features": features, "precision": precision, "save_every": steps}
+    options |= {"parent": parent, "seed": seed, "precision": precision, "save_every": steps}
     with tempfile.TemporaryDirectory(dir=".") as out, only(model, prefixes):
-        train(model, processor, samples, stage, Path(out) / "sft", **options)
+        Trainer(model, processor, samples, stage, Path(out) / "sft", **options).fit()
     return model, processor
 
 

@@ -35,17 +35,16 @@ from lessons.lesson_03 import show_intervals, show_words  # noqa: F401
 from lessons.plots import BLUE, CELL, GREY, INK, ORANGE, show, smoothed, style
 from minivlm.checkpoint import load_checkpoint
 from minivlm.config import PROMPTS, Stage
-from minivlm.data.features import FeatureCache
-from minivlm.data.samples import Sample
+from minivlm.data.samples import Example, Sample
+from minivlm.data.validation import messages_from_turns
 from minivlm.evaluation import Effect
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.pretraining import loop
 from minivlm.pretraining.encoder import TextTower, contrast_loss, normalised
 from minivlm.pretraining.language_model import LanguageModelTrainer
-from minivlm.processor import Example, messages_from_row
 from minivlm.scenes.facts import Scene, random_stream, sample_scene
 from minivlm.scenes.language import caption
-from minivlm.train import train
+from minivlm.train import Trainer
 
 Pair = tuple[str, str]
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # GPT-2's alphabet: a character a byte
@@ -387,17 +386,17 @@ class BlindReader(LanguageModelTrainer):
         own, another = (sample_scene("text", number) for number in (index, index + ANOTHER))
         said = caption(own, "en", random_stream("blind reader", index))
         turns = [{"role": "user", "content": f"<image>\n{PROMPTS['en']}"}, {"role": "assistant", "content": said}]
-        return self.processor.render(messages_from_row(turns, [None])), another
+        return self.processor.encode(Sample(messages_from_turns(turns, [None]))), another
 
 
 def train_w(
-    parent: Path, rows: Sequence[Sample], stage: Stage, features: FeatureCache, seed: int, precision: str
+    parent: Path, rows: Sequence[Sample], stage: Stage, seed: int, precision: str
 ) -> tuple[list[float], MiniVLMForConditionalGeneration]:
     """Stage 1 upon a base checkpoint, with nothing kept on disk and no ledger printed: its losses, and the model."""
     model, processor, _ = load_checkpoint(parent)
-    options = {"parent": parent, "seed": seed, "features": features, "precision": precision}
+    options = {"parent": parent, "seed": seed, "precision": precision}
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        log = train(model, processor, rows, stage, f"{folder}/pretrain", **options)
+        log = Trainer(model, processor, rows, stage, f"{folder}/pretrain", **options).fit()
     return [row["loss"] for row in log], model
 
 

@@ -30,13 +30,14 @@ from minivlm.checkpoint import load_checkpoint
 from minivlm.config import IGNORE_INDEX, PRESETS, STAGES, Stage
 from minivlm.convert.hub import RANDOM, build
 from minivlm.data.features import encode
+from minivlm.data.samples import Example
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
-from minivlm.processor import Example, MiniVLMProcessor
+from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.files import versions
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
 from minivlm.runtime.precision import PRECISIONS, WorkingCopy, give_back_memory, why_not_compiled
-from minivlm.scenes.samples import SceneRows
-from minivlm.train import PAD_TO, WINDOW, adamw, inputs_of, supervised_loss
+from minivlm.scenes.samples import SceneSamples
+from minivlm.train import PAD_TO, WINDOW, adamw, supervised_loss
 
 # Tokens to which every row is padded: MiniMind-V's for clip-26m; for scenes about as many times the usual row.
 PADDED = {"clip-26m": {"pretrain": 640, "sft": 1536}, "scenes": {"pretrain": 256, "sft": 512}}
@@ -101,9 +102,9 @@ def bench_rows(config, processor: MiniVLMProcessor, preset: str, name: str, coun
     Those of scenes are the course's own; for clip-26m they are made up, lengths spread evenly around the typical one.
     """
     if preset == "scenes":
-        grey = random_example(config, Length(config.num_image_tokens + 2, 1)).pictures
-        rows = [processor.render(row.messages()) for row in SceneRows(name, count, count, seed)]
-        rows = [replace(row, pictures=grey * len(row.pictures)) for row in rows]
+        grey = random_example(config, Length(config.num_image_tokens + 2, 1)).images
+        rows = [processor.encode(row) for row in SceneSamples(name, count, count, seed)]
+        rows = [replace(row, images=grey * len(row.images)) for row in rows]
         return sorted(rows, key=lambda row: len(row.input_ids))
     random, typical, rows = np.random.default_rng(seed), LENGTHS[name], []
     for index in range(count):
@@ -132,10 +133,10 @@ def prepare(
     model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, rows: Sequence[Example], padded: int
 ) -> Step:
     """Both batches of the same rows."""
-    pixels = processor.pixels([picture for row in rows for picture in row.pictures])  # (I, 3, H, W)
+    pixels = processor.pixels([picture for row in rows for picture in row.images])  # (I, 3, H, W)
     features = encode(model, [pixels], len(pixels), title="")  # (I, N, Dv)
-    shares = features.split([len(row.pictures) for row in rows])
-    known = [replace(row, pictures=[], patch_features=share) for row, share in zip(rows, shares, strict=True)]
+    shares = features.split([len(row.images) for row in rows])
+    known = [replace(row, images=[], patch_features=share) for row, share in zip(rows, shares, strict=True)]
     device = model.device
     old, new = (
         {name: tensor.to(device) for name, tensor in batch.items()}
@@ -149,7 +150,8 @@ def prepare(
 
 def loss_everywhere(model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """What `supervised_loss` computes, the old way: logits at every place, most of which have nothing to learn."""
-    logits = model(**inputs_of(batch), use_cache=False).logits  # (B, T, V), all of them
+    inputs = {name: batch[name] for name in batch if name not in ("labels", "attention_mask")}
+    logits = model(**inputs, use_cache=False).logits  # (B, T, V), all of them
     targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T) what comes next
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 
@@ -442,7 +444,7 @@ def write(
     about = {
         "command": command,
         "preset": preset,
-        "rows_per_step": rows,
+        "step_size": rows,
         "matmul_gflops": gflops,
         "bf16_over_fp32": gflops["bf16"] / gflops["fp32"],
         "threads": torch.get_num_threads(),

@@ -36,7 +36,7 @@ from minivlm.data.features import encode
 from minivlm.model import MiniVLMForConditionalGeneration, assemble, set_trainable
 from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.paths import BASE, data_folder
-from minivlm.train import PAD_TO, RowOrder, adamw
+from minivlm.train import PAD_TO, SampleOrder, adamw
 
 FILE = "results/curves.json"
 WAYS = {"old": OLD, "engine": Way(False, "bf16")}
@@ -80,7 +80,7 @@ def step_cost(model, processor, text: int, way: Way) -> dict[str, float]:
 
 def encoder_cost(model, processor) -> float:
     """Milliseconds a picture, eight at once, in 32 bits."""
-    grey = random_example(model.config, Length(model.config.num_image_tokens + 2, 1)).pictures
+    grey = random_example(model.config, Length(model.config.num_image_tokens + 2, 1)).images
     pixels = processor.pixels(grey * 8)
     seconds = []
     for _ in range(TIMES + 1):
@@ -99,7 +99,7 @@ def data_path(count: int) -> dict:
         write_dataset(Path(folder) / "index", Path(folder) / FORMS["json_lines"], processor)
         checked = time.perf_counter() - began
         rows = open_dataset(Path(folder) / "index")
-        order = RowOrder(rows, processor, 32, seed=0)
+        order = SampleOrder(rows, processor, 32, seed=0)
         held, began, steps = [], time.perf_counter(), len(rows) // 32
         for step in range(steps):
             processor.collate([replace(row, pictures=[]) for row in order[step]], pad_to_multiple_of=PAD_TO)

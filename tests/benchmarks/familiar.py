@@ -24,13 +24,14 @@ from lessons.lesson_00 import Familiar, fit, save_familiar
 from PIL import Image, ImageOps
 
 from minivlm.checkpoint import load_checkpoint
-from minivlm.data.features import FeatureCache
+from minivlm.data.features import encode_images
 from minivlm.data.images import FORMATS, open_image
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.paths import BASE, data_folder
 from minivlm.scenes.drawing.draw import draw
 from minivlm.scenes.facts import Scene, sample_scene
+from minivlm.scenes.features import scene_features
 
 ALLOWED = 0.01  # of the drawn scenes may be called far
 FITTED, JUDGED, TESTED, SAVED = 4000, 1000, 500, 200  # scenes for the fit, the threshold, each test, the JPEG test
@@ -78,10 +79,10 @@ def measured(
 
     def drawn(split: str, first: int, count: int) -> torch.Tensor:
         some = scenes(split, first, count)
-        return FeatureCache.of_scenes(model, processor, some, title=f"{split} scenes").features
+        return scene_features(model, processor, some, title=f"{split} scenes")
 
     def seen(pictures: Sequence[Image.Image], title: str) -> torch.Tensor:
-        return FeatureCache.of_pictures(model, processor, pictures, title=title).features
+        return encode_images(model, processor, pictures, title=title)
 
     familiar = fit(drawn("dev", 0, FITTED))
     judged = familiar.distances(drawn("dev", FITTED, JUDGED))

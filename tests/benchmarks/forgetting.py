@@ -36,14 +36,14 @@ from lessons.stages import blocks, size
 
 from minivlm.checkpoint import load_checkpoint
 from minivlm.config import PROMPTS
-from minivlm.data.features import FeatureCache
 from minivlm.evaluation import exam_questions, is_right
 from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
-from minivlm.runtime.paths import data_folder
 from minivlm.runtime import choose_precision
+from minivlm.runtime.paths import data_folder
 from minivlm.scenes.facts import Scene, sample_scene
+from minivlm.scenes.features import scene_features
 from minivlm.scenes.language import read_facts
 from minivlm.scenes.vocabulary import LANGUAGES
 
@@ -85,14 +85,14 @@ def run(file: Path, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
     results["sittings"] += 1
     results["precision"] = precision = results["precision"] or choose_precision(model)
     texts, scenes = text_questions(), [sample_scene("dev", i) for i in range(ASKED)]
-    features = FeatureCache.of_scenes(model, processor, scenes).features
+    features = scene_features(model, processor, scenes)
 
     def scores(one: MiniVLMForConditionalGeneration) -> dict[str, float]:
         return text_scores(one, processor, texts) | image_scores(one, processor, scenes, features)
 
     results["before"] = scores(model)
     drawn = [sample_scene("train", i) for i in range(IMAGES)]
-    training_features = FeatureCache.of_scenes(model, processor, drawn, precision=precision)
+    training_features = scene_features(model, processor, drawn, precision=precision)
     for seed in seeds:
         for name, variant in VARIANTS.items():
             prefixes = [prefix for block in variant.trains for prefix in blocks(model)[block]]

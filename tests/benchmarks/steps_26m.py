@@ -27,8 +27,8 @@ from minivlm.convert.hub import RANDOM, import_published
 from minivlm.runtime.paths import data_folder
 from minivlm.scenes.drawing.draw import draw
 from minivlm.scenes.facts import sample_scene
-from minivlm.scenes.samples import SceneRows
-from minivlm.train import train
+from minivlm.scenes.samples import SceneSamples
+from minivlm.train import Trainer
 
 PICTURES = 64
 
@@ -43,7 +43,9 @@ def measure(precision: str, steps: int, batch: int | None, device: str) -> dict:
             model, processor, _ = load_checkpoint(parent)
             stage = replace(recipe, steps=steps, warmup_steps=min(10, steps), batch_size=batch or recipe.batch_size)
             out = Path(folder) / name
-            log = train(model, processor, rows(name), stage, out, parent=parent, precision=precision, save_every=steps)
+            log = Trainer(
+                model, processor, rows(name), stage, out, parent=parent, precision=precision, save_every=steps
+            ).fit()
             found[name] = summary(log, stage.batch_size, device)
             parent = out
     return found
@@ -52,7 +54,7 @@ def measure(precision: str, steps: int, batch: int | None, device: str) -> dict:
 def rows(stage: str) -> list:
     """The drawn world's rows of a stage, with their pictures as files would hold them."""
     pictures = [draw(sample_scene("train", index)) for index in range(PICTURES)]
-    made = list(SceneRows(stage, PICTURES, 8 * PICTURES))
+    made = list(SceneSamples(stage, PICTURES, 8 * PICTURES))
     return [replace(row, images=[pictures[index] for index in row.images]) for row in made]
 
 

@@ -11,6 +11,7 @@ from lessons.cost import Length
 from training import stage
 
 from minivlm.config import IGNORE_INDEX
+from minivlm.data.samples import Sample
 from minivlm.model import set_trainable
 from minivlm.runtime.precision import WorkingCopy
 from minivlm.train import adamw, supervised_loss
@@ -32,7 +33,7 @@ def test_both_ways_have_the_same_loss_and_the_same_gradient(model, processor, sh
     rows = made(model, processor, name, 5)
     set_trainable(model, stage(name))
     step = b.prepare(model, processor, rows, b.PADDED["clip-26m"][name])
-    exact = model.vision(processor.pixels([row.pictures[0] for row in rows]))  # not rounded to 16 bits
+    exact = model.vision(processor.pixels([row.images[0] for row in rows]))  # not rounded to 16 bits
     step = replace(step, new=step.new | {"patch_features": exact})
     gradients, losses = [], []
     for loss in (b.old_loss(model, step), b.new_loss(model, step)):
@@ -90,15 +91,15 @@ def test_made_up_rows_spread_around_the_typical_length_and_come_again_by_their_s
 
 def test_rows_of_scenes_are_the_courses_own(model, processor):
     rows = b.bench_rows(model.config, processor, "scenes", "sft", 6)
-    own = [processor.render(row.messages()) for row in b.SceneRows("sft", 6, 6, 0)]
+    own = [processor.encode(row) for row in b.SceneSamples("sft", 6, 6, 0)]
     assert sorted(map(tuple, (row.input_ids for row in rows))) == sorted(map(tuple, (row.input_ids for row in own)))
     shown = [row.input_ids.count(model.config.image_token_id) // model.config.num_image_tokens for row in rows]
-    assert [len(row.pictures) for row in rows] == shown
+    assert [len(row.images) for row in rows] == shown
 
 
 def test_rows_without_a_picture_are_taken_as_they_are(model, processor, short):
     rows = made(model, processor, "sft", 3)
-    blind = processor.render([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}])
+    blind = processor.encode(Sample([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}]))
     step = b.prepare(model, processor, [blind, *rows], 96)
     assert len(step.old["pixel_values"]) == len(step.new["patch_features"]) == 3
     assert b.old_loss(model, step).item() == pytest.approx(b.new_loss(model, step).item(), abs=0.02)
@@ -134,7 +135,7 @@ def test_the_bench_runs_and_its_figures_add_up(model, processor, short, tmp_path
         assert new.kept_megabytes_per_row < old.kept_megabytes_per_row
     assert all(p.grad is None for p in model.parameters())
     written = json.loads(b.write(tmp_path / "bench", "clip-26m", 2, stages, "typed").read_text("utf-8"))
-    assert (written["command"], written["preset"], written["rows_per_step"]) == ("typed", "clip-26m", 2)
+    assert (written["command"], written["preset"], written["step_size"]) == ("typed", "clip-26m", 2)
     assert written["stages"]["sft"]["engine_fp32"]["ratio"] == stages["sft"]["engine, fp32"].ratio
     rates = {arm.precision: [arms[title].matmul_gflops for arms in stages.values()] for title, arm in arms.items()}
     assert written["matmul_gflops"] == {precision: pytest.approx(sum(two) / 2) for precision, two in rates.items()}

@@ -16,7 +16,8 @@ from minivlm.checkpoint import CheckpointError, load_checkpoint
 from minivlm.convert.hub import build, default_system, find_weights, import_published, load_tokenizer
 from minivlm.convert.llava import as_llava
 from minivlm.data.samples import Sample
-from minivlm.train import train
+from minivlm.data.validation import messages_from_turns
+from minivlm.train import Trainer
 
 SYSTEM = "你是 MiniMind，一个有用的助手。"
 # in the manner of generation A: the head of the answer follows every question; of B: only where it is asked for
@@ -138,7 +139,7 @@ def test_the_chat_template_comes_along_with_its_system_turn(sources, generation,
 
 def test_what_is_learnt_is_the_answer_and_not_the_system_turn(sources, picture):
     _, processor, _ = build(**sources)
-    row = processor.render([*question(picture), {"role": "assistant", "content": "a yellow car"}])
+    row = processor.encode(Sample([*question(picture), {"role": "assistant", "content": "a yellow car"}]))
     learnt = [token for token, label in zip(row.input_ids, row.labels, strict=True) if label != -100]
     assert processor.tokenizer.decode(learnt) == "a yellow car" + processor.tokenizer.eos_token
 
@@ -174,14 +175,17 @@ def test_special_ids_and_the_longest_text_are_the_tokenizers_and_the_models(sour
 
 def test_what_was_imported_trains_on_from_the_stage_it_is_given(sources, tmp_path, picture):
     import_published(tmp_path / "made", **sources)
-    rows = [Sample([*turns("<image>\na red car", "a yellow car")], [picture], f"row {i}") for i in range(8)]
+    rows = [
+        Sample(messages_from_turns(turns("<image>\na red car", "a yellow car"), [picture]), f"row {i}")
+        for i in range(8)
+    ]
     model, processor, _ = load_checkpoint(tmp_path / "made")
     options = {"parent": tmp_path / "made", "precision": "fp32"}
     with pytest.raises(CheckpointError, match=r"of published weights, make one of that stage: .*--stage pretrain"):
-        train(model, processor, rows, stage("sft"), tmp_path / "no", **options)
+        Trainer(model, processor, rows, stage("sft"), tmp_path / "no", **options).fit()
     import_published(tmp_path / "made", **sources, stage="pretrain")
     model, processor, _ = load_checkpoint(tmp_path / "made")
-    log = train(model, processor, rows, stage("sft"), tmp_path / "on", **options)
+    log = Trainer(model, processor, rows, stage("sft"), tmp_path / "on", **options).fit()
     assert log[-1]["loss"] < log[0]["loss"]
     after, _, _ = load_checkpoint(tmp_path / "on")
     before, _, _ = load_checkpoint(tmp_path / "made")

@@ -21,7 +21,7 @@ from minivlm.data.readers import read_samples
 from minivlm.data.survey import survey
 from minivlm.pipeline import recipe_for, sized_stage, train_on_index
 from minivlm.runtime import files
-from minivlm.train import RowOrder, TrainingError, train
+from minivlm.train import SampleOrder, Trainer, TrainingError
 
 MIXED = [GOOD[i % 3] for i in range(15)]  # one picture, two pictures and none by turns
 
@@ -49,11 +49,11 @@ def test_an_index_holds_the_usable_rows_as_they_are_read(folder, out, processor,
     assert [str(error) for error in found.bad] == [str(error) for error in direct.bad] and len(found.bad) == 2
     assert (found.usable, found.tokens, found.lengths) == (direct.usable, direct.tokens, direct.lengths)
     wanted = list(read_samples(FORMS[form][0](folder, GOOD)))
-    assert len(rows) == 3 and [(row.conversations, row.images) for row in rows] == [
-        (row.conversations, row.images) for row in wanted
+    assert len(rows) == 3 and [(row.messages, row.images) for row in rows] == [
+        (row.messages, row.images) for row in wanted
     ]
-    assert [int(row.where.split()[-1]) for row in rows] == [1, 3, 5]
-    assert rows.table["tokens"][:] == [len(processor.render(row.messages()).input_ids) for row in wanted]
+    assert [int(row.name.split()[-1]) for row in rows] == [1, 3, 5]
+    assert rows.table["tokens"][:] == [len(processor.encode(row).input_ids) for row in wanted]
     with pytest.raises(IndexError):
         rows[3]
     with pytest.raises(IndexError):
@@ -99,7 +99,7 @@ def test_an_index_without_a_usable_row_says_so_when_it_is_trained_on(folder, out
     base = save_base(tmp_path / "base", model, processor)
     assert len(write_dataset(out, write(folder, ["{"]), processor, decode=True).bad) == 1
     assert len(open_dataset(out)) == 0
-    with pytest.raises(TrainingError, match="there are no rows to learn from"):
+    with pytest.raises(TrainingError, match="there are no samples to train on"):
         train_on_index(out, stage("pretrain"), model, processor, parent=base, out=tmp_path / "new", precision="fp32")
 
 
@@ -242,13 +242,13 @@ def test_training_on_an_index_is_training_on_its_rows(folder, out, model, make_m
     write_dataset(out, FORMS[form][0](folder, [*bad[:5], *MIXED, *bad[5:]]), processor, decode=True)
     rows, small = list(read_samples(FORMS[form][0](folder, MIXED))), stage("pretrain", steps=3, batch_size=12)
     checked = open_dataset(out)
-    order = RowOrder(checked, processor, small.batch_size, seed=0)
+    order = SampleOrder(checked, processor, small.batch_size, seed=0)
     steps = [order[step] for step in range(small.steps)]
-    assert all({len(row.pictures) for row in step} == {0, 1, 2} for step in steps)
-    assert {row.where for step in steps for row in step} == {row.where for row in checked} and len(checked) == 15
+    assert all({len(row.images) for row in step} == {0, 1, 2} for step in steps)
+    assert {row.name for step in steps for row in step} == {row.name for row in checked} and len(checked) == 15
     options = {"parent": base, "precision": "fp32"}
     indexed = train_on_index(out, small, make_model(), processor, out=tmp_path / "a", **options)
-    direct = train(model, processor, rows, small, tmp_path / "b", **options)
+    direct = Trainer(model, processor, rows, small, tmp_path / "b", **options).fit()
     assert [entry["loss"] for entry in indexed] == [entry["loss"] for entry in direct] and len(indexed) == 3
     hashes = [read_meta(tmp_path / name)["hashes"] for name in "ab"]
     assert hashes[0] == hashes[1]

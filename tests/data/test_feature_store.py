@@ -22,8 +22,8 @@ from minivlm.checkpoint import load_checkpoint, read_meta
 from minivlm.data import features
 from minivlm.data.dataset import open_dataset, write_dataset
 from minivlm.data.features import ABOUT, DONE, FEATURES, IMAGES, FeatureError, FeatureStore, stored_precision
+from minivlm.data.validation import SampleError
 from minivlm.pipeline import train_on_index
-from minivlm.processor import SampleError
 from minivlm.runtime.files import FolderError
 
 ENTRY = 4 * 16 * 2  # N * Dv * 2 bytes of the tiny model
@@ -246,7 +246,7 @@ def test_an_unreadable_image_names_its_row(out, make_dataset, model, processor):
     dataset = make_dataset(decode=False)
     bad = different_images(dataset)[5]
     bad.write_bytes(bytes(bad.stat().st_size))
-    name = next(sample.where for sample in dataset if bad in sample.images)
+    name = next(sample.name for sample in dataset if bad in sample.images)
     with pytest.raises(SampleError, match=rf"train\.jsonl, line \d+: .*{bad.name}.*not a") as refused:
         FeatureStore.build(out, dataset, model, processor)
     assert str(refused.value).startswith(f"{name}: ") and FeatureStore(out).missing() == [2, 3, 4]

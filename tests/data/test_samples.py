@@ -8,7 +8,7 @@ from PIL import Image
 
 from minivlm.data.readers import read_samples
 from minivlm.data.samples import Sample
-from minivlm.processor import SampleError
+from minivlm.data.validation import SampleError, messages_from_turns
 
 
 def turns(question: str, answer: str = "一只狗。") -> list[dict]:
@@ -44,10 +44,13 @@ def test_rows_with_one_several_and_no_pictures(folder):
     )
     pictures = folder / "pictures"
     assert list(read_samples(file, pictures)) == [
-        Sample(turns("提供给定图像的简要描述。\n<image>"), [pictures / "0.jpg"], f"{file}, line 1"),
-        Sample(turns("<image>\n<image>\nWhich?"), [pictures / "1.jpg", pictures / "2.jpg"], f"{file}, line 3"),
-        Sample(turns("Hi"), [], f"{file}, line 4"),
-        Sample(turns("Hi"), [], f"{file}, line 5"),
+        Sample(messages_from_turns(conversation, [pictures / name for name in names]), f"{file}, line {line}")
+        for line, conversation, names in (
+            (1, turns("提供给定图像的简要描述。\n<image>"), ["0.jpg"]),
+            (3, turns("<image>\n<image>\nWhich?"), ["1.jpg", "2.jpg"]),
+            (4, turns("Hi"), []),
+            (5, turns("Hi"), []),
+        )
     ]
 
 
@@ -59,14 +62,14 @@ def test_pictures_lie_beside_the_file_unless_said_otherwise(folder):
 def test_byte_order_mark_and_windows_line_ends(folder):
     file = folder / "train.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps({"conversations": turns("Hi")}).encode() + b"\r\n\r\n")
-    assert [row.conversations for row in read_samples(file)] == [turns("Hi")]
+    assert [row.messages for row in read_samples(file)] == [Sample(turns("Hi")).messages]
 
 
 def test_a_row_becomes_a_batch(folder, processor):
     file = write(folder, {"conversations": turns("<image>\n<image>\nWhich?"), "image": "0.jpg, 2.jpg"})
     row = next(read_samples(file, folder / "pictures"))
-    rendered = processor.render(row.messages(), where=row.where)
-    assert rendered.where == f"{file}, line 1"
+    rendered = processor.encode(row)
+    assert rendered.name == f"{file}, line 1"
     batch = processor.collate([rendered])
     assert batch["images_per_row"].tolist() == [2]
     assert batch["pixel_values"].mean(dim=(2, 3)).argmax(dim=1).tolist() == [0, 2]  # red, blue
@@ -91,7 +94,7 @@ def test_a_row_becomes_a_batch(folder, processor):
         ({"conversations": turns("<image>"), "image": "/etc/passwd"}, "no name inside"),
         ({"conversations": turns("<image>"), "image": "0.jpg,"}, "'' is no name inside"),
         ({"conversations": turns("Hi")[:1]}, "no supervised token"),
-        ({"conversations": []}, "no supervised token"),
+        ({"conversations": []}, "the conversation is empty"),
         ({"conversations": turns("Hi", "")}, "an assistant turn is empty"),
         ({"conversations": turns("Hi", "<image>"), "image": "0.jpg"}, "a picture stands in an assistant turn"),
         (

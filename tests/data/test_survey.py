@@ -18,7 +18,7 @@ from minivlm.config import IGNORE_INDEX
 from minivlm.data.images import open_image
 from minivlm.data.readers import read_samples
 from minivlm.data.survey import BIN, as_text, survey
-from minivlm.processor import SampleError
+from minivlm.data.validation import SampleError, turn_of
 
 
 @pytest.fixture
@@ -52,11 +52,11 @@ def test_all_twelve_bad_rows_are_found_and_named(folder, strict, form):
 def test_the_forms_hold_the_same_rows(folder, strict, form):
     writer, word, _ = FORMS[form]
     rows = list(read_samples(writer(folder, GOOD)))
-    assert [row.conversations for row in rows] == [row["conversations"] for row in GOOD]
+    assert [[turn_of(message) for message in row.messages] for row in rows] == [row["conversations"] for row in GOOD]
     shown = [[open_image(picture).getpixel((0, 0)) for picture in row.images] for row in rows]
     colours = [open_image(folder / f"{name}.jpg").getpixel((0, 0)) for name in (0, 1)]
     assert shown == [[colours[0]], colours, []]
-    assert [row.where.rsplit(", ")[-1] for row in rows] == [f"{word} 1", f"{word} 2", f"{word} 3"]
+    assert [row.name.rsplit(", ")[-1] for row in rows] == [f"{word} 1", f"{word} 2", f"{word} 3"]
 
 
 def black(size: tuple[int, int], dot: bool = False) -> bytes:
@@ -87,7 +87,7 @@ def test_rows_of_a_table_are_named_across_its_row_groups(folder, strict):
     file = write_table(folder, [GOOD[0]] * 70 + [BAD["empty answer"][0]] + [GOOD[2]] * 30, row_group_size=40)
     found = survey(file, strict)
     assert found.usable == 100 and [str(error).split(":")[0] for error in found.bad] == [f"{file}, row 71"]
-    assert [row.where for row in read_samples(write_table(folder, [GOOD[2]] * 45))][44] == f"{file}, row 45"
+    assert [row.name for row in read_samples(write_table(folder, [GOOD[2]] * 45))][44] == f"{file}, row 45"
 
 
 def test_a_row_group_is_never_whole_in_memory(folder):
@@ -174,7 +174,7 @@ def test_a_picture_is_opened_only_where_that_is_asked_for(folder, strict):
 def test_what_is_usable_is_counted(folder, strict):
     file = write(folder, GOOD)
     found = survey(file, strict)
-    rendered = [strict.render(row.messages()) for row in read_samples(file)]
+    rendered = [strict.encode(row) for row in read_samples(file)]
     assert found.images == {0: 1, 1: 1, 2: 1} and found.languages == {"en": 2, "zh": 1}
     assert found.tokens == sum(len(one.input_ids) for one in rendered)
     assert found.supervised == sum(label != IGNORE_INDEX for one in rendered for label in one.labels)
@@ -196,7 +196,9 @@ def test_llavas_array_and_names_are_read(folder, strict):
     found = survey(file, strict)
     assert found.usable == 2 and [str(error).split(":")[0] for error in found.bad] == [f"{file}, item 3"]
     file.write_text(json.dumps(rows), "utf-8")
-    assert [row.conversations for row in read_samples(file)] == [row["conversations"] for row in GOOD[:2]]
+    assert [[turn_of(message) for message in row.messages] for row in read_samples(file)] == [
+        row["conversations"] for row in GOOD[:2]
+    ]
 
 
 def test_an_array_that_ends_too_early_is_named(folder, strict):

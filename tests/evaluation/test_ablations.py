@@ -31,7 +31,7 @@ from minivlm.pretraining.small_lm import SMALL_LM
 from minivlm.runtime.paths import BASE, data_folder
 from minivlm.scenes.facts import Scene, Thing, sample_scene
 from minivlm.scenes.language import read_facts
-from minivlm.scenes.samples import SceneRows
+from minivlm.scenes.samples import SceneSamples
 
 PICTURES, ROWS = 40, 120
 
@@ -40,6 +40,13 @@ def scene(*kinds: str, setting: str = "beach") -> Scene:
     places = [("left", "near"), ("right", "near"), ("middle", "far")]
     things = (Thing(kind, "red", *place, "medium") for kind, place in zip(kinds, places, strict=False))
     return Scene(setting, tuple(things), 0)
+
+
+FEATURES = torch.arange(PICTURES)[:, None, None]  # (I, 1, 1): each picture's is its number
+
+
+def said(message) -> str:
+    return "".join(part.get("text", "") for part in message["content"])
 
 
 class TestVariants:
@@ -55,41 +62,41 @@ class TestVariants:
 
     @pytest.fixture
     def long(self):
-        return list(Variant().rows(PICTURES, ROWS, seed=1))
+        return list(Variant().samples(PICTURES, ROWS, 1, FEATURES))
 
     def test_long_answers_are_the_shipped_recipe(self, long):
-        assert long == list(SceneRows("sft", PICTURES, ROWS, 1))
+        assert long == list(SceneSamples("sft", PICTURES, ROWS, 1, features=FEATURES))
 
     def test_short_answers_name_the_same_things_in_one_clause_and_change_nothing_else(self, long):
-        short, described = list(Variant(short=True).rows(PICTURES, ROWS, seed=1)), 0
+        short, described = list(Variant(short=True).samples(PICTURES, ROWS, 1, FEATURES)), 0
         assert len(short) == len(long)
         for brief, full in zip(short, long, strict=True):
-            assert (brief.images, brief.where) == (full.images, full.where)
-            if "(description)" not in full.where:
+            assert (brief.name == full.name and brief.patch_features is not None) or "(text)" in brief.name
+            if "(description)" not in full.name:
                 assert brief == full
                 continue
             described += 1
-            prompt, told, *rest = brief.conversations
-            assert prompt["content"] == full.conversations[0]["content"] and rest == full.conversations[2:]
-            assert read_facts(told["content"]).setting == read_facts(full.conversations[1]["content"]).setting
-            assert set(read_facts(told["content"]).things) == set(read_facts(full.conversations[1]["content"]).things)
-            assert len(told["content"]) < len(full.conversations[1]["content"])
-            assert not any(end in told["content"] for end in (". ", "。")), "one clause"
-            assert ("的" in told["content"]) == (PROMPTS["zh"] in prompt["content"])
+            prompt, told, *rest = brief.messages
+            assert prompt["content"] == full.messages[0]["content"] and rest == full.messages[2:]
+            assert read_facts(said(told)).setting == read_facts(said(full.messages[1])).setting
+            assert set(read_facts(said(told)).things) == set(read_facts(said(full.messages[1])).things)
+            assert len(said(told)) < len(said(full.messages[1]))
+            assert not any(end in said(told) for end in (". ", "。")), "one clause"
+            assert ("的" in said(told)) == (PROMPTS["zh"] in said(prompt))
         assert described > ROWS / 4
 
     def test_short_answers_depend_on_index_and_seed_alone(self):
-        rows = Variant(short=True).rows(PICTURES, ROWS, seed=1)
+        rows = Variant(short=True).samples(PICTURES, ROWS, 1, FEATURES)
         assert [rows[i] for i in reversed(range(ROWS))][::-1] == list(rows)
-        assert list(Variant(short=True).rows(PICTURES, ROWS, seed=2)) != list(rows)
+        assert list(Variant(short=True).samples(PICTURES, ROWS, 2, FEATURES)) != list(rows)
 
     def test_noise_adds_one_untrue_thing_to_its_share_of_the_descriptions(self, long):
-        noisy = list(Variant(noise=0.3).rows(PICTURES, 400, seed=1))
+        noisy = list(Variant(noise=0.3).samples(PICTURES, 400, 1, FEATURES))
         untrue = described = 0
         for row in noisy:
-            if "(description)" in row.where:
-                there = {thing.kind for thing in sample_scene("train", row.images[0]).things}
-                more = [kind for kind, _ in read_facts(row.conversations[1]["content"]).things if kind not in there]
+            if "(description)" in row.name:
+                there = {thing.kind for thing in sample_scene("train", int(row.patch_features[0])).things}
+                more = [kind for kind, _ in read_facts(said(row.messages[1])).things if kind not in there]
                 assert len(more) <= 1
                 described, untrue = described + 1, untrue + len(more)
         assert untrue / described == pytest.approx(0.3, abs=0.08)
@@ -192,7 +199,7 @@ class TestRun:
         assert results["language_models"][SMALL_LM]["from_words"] == {"list en": {"recall": 0.5}}
         assert len(values(results, "short", "sampled chair_s")) == 2 and len(values(results, "long", "pope")) == 2
         assert "sft, noise 30%" in as_text(results)
-        monkeypatch.setattr(ablations, "train", lambda *_, **__: pytest.fail("it was trained before"))
+        monkeypatch.setattr(ablations, "Trainer", lambda *_, **__: pytest.fail("it was trained before"))
         assert experiment(plan)["variants"] == results["variants"]
 
     def test_arms_of_a_seed_share_stage_1(self, plan):

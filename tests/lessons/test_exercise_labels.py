@@ -10,6 +10,7 @@ from lessons.exercises.checking import verdict
 from lessons.exercises.labels import PICTURE, TALK, Segment, expected, segments
 
 from minivlm.config import IGNORE_INDEX
+from minivlm.data.samples import Sample
 from minivlm.processor import MiniVLMProcessor
 
 
@@ -149,14 +150,14 @@ class TestThePackagesOwn:
 
     def test_render_is_refused(self, processor):
         messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a car"}]
-        said = verdict("build_labels", lambda c: processor.render(messages).labels)
+        said = verdict("build_labels", lambda c: processor.encode(Sample(messages)).labels)
         assert "calls the package's own renderer" in said
-        assert processor.render(messages).labels  # and works again afterwards
+        assert processor.encode(Sample(messages)).labels  # and works again afterwards
 
     def test_whoever_catches_the_refusal_is_found_out(self, processor):
         def sly(conversation):
             with contextlib.suppress(Exception):
-                processor.render([])
+                processor.encode(Sample([]))
             return right(conversation)
 
         assert "calls the package's own renderer" in verdict("build_labels", sly)
@@ -176,7 +177,7 @@ class TestSegments:
     )
 
     def test_a_rendered_row_falls_into_its_segments(self, processor: MiniVLMProcessor):
-        row = processor.render(list(self.CONVERSATION))
+        row = processor.encode(Sample(list(self.CONVERSATION)))
         found = segments(row, processor)
         assert ids_of(found) == row.input_ids
         assert expected(found) == row.labels  # an independent renderer says the same
@@ -187,7 +188,7 @@ class TestSegments:
         assert [len(s.ids) for s in found if s.part == "image"] == [processor.num_image_tokens]
 
     def test_what_was_not_rendered_is_refused(self, processor):
-        row = processor.render(list(self.CONVERSATION))
+        row = processor.encode(Sample(list(self.CONVERSATION)))
         bos = processor.tokenizer.bos_token_id
         for ids in ([5, *row.input_ids], [bos, 7, 8], []):
             row.input_ids = ids

@@ -16,7 +16,7 @@ from lessons.plots.tables import show_answers, show_picture, show_supervision, s
 from matplotlib.figure import Figure
 from PIL import Image
 
-from minivlm.processor import Example
+from minivlm.data.samples import Example, Sample
 from minivlm.scenes.drawing.draw import draw
 from minivlm.scenes.facts import sample_scene
 
@@ -168,7 +168,7 @@ class TestTables:
     def test_what_is_learnt_is_underlined_and_counted(self, shown, processor):
         content = [{"type": "image"}, {"type": "text", "text": "What <is> it?"}]
         messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "a red car"}]
-        row = processor.render(messages)
+        row = processor.encode(Sample(messages))
         show_supervision(row, processor.tokenizer)
         page = shown[0]["text/html"]
         assert re.findall(r"<span style=[^>]*underline[^>]*>(.*?)</span>", page) == ["a red car&lt;|im_end|&gt;"]

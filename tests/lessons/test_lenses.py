@@ -20,7 +20,7 @@ from lessons.lenses import (
 from lessons.plots.figures import png, readable
 from PIL import Image
 
-from minivlm.processor import SampleError
+from minivlm.data.validation import SampleError
 from minivlm.scenes.facts import sample_scene
 from minivlm.scenes.vocabulary import KIND_WORDS
 

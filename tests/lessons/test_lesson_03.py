@@ -30,6 +30,7 @@ from PIL import Image
 from training import stage
 
 from minivlm.config import IGNORE_INDEX, PROMPTS, preset_config
+from minivlm.data.samples import Sample
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.pretraining.tokenizer import train_tokenizer
 from minivlm.processor import MiniVLMProcessor
@@ -343,11 +344,13 @@ class TestFigures:
         assert shown[1]["text/plain"].startswith("before: 0 of 64 words are true; after: 2 of 64")
 
     def test_a_gradient_is_shown_with_its_counts(self, shown, processor):
-        row = processor.render(
-            [
-                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
-                {"role": "assistant", "content": "a red car"},
-            ]
+        row = processor.encode(
+            Sample(
+                [
+                    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+                    {"role": "assistant", "content": "a red car"},
+                ]
+            )
         )
         batch = {"input_ids": torch.tensor([row.input_ids]), "labels": torch.tensor([row.labels])}
         norms = torch.ones(3, len(row.input_ids))

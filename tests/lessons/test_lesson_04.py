@@ -7,13 +7,13 @@ import torch
 from lessons import lesson_04, plots
 from lessons.lesson_04 import CHOICES, TEXT_TASKS, VARIANTS, WITH, WITHOUT, Variant, in_words
 from PIL import Image
-from training import some_features
+from training import FEATURES
 
 from minivlm.checkpoint import read_meta, save_checkpoint
 from minivlm.config import IMAGE_TOKEN
 from minivlm.evaluation import effect
 from minivlm.runtime.paths import data_folder
-from minivlm.scenes.samples import TEXT_OFFSET, SceneRows
+from minivlm.scenes.samples import TEXT_OFFSET, SceneSamples
 from minivlm.train import text_probe
 
 ROWS = {WITH: (0.75, 0.85), WITHOUT: (0.1, 0.3)}
@@ -37,11 +37,13 @@ class TestQuestions:
         assert max(len(answer) for _, answer in texts["listed scene"]) < 60
 
     def test_rows_without_text_are_as_many_and_all_have_a_picture(self):
-        mixed, pictured = lesson_04.stage_2_samples(1, 60, 40), lesson_04.stage_2_samples(1, 60, 40, text_samples=False)
+        features = torch.zeros(40, 1, 1)
+        mixed, pictured = (lesson_04.stage_2_samples(1, 60, features, text_samples=one) for one in (True, False))
         assert len(mixed) == len(pictured) == 60
-        assert mixed == list(SceneRows("sft", 40, 60, 1)) and not all(row.images for row in mixed)
-        assert all(row.images for row in pictured)
-        assert [row for row in mixed if row.images] == pictured[: sum(bool(row.images) for row in mixed)]
+        assert mixed == list(SceneSamples("sft", 40, 60, 1, features=features))
+        with_image = [row for row in mixed if row.patch_features is not None]
+        assert all(row.patch_features is not None for row in pictured)
+        assert len(with_image) < 60 and with_image == pictured[: len(with_image)]
 
 
 def test_texts_are_right_up_to_capitals_and_stops(monkeypatch):
@@ -64,8 +66,7 @@ class TestVariants:
         monkeypatch.chdir(tmp_path)
         meta = {"stage": "pretrain", "text_probe": text_probe(model, processor)}
         parent = save_checkpoint(tmp_path / "pretrain", model, processor, meta)
-        cache = some_features(model.config)
-        trained, _ = lesson_04.train_variant(Variant(("W",), False), 0, cache, parent, "fp32", steps=1)
+        trained, _ = lesson_04.train_variant(Variant(("W",), False), 0, FEATURES, parent, "fp32", steps=1)
         before, after = model.state_dict(), trained.state_dict()
         assert {name for name in before if not torch.equal(before[name], after[name])} == {"projector.weight"}
         assert list(tmp_path.iterdir()) == [parent], "no checkpoint is kept"

@@ -12,7 +12,6 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 
 from minivlm.checkpoint import load_checkpoint, save_checkpoint
 from minivlm.config import W_ALONE, Stage
-from minivlm.data.features import FeatureCache
 from minivlm.evaluation import effect
 from minivlm.pretraining import loop
 from minivlm.pretraining.encoder import contrast_loss
@@ -21,8 +20,8 @@ from minivlm.pretraining.reading_tasks import Lexicon, mosaic
 from minivlm.pretraining.tokenizer import train_tokenizer
 from minivlm.scenes.facts import Scene, Thing, random_stream, sample_scene
 from minivlm.scenes.language import caption
-from minivlm.scenes.samples import SceneRows
-from minivlm.train import text_probe, train
+from minivlm.scenes.samples import SceneSamples
+from minivlm.train import Trainer, text_probe
 
 CAPTIONS = ["a red car in the park", "a green tree", "a panda", "a blue bird above a quiet lake"]
 RECIPE = loop.Recipe(steps=3, batch_size=4, muon_lr=0.02, adam_lr=0.001, warmup=1)
@@ -202,12 +201,12 @@ def test_w_is_trained_as_stage_1_trains_it_and_nothing_is_kept(make_model, proce
     model = make_model()
     probe = {"stage": "base", "text_probe": text_probe(model, processor)}
     parent = save_checkpoint(tmp_path / "base", model, processor, probe)
-    rows, features = SceneRows("pretrain", 4, 8), FeatureCache(torch.randn(4, 4, 16))
+    rows = SceneSamples("pretrain", 4, 8, features=torch.randn(4, 4, 16))
     stage = Stage("pretrain", W_ALONE, {"projector": 0.01}, steps=3, batch_size=4, warmup_steps=1, parent="base")
-    losses, taught = lesson_a1.train_w(parent, rows, stage, features, seed=5, precision="fp32")
+    losses, taught = lesson_a1.train_w(parent, rows, stage, seed=5, precision="fp32")
     assert capsys.readouterr().out == "" and [path.name for path in tmp_path.iterdir()] == ["base"]
-    options = {"parent": parent, "seed": 5, "features": features, "precision": "fp32"}
-    log = train(load_checkpoint(parent)[0], processor, rows, stage, tmp_path / "out", **options)
+    options = {"parent": parent, "seed": 5, "precision": "fp32"}
+    log = Trainer(load_checkpoint(parent)[0], processor, rows, stage, tmp_path / "out", **options).fit()
     assert losses == [row["loss"] for row in log]
     torch.testing.assert_close(taught.projector.weight, load_checkpoint(tmp_path / "out")[0].projector.weight)
 

@@ -10,11 +10,11 @@ from lessons import plots, stages
 from lessons.stages import OWN, blocks, blocks_of, chosen, ledger_of, only, size, strips
 from lessons.widgets import StageExplorer
 from PIL import Image
-from training import save_base, some_features, some_rows, stage
+from training import save_base, some_rows, stage
 
 from minivlm.config import STAGES
 from minivlm.model import ledger, set_trainable
-from minivlm.train import train
+from minivlm.train import Trainer
 
 ALL = ["W", "embeddings", "layer 1", "layer 2"]
 
@@ -56,10 +56,7 @@ class TestOnly:
         prefixes = ("projector.", *blocks(model)["layer 1"])
         with only(model, prefixes):
             short = stage("sft", parent="base", steps=2)
-            features = some_features(model.config)
-            train(
-                model, processor, some_rows(), short, tmp_path / "sft", parent=base, features=features, precision="fp32"
-            )
+            Trainer(model, processor, some_rows(), short, tmp_path / "sft", parent=base, precision="fp32").fit()
         after = model.state_dict()
         moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])} - {"projector.weight"}
         assert moved == set(chosen(model, prefixes)) - {"projector.weight"}

@@ -3,13 +3,12 @@
 import ctypes
 import os
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from training import save_base, some_features, some_rows, stage
+from training import save_base, some_rows, stage
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import minivlm.runtime.precision
@@ -25,7 +24,7 @@ from minivlm.runtime.precision import (
     give_back_memory,
     why_not_compiled,
 )
-from minivlm.train import supervised_loss, train
+from minivlm.train import Trainer, supervised_loss
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +37,8 @@ def compiler():
 
 def mixed_batch(model, processor) -> dict[str, torch.Tensor]:
     """Rows with one picture, with two, and with none."""
-    features = some_features(model.config)
-    rows = [processor.render(row.messages(), row.where) for row in some_rows(10)]
-    rows = [replace(row, patch_features=features[row.pictures]) if row.pictures else row for row in rows]
-    assert {len(row.pictures) for row in rows} == {0, 1, 2}
+    rows = [processor.encode(row) for row in some_rows(10)]
+    assert {0 if row.patch_features is None else len(row.patch_features) for row in rows} == {0, 1, 2}
     return processor.collate(rows, pad_to_multiple_of=32)
 
 
@@ -205,14 +202,14 @@ def test_compiled_layers_compute_the_same(model, processor, compiler, precision,
 @pytest.mark.slow
 def test_a_compiled_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not(model, processor, compiler, tmp_path):
     base = save_base(tmp_path / "base", model, processor)
-    part, features = stage("pretrain", steps=6), some_features(model.config)
+    part = stage("pretrain", steps=6)
 
     def start(out, on_step=None, compiled=None):
         # what a new process has not compiled, this one shall not have either
         torch.compiler.reset()
         parent = load_checkpoint(base)[:2]
-        given = {"parent": base, "features": features, "precision": "bf16", "compiled": compiled, "on_step": on_step}
-        train(*parent, some_rows(), part, tmp_path / out, **given)
+        given = {"parent": base, "precision": "bf16", "compiled": compiled, "on_step": on_step}
+        Trainer(*parent, some_rows(), part, tmp_path / out, **given).fit()
         return {file.name: file.read_bytes() for file in (tmp_path / out).glob("*.safetensors")}
 
     whole = start("whole", compiled=True)

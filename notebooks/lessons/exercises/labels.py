@@ -1,7 +1,7 @@
 """The exercise of notebook 03: which tokens of a conversation does the model learn to write?
 
 The reader is handed a conversation as segments and returns one label per token; `segments` makes them of a real row.
-The rule that is checked is the one of `MiniVLMProcessor.render`: an answer's own tokens and the end token after it.
+The rule that is checked is the one of `MiniVLMProcessor.encode`: an answer's own tokens and the end token after it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from lessons.exercises.checking import Wrong, called, exercise, forbidden
 from lessons.faults import Patch
 from minivlm.config import IGNORE_INDEX
-from minivlm.processor import ROLES, Example, MiniVLMProcessor
+from minivlm.data.samples import Example
+from minivlm.data.validation import ROLES
+from minivlm.processor import MiniVLMProcessor
 
 
 class Segment(NamedTuple):
@@ -101,18 +103,18 @@ def segments(row: Example, processor: MiniVLMProcessor) -> list[Segment]:
     Control tokens cannot stand in a text, so a row falls into its segments at them.
 
     Raises:
-        ValueError: the row is no conversation that `processor.render` made.
+        ValueError: the row is no conversation that `processor.encode` made.
     """
     tokenizer, found = processor.tokenizer, []
     heads = {role: [tokenizer.bos_token_id, *_encoded(tokenizer, f"{role}\n")] for role in ROLES}
     starts = [place for place, token in enumerate(row.input_ids) if token == tokenizer.bos_token_id]
     if starts[:1] != [0]:
-        raise ValueError("a conversation begins with the head of a turn; render it by processor.render")
+        raise ValueError("a conversation begins with the head of a turn; render it by processor.encode")
     for start, stop in zip(starts, [*starts[1:], len(row.input_ids)], strict=True):
         turn = row.input_ids[start:stop]
         role = next((role for role, head in heads.items() if turn[: len(head)] == head), None)
         if role is None:
-            raise ValueError(f"the turn that begins at token {start} has no known role; render it by processor.render")
+            raise ValueError(f"the turn that begins at token {start} has no known role; render it by processor.encode")
         body = turn[len(heads[role]) :]
         found.append(Segment(role, "head", heads[role]))
         for part, ids in groupby(body, key={processor.image_token_id: "image", tokenizer.eos_token_id: "end"}.get):
@@ -234,7 +236,7 @@ def _no_rendering() -> Iterator[None]:
         raise Wrong(message)
 
     with Patch() as patch:
-        for name in ("render", "apply_chat_template", "collate"):
+        for name in ("encode", "apply_chat_template", "collate"):
             patch.setattr(MiniVLMProcessor, name, refuse)
         try:
             yield

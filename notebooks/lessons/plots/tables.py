@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lessons.plots.figures import data_uri
 from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN
-from minivlm.processor import Example
+from minivlm.data.samples import Example
 
 CELL = "text-align:left;vertical-align:top;padding:6px 14px;max-width:24em;white-space:normal"
 
