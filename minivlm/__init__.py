@@ -14,9 +14,14 @@ from minivlm.config import MiniVLMConfig
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 
-__all__ = ["MiniVLMConfig", "MiniVLMForConditionalGeneration", "MiniVLMProcessor", "Trainer", "load", "reply"]
+__all__ = ["MiniVLMConfig", "MiniVLMForConditionalGeneration", "MiniVLMProcessor", "Trainer", "ask", "load", "reply"]
 __version__ = "0.1.0"
-_LAZY = {"Trainer": "minivlm.train", "load": "minivlm.checkpoint", "reply": "minivlm.generate"}
+_LAZY = {
+    "Trainer": "minivlm.train",
+    "ask": "minivlm.generate",
+    "load": "minivlm.checkpoint",
+    "reply": "minivlm.generate",
+}
 
 
 def __getattr__(name: str):

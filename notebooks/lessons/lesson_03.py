@@ -31,7 +31,8 @@ from lessons.lenses import (
 from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, border, patches, readable, show, style
 from lessons.widgets import Album, Moment, PatchExplorer, StepExplorer  # noqa: F401
 from minivlm.config import IGNORE_INDEX
-from minivlm.evaluation import Estimate
+from minivlm.evaluation import Estimate, Reply, score_questions
+from minivlm.evaluation.questions import Item
 from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes.facts import Scene
 from minivlm.scenes.language import noun_phrase
@@ -395,3 +396,8 @@ def _outline(axes: Axes, covered: np.ndarray, side: int, label: str) -> None:
         bbox={"boxstyle": "round,pad=0.25", "facecolor": BLUE, "edgecolor": "white"},
         zorder=5,
     )
+
+
+def questions_right(items: Sequence[Item], answers: Sequence[str]) -> dict[str, Estimate]:
+    """What share of the exam's questions is answered exactly, by their kind and in "all"."""
+    return score_questions(Reply(item, text) for item, text in zip(items, answers, strict=True))

@@ -33,12 +33,13 @@ from lessons.lenses import (
     where,
     word_title,
 )
+from lessons.lesson_03 import questions_right  # noqa: F401
 from lessons.plots import BLUE, GREY, INK, ORANGE, show, style
 from lessons.stages import blocks, only, rates_figure, show_strips, size, strips  # noqa: F401
 from lessons.widgets import StageExplorer  # noqa: F401
 from minivlm.checkpoint import load_checkpoint
 from minivlm.config import PROMPTS, STAGES
-from minivlm.data.samples import Sample
+from minivlm.data import Sample
 from minivlm.evaluation import Effect, effect, normalised
 from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration
@@ -108,9 +109,10 @@ def text_scores(
 
 
 def stage_2_samples(seed: int, count: int, features: torch.Tensor, text_samples: bool = True) -> list[Sample]:
-    """The first `count` samples of stage 2 about images with these features (I, N, Dv).
+    """The first `count` samples of stage 2; without text samples, the next ones with an image take their positions.
 
-    Without text samples, the next ones with an image take their positions.
+    Args:
+        features: (I, N, Dv), of the images of the scenes.
     """
     samples = SceneSamples("sft", len(features), 2 * count, seed, features=features)
     return list(islice((one for one in samples if text_samples or one.patch_features is not None), count))
@@ -288,6 +290,11 @@ class AtThings(NamedTuple):
     by_chance: float
 
 
+def right_description(scene: Scene, number: int) -> str:
+    """A right English description of a scene, the same for every model; its wording is that of `number`."""
+    return description(scene, "en", random_stream("looked at", number))
+
+
 def attention_to_things(
     model: MiniVLMForConditionalGeneration,
     processor: MiniVLMProcessor,
@@ -307,7 +314,7 @@ def attention_to_things(
     kinds, shares = {word.split()[-1]: kind for kind, word in KIND_WORDS["en"].items()}, []
     question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPTS["en"]}]}]
     for number, (scene, features) in enumerate(zip(scenes, patch_features, strict=True)):
-        text = description(scene, "en", random_stream("looked at", number))
+        text = right_description(scene, number)
         looks = attention_to_patches(model, processor, question, text, patch_features=features[None])
         for word, row in zip(looks.words, looks.patches, strict=True):
             if kind := kinds.get(word.lower()):

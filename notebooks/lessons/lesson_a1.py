@@ -33,18 +33,19 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from lessons.lenses import ORDERS, listed, read_aloud, read_patches, typed_image  # noqa: F401
 from lessons.lesson_03 import show_intervals, show_words  # noqa: F401
 from lessons.plots import BLUE, CELL, GREY, INK, ORANGE, show, smoothed, style
-from minivlm.checkpoint import load_checkpoint
+from minivlm.checkpoint import load_checkpoint, save_checkpoint
 from minivlm.config import PROMPTS, Stage
-from minivlm.data.samples import Example, Sample
-from minivlm.data.validation import messages_from_turns
-from minivlm.evaluation import Effect
+from minivlm.data import Example, Sample
+from minivlm.evaluation import effect
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.pretraining import loop
 from minivlm.pretraining.encoder import TextTower, contrast_loss, normalised
 from minivlm.pretraining.language_model import LanguageModelTrainer
+from minivlm.pretraining.reading_tasks import Lexicon, mosaic
+from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes.facts import Scene, random_stream, sample_scene
 from minivlm.scenes.language import caption
-from minivlm.train import Trainer
+from minivlm.train import Trainer, text_probe
 
 Pair = tuple[str, str]
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # GPT-2's alphabet: a character a byte
@@ -384,20 +385,36 @@ class BlindReader(LanguageModelTrainer):
     def row(self, kind: str, index: int) -> tuple[Example, Scene | None]:
         """Sample number `index`: the prompt and a caption, and the scene whose mosaic stands in the block."""
         own, another = (sample_scene("text", number) for number in (index, index + ANOTHER))
-        said = caption(own, "en", random_stream("blind reader", index))
-        turns = [{"role": "user", "content": f"<image>\n{PROMPTS['en']}"}, {"role": "assistant", "content": said}]
-        return self.processor.encode(Sample(messages_from_turns(turns, [None]))), another
+        text = caption(own, "en", random_stream("blind reader", index))
+        question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPTS["en"]}]}
+        return self.processor.encode(Sample([question, {"role": "assistant", "content": text}])), another
+
+
+def weighted_words(tokenizer: PreTrainedTokenizerFast, scene: Scene, cells: Sequence[int]) -> list[str]:
+    """The weighted sums of words in some cells of a scene's word mosaic, such as "1.0 · red + 0.7 · car"."""
+    ids, weights = mosaic(scene, 8, Lexicon.of(tokenizer), random_stream("a typed picture"))  # (N, 5) each
+    sums = []
+    for cell in cells:
+        words = [tokenizer.decode([word]).strip() for word in ids[cell]]
+        pairs = zip(weights[cell], words, strict=True)
+        sums.append(" + ".join(f"{weight:.1f} · {word}" for weight, word in pairs if weight))
+    return sums
+
+
+def save_base(folder: Path, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> Path:
+    """The model as a base checkpoint, from which stage 1 can begin."""
+    return save_checkpoint(folder, model, processor, {"stage": "base", "text_probe": text_probe(model, processor)})
 
 
 def train_w(
-    parent: Path, rows: Sequence[Sample], stage: Stage, seed: int, precision: str
+    parent: Path, samples: Sequence[Sample], stage: Stage, seed: int, precision: str
 ) -> tuple[list[float], MiniVLMForConditionalGeneration]:
     """Stage 1 upon a base checkpoint, with nothing kept on disk and no ledger printed: its losses, and the model."""
     model, processor, _ = load_checkpoint(parent)
-    options = {"parent": parent, "seed": seed, "precision": precision}
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
-        log = Trainer(model, processor, rows, stage, f"{folder}/pretrain", **options).fit()
-    return [row["loss"] for row in log], model
+        options = {"parent": parent, "seed": seed, "precision": precision}
+        log = Trainer(model, processor, samples, stage, f"{folder}/pretrain", **options).fit()
+    return [entry["loss"] for entry in log], model
 
 
 def form_of(kind: str) -> str:
@@ -452,17 +469,14 @@ def _one_after_the_other(steps: Sequence[int]) -> tuple[list[int], list[int]]:
     return starts, on
 
 
-def show_two_tongues(
-    losses: Mapping[str, Sequence[Sequence[float]]], found: Mapping[str, Sequence[float]], gap: Effect
-):
-    """W upon two language models, see `two_tongues`; `gap` compares what is found upon the one and upon the other."""
-    ends = "; ".join(f"{name}: {', '.join(f'{row[-1]:.2f}' for row in rows)}" for name, rows in losses.items())
-    shares = "; ".join(f"{name}: {', '.join(f'{share:.0%}' for share in row)}" for name, row in found.items())
+def show_two_tongues(losses: Mapping[str, Sequence[Sequence[float]]], named: Mapping[str, Sequence[float]]) -> None:
+    """W upon two language models, see `two_tongues`."""
+    ends = "; ".join(f"{name}: {', '.join(f'{curve[-1]:.2f}' for curve in seeds)}" for name, seeds in losses.items())
+    shares = "; ".join(f"{name}: {', '.join(f'{share:.0%}' for share in seeds)}" for name, seeds in named.items())
     alt = f"Left, losses of W, a line for each seed; at the end {ends}. Right, the share of things named. {shares}."
-    summary = (
-        f"Things named in the mean of {len(next(iter(found.values())))} seeds: {gap.before:.0%} and {gap.after:.0%}"
-    )
-    show(two_tongues(losses, found), alt, f"{summary}; the seeds of one lie within {gap.seed_range:.0%}.")
+    gap, seeds = effect(*named.values()), len(next(iter(named.values())))
+    summary = f"Things named in the mean of {seeds} seeds: {gap.before:.0%} and {gap.after:.0%}"
+    show(two_tongues(losses, named), alt, f"{summary}; the seeds of one lie within {gap.seed_range:.0%}.")
 
 
 def two_tongues(losses: Mapping[str, Sequence[Sequence[float]]], found: Mapping[str, Sequence[float]]) -> Figure:

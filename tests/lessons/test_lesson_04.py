@@ -36,14 +36,14 @@ class TestQuestions:
         # no caption or description, of which there are many right ones
         assert max(len(answer) for _, answer in texts["listed scene"]) < 60
 
-    def test_rows_without_text_are_as_many_and_all_have_a_picture(self):
-        features = torch.zeros(40, 1, 1)
-        mixed, pictured = (lesson_04.stage_2_samples(1, 60, features, text_samples=one) for one in (True, False))
-        assert len(mixed) == len(pictured) == 60
-        assert mixed == list(SceneSamples("sft", 40, 60, 1, features=features))
-        with_image = [row for row in mixed if row.patch_features is not None]
-        assert all(row.patch_features is not None for row in pictured)
-        assert len(with_image) < 60 and with_image == pictured[: len(with_image)]
+    def test_without_text_samples_there_are_as_many_and_all_have_an_image(self):
+        features = torch.zeros(40, 4, 16)
+        mixed = lesson_04.stage_2_samples(1, 60, features)
+        pictured = lesson_04.stage_2_samples(1, 60, features, text_samples=False)
+        with_image = [sample for sample in mixed if sample.patch_features is not None]
+        assert len(mixed) == len(pictured) == 60 and mixed == list(SceneSamples("sft", 40, 60, 1, features=features))
+        assert 0 < len(with_image) < 60 and with_image == pictured[: len(with_image)]
+        assert all(sample.patch_features is not None for sample in pictured)
 
 
 def test_texts_are_right_up_to_capitals_and_stops(monkeypatch):

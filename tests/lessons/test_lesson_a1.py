@@ -10,9 +10,8 @@ from lessons.lenses import ORDERS, typed_image
 from matplotlib.figure import Figure
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 
-from minivlm.checkpoint import load_checkpoint, save_checkpoint
+from minivlm.checkpoint import load_checkpoint
 from minivlm.config import W_ALONE, Stage
-from minivlm.evaluation import effect
 from minivlm.pretraining import loop
 from minivlm.pretraining.encoder import contrast_loss
 from minivlm.pretraining.language_model import Curriculum, LanguageModelTrainer
@@ -21,7 +20,7 @@ from minivlm.pretraining.tokenizer import train_tokenizer
 from minivlm.scenes.facts import Scene, Thing, random_stream, sample_scene
 from minivlm.scenes.language import caption
 from minivlm.scenes.samples import SceneSamples
-from minivlm.train import Trainer, text_probe
+from minivlm.train import Trainer
 
 CAPTIONS = ["a red car in the park", "a green tree", "a panda", "a blue bird above a quiet lake"]
 RECIPE = loop.Recipe(steps=3, batch_size=4, muon_lr=0.02, adam_lr=0.001, warmup=1)
@@ -198,15 +197,13 @@ class TestTypedBags:
 
 
 def test_w_is_trained_as_stage_1_trains_it_and_nothing_is_kept(make_model, processor, tmp_path, capsys):
-    model = make_model()
-    probe = {"stage": "base", "text_probe": text_probe(model, processor)}
-    parent = save_checkpoint(tmp_path / "base", model, processor, probe)
-    rows = SceneSamples("pretrain", 4, 8, features=torch.randn(4, 4, 16))
+    parent = lesson_a1.save_base(tmp_path / "base", make_model(), processor)
+    samples = SceneSamples("pretrain", 4, 8, features=torch.randn(4, 4, 16))
     stage = Stage("pretrain", W_ALONE, {"projector": 0.01}, steps=3, batch_size=4, warmup_steps=1, parent="base")
-    losses, taught = lesson_a1.train_w(parent, rows, stage, seed=5, precision="fp32")
+    losses, taught = lesson_a1.train_w(parent, samples, stage, seed=5, precision="fp32")
     assert capsys.readouterr().out == "" and [path.name for path in tmp_path.iterdir()] == ["base"]
     options = {"parent": parent, "seed": 5, "precision": "fp32"}
-    log = Trainer(load_checkpoint(parent)[0], processor, rows, stage, tmp_path / "out", **options).fit()
+    log = Trainer(load_checkpoint(parent)[0], processor, samples, stage, tmp_path / "out", **options).fit()
     assert losses == [row["loss"] for row in log]
     torch.testing.assert_close(taught.projector.weight, load_checkpoint(tmp_path / "out")[0].projector.weight)
 
@@ -241,9 +238,7 @@ class TestWhatFiguresSay:
 
     def test_two_tongues(self, shown):
         named = {"blind": [0.0, 0.02], "reader": [0.5, 0.6]}
-        lesson_a1.show_two_tongues(
-            {"blind": [[2.0, 1.5]] * 2, "reader": [[2.0, 0.5]] * 2}, named, effect(*named.values())
-        )
+        lesson_a1.show_two_tongues({"blind": [[2.0, 1.5]] * 2, "reader": [[2.0, 0.5]] * 2}, named)
         assert "blind: 1.50, 1.50; reader: 0.50, 0.50" in shown[0][0] and "reader: 50%, 60%" in shown[0][0]
         assert shown[0][1] == "Things named in the mean of 2 seeds: 1% and 55%; the seeds of one lie within 10%."
 
