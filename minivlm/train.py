@@ -6,7 +6,6 @@ with the bytes of one that never was, and several processes train as one does: e
 examples, and the gradients are summed with one all-reduce.
 """
 
-import hashlib
 import io
 import json
 import math
@@ -15,11 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
@@ -34,6 +31,7 @@ from minivlm.checkpoint import (
     save_checkpoint,
 )
 from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
+from minivlm.data.order import SampleOrder, shard, step_seed
 from minivlm.data.samples import Example, Sample
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration, draw_projector, ledger, set_trainable
 from minivlm.processor import MiniVLMProcessor
@@ -47,7 +45,6 @@ from minivlm.runtime.precision import (
 )
 from minivlm.runtime.processes import first_interrupt, from_all, from_main, processes, sum_of_all
 
-WINDOW = 4  # steps whose rows are sorted by length together
 LOG, RESUME = "log.jsonl", "resume.pt"
 IDENTITY = (
     "stage",
@@ -130,6 +127,8 @@ class Trainer:
         self.out, self.parent = Path(out), Path(parent)
         self.save_every, self.on_step = save_every, on_step
         self.processes, self.interrupted, self.stopping = processes(), threading.Event(), False
+        if not len(samples):
+            raise TrainingError("there are no samples to train on; check the file or the recipe they come from")
         self.order = SampleOrder(samples, processor, stage.batch_size * stage.accumulation, seed)
         self.log: list[dict[str, Any]] = []
         self._check_options(precision)
@@ -200,7 +199,7 @@ class Trainer:
         rates = learning_rates(step, self.stage)
         for group in self.optimizer.param_groups:
             group["lr"] = rates[group["part"]]
-        torch.manual_seed(_seed(self.seed, step, rank))  # for dropout
+        torch.manual_seed(step_seed(self.seed, step, rank))  # for dropout
         self.optimizer.zero_grad(set_to_none=False)
         loss = torch.zeros((), device=self.processes.device)
         for part in shard(examples, rank, count, self.stage.accumulation):
@@ -352,65 +351,6 @@ class Trainer:
         return {part: value for part, value in hashes.items() if part not in self.stage.trains}
 
 
-class SampleOrder:
-    """Which examples make up a step: a pure function of the seed and the step.
-
-    Samples come in a random order without repetition until all have been seen, then in another. Those of `WINDOW` steps
-    are sorted by length, cut into steps and these shuffled, so that little is padded.
-
-    Args:
-        samples: a sequence.
-        processor: encodes them.
-        step_size: samples of all processes and passes together.
-        seed: decides the order.
-
-    Raises:
-        TrainingError: there are no samples.
-    """
-
-    def __init__(self, samples: Sequence[Sample], processor: MiniVLMProcessor, step_size: int, seed: int):
-        if not len(samples):
-            raise TrainingError("there are no samples to train on; check the file or the recipe they come from")
-        self.samples, self.processor, self.step_size, self.seed = samples, processor, step_size, seed
-        self._span = max(1, min(WINDOW, len(samples) // step_size))  # so that a sample does not meet itself
-        self._window, self._steps = -1, []
-
-    def __getitem__(self, step: int) -> list[Example]:
-        """The examples of a step, counted from 0, the shortest first."""
-        window, position = divmod(step, self._span)
-        if window != self._window:
-            self._window, self._steps = window, self._encode(window)
-        return self._steps[position]
-
-    def fingerprint(self) -> str:
-        """A hash of the first step's ids and labels, to tell one set of samples from another."""
-        return hashlib.sha256(repr([(one.input_ids, one.labels) for one in self[0]]).encode()).hexdigest()
-
-    def _encode(self, window: int) -> list[list[Example]]:
-        size = self._span * self.step_size
-        numbers = [self._number(position) for position in range(window * size, (window + 1) * size)]
-        examples = [self.processor.encode(self.samples[number]) for number in numbers]
-        examples.sort(key=lambda example: len(example.input_ids))
-        steps = [examples[i : i + self.step_size] for i in range(0, size, self.step_size)]
-        return [steps[i] for i in np.random.default_rng(_seed(self.seed, window)).permutation(self._span)]
-
-    def _number(self, position: int) -> int:
-        epoch, index = divmod(position, len(self.samples))
-        return int(_permutation(len(self.samples), self.seed, epoch)[index])
-
-
-@lru_cache(maxsize=2)  # a window can reach into the next epoch
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(count)
-
-
-def shard(examples: list[Example], process: int, processes: int, accumulation: int) -> list[list[Example]]:
-    """A process's share of a step, in as many parts as there are passes; no example goes to two processes."""
-    mine = examples[process::processes]
-    size = math.ceil(len(mine) / accumulation)
-    return [mine[i : i + size] for i in range(0, len(mine), size)]
-
-
 def supervised_loss(model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """The sum of the next-token loss over the batch's supervised tokens, in float32.
 
@@ -547,10 +487,6 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 def _holds_something(folder: Path) -> bool:
     """Whether a checkpoint, or anything else, lies there."""
     return latest_folder(folder).is_dir() and any(latest_folder(folder).iterdir())
-
-
-def _seed(*key: int) -> int:
-    return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 def _names(examples: list[Example]) -> str:

@@ -23,6 +23,7 @@ import minivlm.train
 from minivlm.checkpoint import CheckpointError, load_checkpoint, read_meta, save_checkpoint
 from minivlm.config import IGNORE_INDEX
 from minivlm.data.images import ImageError
+from minivlm.data.order import WINDOW
 from minivlm.data.samples import Sample
 from minivlm.data.validation import SampleError
 from minivlm.processor import MiniVLMProcessor
@@ -31,7 +32,6 @@ from minivlm.runtime.files import FolderError
 from minivlm.train import (
     LOG,
     RESUME,
-    WINDOW,
     SampleOrder,
     Trainer,
     TrainingError,

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
-from minivlm.checkpoint import save_checkpoint
+from minivlm.checkpoint import load_checkpoint, save_checkpoint
 from minivlm.config import STAGES, Stage
 from minivlm.data.samples import Sample
 from minivlm.train import Trainer, text_probe
 
 PICTURES = 6
+META = {"stage": "sft", "seed": 3, "command": "minivlm train", "metrics": {"loss": 1.5}, "text_probe": 2.25}
 FEATURES = torch.randn(PICTURES, 4, 16, generator=torch.Generator().manual_seed(3))  # (I, N, Dv) of the tiny config
 WORDS = ("a red car", "a green tree", "一只白色的狗", "the dog is left of the boat", "一个红色的气球", "yes")
 
@@ -45,6 +46,18 @@ def some_rows(
         known = None if images is not None or features is None or not pictures else features[pictures]
         samples.append(Sample(turns, f"row {i}", known))
     return samples
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def assert_unharmed(folder: Path, before: dict[str, bytes]) -> None:
+    """The folder is as it was, and there is nothing beside it."""
+    assert contents(folder) == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    load_checkpoint(folder)
 
 
 def save_base(folder: Path, model, processor) -> Path:

@@ -1,11 +1,7 @@
 """What notebook A1 shows: short runs that make an encoder and a language model, and the figures of both.
 
-* **Two towers**: CLIP's contrast (Radford et al., arXiv:2103.00020) and nothing else, on small images. What was learnt
-  is measured by **retrieval**: of as many captions as there are images, which one does an image choose?
-* **Byte pairs**: what byte-level BPE does, in a dozen lines, and cuts that people can read.
-* **A blind reader**: a language model for which the image tokens before a caption never said anything about it.
-
-Letters as in `config.py`.
+Two towers learn by CLIP's contrast alone (Radford et al., arXiv:2103.00020); byte-level BPE in a dozen lines; and a
+language model for which the image tokens never said anything about the caption. Letters as in `config.py`.
 """
 
 import html
@@ -176,16 +172,13 @@ def agreement(cosines: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
         scenes: the I scenes.
     """
     pairs = [(scenes[i], scenes[best]) for i, best in enumerate(cosines.argmax(axis=1))]
+    kinds = [[{thing.kind for thing in scene.things} for scene in pair] for pair in pairs]
     return {
         "the setting": float(np.mean([own.setting == chosen.setting for own, chosen in pairs])),
         "how many things": float(np.mean([len(own.things) == len(chosen.things) for own, chosen in pairs])),
-        "a kind of thing": float(np.mean([bool(_kinds(own) & _kinds(chosen)) for own, chosen in pairs])),
+        "a kind of thing": float(np.mean([bool(own & chosen) for own, chosen in kinds])),
         "its own caption": float(np.mean([own is chosen for own, chosen in pairs])),
     }
-
-
-def _kinds(scene: Scene) -> set[str]:
-    return {thing.kind for thing in scene.things}
 
 
 def show_matching(pictures: Sequence[Image.Image], captions: Sequence[str], cosines: np.ndarray) -> None:

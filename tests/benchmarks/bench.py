@@ -30,6 +30,7 @@ from minivlm.checkpoint import load_checkpoint
 from minivlm.config import IGNORE_INDEX, PRESETS, STAGES, Stage
 from minivlm.convert.hub import RANDOM, build
 from minivlm.data.features import encode
+from minivlm.data.order import WINDOW
 from minivlm.data.samples import Example
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.processor import MiniVLMProcessor
@@ -37,7 +38,7 @@ from minivlm.runtime.files import versions
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
 from minivlm.runtime.precision import PRECISIONS, WorkingCopy, give_back_memory, why_not_compiled
 from minivlm.scenes.samples import SceneSamples
-from minivlm.train import PAD_TO, WINDOW, adamw, supervised_loss
+from minivlm.train import PAD_TO, adamw, supervised_loss
 
 # Tokens to which every row is padded: MiniMind-V's for clip-26m; for scenes about as many times the usual row.
 PADDED = {"clip-26m": {"pretrain": 640, "sft": 1536}, "scenes": {"pretrain": 256, "sft": 512}}
