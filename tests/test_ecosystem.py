@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from training import some_rows
+from training import PICTURES, some_rows
 from transformers import TextIteratorStreamer, Trainer, TrainingArguments, pipeline
 
 from minivlm.checkpoint import save_checkpoint
@@ -30,11 +30,7 @@ def asked(processor, picture):
 @pytest.fixture
 def rows(processor, picture):
     """Rendered rows with their pictures: none, one, or two of them."""
-    made = []
-    for row in some_rows(12):
-        row.images[:] = [picture] * len(row.images)
-        made.append(processor.encode(row))
-    return made
+    return [processor.encode(row) for row in some_rows(12, images=[picture] * PICTURES)]
 
 
 def test_trainer_trains_w_alone_and_its_loss_is_ours(model, processor, rows, tmp_path):

@@ -155,9 +155,11 @@ class TestThePackagesOwn:
         assert processor.encode(Sample(messages)).labels  # and works again afterwards
 
     def test_whoever_catches_the_refusal_is_found_out(self, processor):
+        messages = list(TestSegments.CONVERSATION)
+
         def sly(conversation):
             with contextlib.suppress(Exception):
-                processor.encode(Sample([]))
+                processor.encode(Sample(messages))
             return right(conversation)
 
         assert "calls the package's own renderer" in verdict("build_labels", sly)
@@ -192,7 +194,7 @@ class TestSegments:
         bos = processor.tokenizer.bos_token_id
         for ids in ([5, *row.input_ids], [bos, 7, 8], []):
             row.input_ids = ids
-            with pytest.raises(ValueError, match=r"render it by processor\.render"):
+            with pytest.raises(ValueError, match=r"render it by processor\.encode"):
                 segments(row, processor)
 
 
