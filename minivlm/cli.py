@@ -69,15 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("evaluate", _evaluate, "examine a checkpoint; prints JSON")
     evaluate.add_argument("checkpoint", type=Path, nargs="?", help="default: the shipped model after stage 2")
     _exam_option(evaluate)
-    experiment = command(
-        "experiment", _experiment, "train and compare small experiments on hallucination (notebook 05)"
-    )
-    experiment.add_argument(
-        "what", nargs="?", default="all", choices=("all", "length", "noise", "lm", "small-lm"),
-        help="which experiment (default: all); small-lm: make the smaller language model that lm needs",
-    )  # fmt: skip
-    experiment.add_argument("--out", type=Path, help="the folder to write (default runs/experiments, runs/small-lm)")
-    experiment.add_argument("--seeds", type=_whole(1), default=3, help="runs of every variant (default 3)")
+    _experiment_options(command("experiment", _experiment, "small experiments on hallucination (notebook 05)"))
     caption = command("caption", _caption, f"say what is in each picture; {SHORTHAND}")
     caption.add_argument("file", nargs="+", help="a picture of any common format")
     caption.add_argument("--prompt", default=PROMPTS["en"], help=f"default: {PROMPTS['en']}")
@@ -100,6 +92,15 @@ def _parser() -> argparse.ArgumentParser:
     base.add_argument("--out", type=Path, default=Path("runs/base"), help="the checkpoint to write")
     base.add_argument("--work", type=Path, default=Path("runs/base-work"), help="drawn pictures, states, full logs")
     return parser
+
+
+def _experiment_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "what", nargs="?", default="all", choices=("all", "length", "noise", "lm", "small-lm"),
+        help="which experiment (default: all); small-lm: make the smaller language model that lm needs",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, help="the folder to write (default runs/experiments, runs/small-lm)")
+    parser.add_argument("--seeds", type=_whole(1), default=3, help="runs of every variant (default 3)")
 
 
 def _training_options(parser: argparse.ArgumentParser, out: str) -> None:

@@ -169,7 +169,7 @@ def test_importing_the_package_imports_nothing_that_only_some_commands_need():
 
 def third_party(files) -> set[str]:
     """The distributions that these files import, the standard library and ourselves left out."""
-    ours = {"minivlm", "lessons", "tests", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
+    ours = {"minivlm", "lessons", "tests", "build", *(path.stem for path in (ROOT / "tests").rglob("*.py"))}
     tops = {name.split(".")[0] for path in files for name, _ in imports(path)} - ours - set(sys.stdlib_module_names)
     return {canonicalize_name(DISTRIBUTIONS.get(top, top)) for top in tops}
 

@@ -30,7 +30,7 @@ MINUTES_IN_ALL, GIGABYTES = 14, 2.0
 TAGS = {"nbval-check-output", "nbval-ignore-output"}  # a cell that raises shows it itself: `try`, and print the error
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|Users|root|tmp|work|usr|opt|mnt|var|private)/|\b[A-Z]:\\")
 NUMBER = re.compile(r"(?<![\w/])\d[\d,.]*\d")  # of two digits or more; ViT-B/16 is a name
-CHECK = re.compile(r"""^check\(["'](\w+)["']""", re.MULTILINE)
+CHECK = re.compile(r"""^(?:exercises\.)?check\(["'](\w+)["']""", re.MULTILINE)
 MEGABYTES = 1.5
 PREDICTIONS, COMPARED = 3, 6  # at least so many in each notebook
 

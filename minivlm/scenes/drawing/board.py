@@ -162,6 +162,7 @@ def down_to(line: list[Point], bottom: float) -> list[Point]:
 
 
 def shifted(line: list[Point], dx: float, dy: float) -> list[Point]:
+    """The line, moved to the right by `dx`."""
     return [(x + dx, y + dy) for x, y in line]
 
 
