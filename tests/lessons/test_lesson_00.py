@@ -53,7 +53,7 @@ class TestMap:
     @pytest.mark.parametrize("station", STATIONS[1:], ids=lambda station: station.number)
     def test_a_card_lights_what_its_notebook_lights(self, station):
         calls = [node for node in ast.walk(ast.parse(code_of(station.number))) if isinstance(node, ast.Call)]
-        lit = [ast.literal_eval(call.args[0]) for call in calls if getattr(call.func, "id", "") == "show_flow"]
+        lit = [ast.literal_eval(call.args[0]) for call in calls if getattr(call.func, "attr", "") == "show_flow"]
         assert list(station.lit) in lit
 
     def test_minutes_are_those_measured(self):
