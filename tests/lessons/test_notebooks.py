@@ -4,6 +4,7 @@ nbval never compares a cell that was not run, and passes a cell that no longer r
 The notebooks themselves are run by `make notebooks`.
 """
 
+import ast
 import json
 import re
 import statistics
@@ -36,6 +37,9 @@ MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|Users|root|tmp|work|usr|opt|mnt|v
 NUMBER = re.compile(r"(?<![\w/])\d[\d,.]*\d")  # of two digits or more; ViT-B/16 is a name
 CHECK = re.compile(r"""^(?:exercises\.)?check\(["'](\w+)["']""", re.MULTILINE)
 MEGABYTES = 1.5
+OURS = ("minivlm", "lessons")
+PATH = ["config", "vision", "projector", "placeholders", "model", "processor", "train"]  # that a reader reads
+FOLDERS = ["data", "scenes", "pretraining", "evaluation", "report", "runtime", "convert"]
 PREDICTIONS, COMPARED = 3, 6  # at least so many in each notebook
 
 
@@ -209,3 +213,29 @@ class TestEveryNotebook:
         code = "\n".join(sources(file, "code"))
         assert "from minivlm" in code
         assert not re.search(r"sys\.path|import \*|^class |%%|^!|pip install", code, re.MULTILINE)
+
+
+@pytest.mark.parametrize("file", FILES + SOLUTIONS, ids=lambda file: file.stem)
+def test_imports_are_few_and_from_public_places(file):
+    """At most 20 names of the package, each from a face or the reading path, and three modules of the lessons."""
+    nodes = [node for source in sources(file, "code") for node in ast.walk(ast.parse(source))]
+    ours = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in OURS]
+    package = [node for node in ours if node.module.startswith("minivlm")]
+    public = {"minivlm", "lessons", *(f"minivlm.{name}" for name in (*PATH, *FOLDERS))}
+    assert {node.module for node in ours} <= public
+    assert sum(len(node.names) for node in package) <= 20 and len(ours) <= 8
+    assert sum(len(node.names) for node in ours if node.module == "lessons") <= 3
+    assert not [node for node in nodes if isinstance(node, ast.Import) and node.names[0].name.split(".")[0] in OURS]
+
+
+@pytest.mark.parametrize("file", sorted((HERE / "lessons").rglob("*.py")), ids=lambda file: file.stem)
+def test_lessons_pass_on_no_names_of_the_package(file):
+    """What a module of the lessons imports from the package, it uses itself."""
+    tree = ast.parse(file.read_text("utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = {
+        alias.asname or alias.name for node in imports if node.module.startswith("minivlm") for alias in node.names
+    }
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    quoted = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert names - used - quoted == set()
