@@ -35,7 +35,7 @@ LINES = {  # of code, docstrings and blank lines: what there is now; no group ma
     "minivlm without scenes": 8_580,
     "reading path": 1_430,
     "lessons": 7_120,
-    "tests": 15_600,
+    "tests": 15_610,
     "benchmarks": 2_070,
 }
 INSTALLERS = ("environment.yml", "Makefile", ".ci/run", ".github/workflows/test.yml")
