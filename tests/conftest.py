@@ -3,6 +3,7 @@
 Nothing is downloaded and nothing is read from `data/`. `tests/faults.py` runs named tests with a fault planted.
 """
 
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -35,6 +36,14 @@ TEXTS = [
 def seeded():
     """Every test starts from the same random state."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def no_empty_boxes():
+    """A character that no font has is a warning of matplotlib's: here an error."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Glyph .* missing")
+        yield
 
 
 @pytest.fixture(scope="session")

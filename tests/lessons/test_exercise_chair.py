@@ -84,7 +84,7 @@ WRONG = {
     "skips the silent": (skips_the_silent, "your CHAIR_s is right until an answer names nothing"),
     "the other way round": (lambda m, p: by_hand(m, p)[::-1], "CHAIR_i comes first"),
     "percent": (lambda m, p: tuple(100 * v for v in by_hand(m, p)), "give shares between 0 and 1"),
-    "nothing": (lambda m, p: None, "is there a return at its end?"),
+    "nothing": (lambda m, p: None, "returns nothing"),
     "one number": (lambda m, p: by_hand(m, p)[0], "give two numbers"),
     "something else": (lambda m, p: (0.1, 0.2), "your CHAIR_i is 0.100, but for these 7 answers it is 0.333"),
     "an error": (lambda m, p: m.keys(), "your function raised AttributeError"),

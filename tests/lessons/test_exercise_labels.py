@@ -113,7 +113,7 @@ WRONG = {
     "a mask": (lambda c: [label != IGNORE_INDEX for label in right(c)], "the labels hold False"),
     "floats": (lambda c: [float(label) for label in right(c)], "the labels hold -100.0"),
     "a list per segment": (lambda c: [right([s]) for s in c], "one per segment"),
-    "no list": (lambda c: None, "this returns NoneType"),
+    "no list": (lambda c: None, "returns nothing"),
     "first token of answers": (without_first, "own words are not all supervised"),
     "first answer only": (first_answer_only, "answer 2 of 2 is not wholly supervised"),
     "last answer only": (last_answer_only, "answer 1 of 2 is not wholly supervised"),
@@ -151,7 +151,7 @@ class TestThePackagesOwn:
     def test_render_is_refused(self, processor):
         messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a car"}]
         said = verdict("build_labels", lambda c: processor.encode(Sample(messages)).labels)
-        assert "calls the package's own renderer" in said
+        assert "calls the package's own encode" in said
         assert processor.encode(Sample(messages)).labels  # and works again afterwards
 
     def test_whoever_catches_the_refusal_is_found_out(self, processor):
@@ -162,7 +162,7 @@ class TestThePackagesOwn:
                 processor.encode(Sample(messages))
             return right(conversation)
 
-        assert "calls the package's own renderer" in verdict("build_labels", sly)
+        assert "calls the package's own encode" in verdict("build_labels", sly)
 
     def test_the_checks_own_solution_is_refused(self):
         assert "calls the package's own expected" in verdict("build_labels", expected)

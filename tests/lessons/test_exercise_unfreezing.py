@@ -88,7 +88,7 @@ WRONG = {
     "state dict": (counted_from_the_state_dict, r"leave 494,336 unused.*embedding table twice"),
     "nothing": (lambda m, b: [], r"nothing is chosen"),
     "wasted": (lambda m, b: [W], r"for 245,760 you choose 49,152.*196,608 are left.*0\.self_attn.*still fit"),
-    "no return": (lambda m, b: None, r"gives None"),
+    "no return": (lambda m, b: None, r"returns nothing"),
     "a string": (lambda m, b: W, r"one string; give a list or a set"),
     "parameters": (lambda m, b: list(m.projector.parameters()), r"not parameters or modules"),
     "an error": (lambda m, b: m.nothing, r"raised AttributeError"),

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import sys
-import warnings
 
 import matplotlib
 import numpy as np
@@ -105,14 +104,8 @@ class TestLiveCurve:
         assert smoothed([1.0, 2.0, 3.0, 4.0], window=2).tolist() == [1.0, 1.5, 2.5, 3.5]
 
 
+@pytest.mark.usefixtures("no_empty_boxes")
 class TestPlates:
-    @pytest.fixture(autouse=True)
-    def no_empty_boxes(self):
-        """A character that no font has is a warning of matplotlib's: here an error."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Glyph .* missing")
-            yield
-
     def test_all_of_them_become_pictures(self):
         picture = draw(sample_scene("dev", 0), 64)
         values, is_image = np.random.default_rng(0).normal(size=(9, 6)), np.array([0, 0, 1, 1, 1, 1, 0, 0, 0]) == 1

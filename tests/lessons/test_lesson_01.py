@@ -2,7 +2,6 @@
 
 import io
 import re
-import warnings
 
 import numpy as np
 import pytest
@@ -126,14 +125,8 @@ class TestTwins:
         assert probes.twin_rate(model.vision, scenes) < 0.5
 
 
+@pytest.mark.usefixtures("no_empty_boxes")
 class TestFigures:
-    @pytest.fixture(autouse=True)
-    def no_empty_boxes(self):
-        """A character that no font has is a warning of matplotlib's: here an error."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Glyph .* missing")
-            yield
-
     def test_all_of_them_become_pictures(self):
         picture, cosine = draw(sample_scene("dev", 0), 64), torch.eye(64)
         words = {0: ("car", True), 9: ("no colour", False)}

@@ -3,7 +3,6 @@
 import html
 import io
 import re
-import warnings
 
 import numpy as np
 import pytest
@@ -270,14 +269,8 @@ class TestWidgets:
         assert page.count('font-weight="bold"') == 1
 
 
+@pytest.mark.usefixtures("no_empty_boxes")
 class TestFigures:
-    @pytest.fixture(autouse=True)
-    def no_empty_boxes(self):
-        """A character that no font has is a warning of matplotlib's: here an error."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Glyph .* missing")
-            yield
-
     def test_all_of_them_become_pictures(self):
         picture, rng = draw(RED_CAR, 64), np.random.default_rng(0)
         words = [PatchWord("red", "red", True), PatchWord("汽车", "car", False), *[PatchWord("·", NO_WORD, False)] * 2]

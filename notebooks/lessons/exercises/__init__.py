@@ -10,8 +10,6 @@ from lessons.exercises.checking import verdict
 from lessons.exercises.labels import segments
 from lessons.faults import planted
 
-__all__ = ["check", "planted", "segments"]
-
 
 def check(exercise: str, answer: Any) -> None:
     """Check the answer to an exercise and print the verdict.

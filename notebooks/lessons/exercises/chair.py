@@ -178,8 +178,6 @@ def _called_on_silence(answer: Callable, mentioned: Answers, present: Pictures) 
 
 
 def _two_numbers(found: Any) -> tuple[float, float]:
-    if found is None:
-        raise Wrong("your function gives None; is there a return at its end?")
     if not isinstance(found, tuple | list) or len(found) != 2 or not all(isinstance(v, int | float) for v in found):
         raise Wrong(f"give two numbers, CHAIR_i and CHAIR_s; this is {found!r}")
     return found[0], found[1]

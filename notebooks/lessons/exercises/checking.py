@@ -4,6 +4,7 @@ An exercise is a function that takes the reader's answer and raises `Wrong` with
 The notebooks call `check`; the tests call the same code with right and wrong answers.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -46,7 +47,7 @@ def forbidden(*functions: Callable, answer: Any = None) -> Iterator[None]:
     """Inside the block nobody can call these functions of the package: an answer is to be the reader's own.
 
     Args:
-        functions: functions or classes of the package.
+        functions: functions, methods or classes of the package.
         answer: the reader's, which must not be one of them.
 
     Raises:
@@ -61,12 +62,15 @@ def forbidden(*functions: Callable, answer: Any = None) -> Iterator[None]:
 
         return refuse
 
-    for function in functions:
-        if answer is function:
-            raise Wrong(_own(function.__name__))
+    if answer in functions:
+        raise Wrong(_own(answer.__name__))
     with Patch() as patch:
         for function in functions:
-            everywhere(patch, function, refused(function))
+            owner = function.__qualname__.rpartition(".")[0]
+            if owner:  # a method
+                patch.setattr(getattr(sys.modules[function.__module__], owner), function.__name__, refused(function))
+            else:
+                everywhere(patch, function, refused(function))
         try:
             yield
         finally:
@@ -78,17 +82,20 @@ def called(answer: Any, *arguments: Any) -> Any:
     """Call the reader's function; whatever it raises by itself becomes a message for the reader.
 
     Raises:
-        Wrong: it raised something, or is no function.
+        Wrong: it raised something, returns nothing, or is no function.
         NotImplementedError: it is still the stub.
     """
     if not callable(answer):
         raise Wrong(f"give the function itself, without brackets behind its name; this is {type(answer).__name__}")
     try:
-        return answer(*arguments)
+        result = answer(*arguments)
     except (Wrong, NotImplementedError):
         raise
     except Exception as error:
         raise Wrong(f"your function raised {type(error).__name__}: {_one_line(error)}") from error
+    if result is None:
+        raise Wrong("your function returns nothing; end it with `return` and the result")
+    return result
 
 
 def _own(name: str) -> str:

@@ -52,8 +52,6 @@ def choose_unfreezing(answer: Callable[[MiniVLMForConditionalGeneration, int], C
 
 def _check_names(model: MiniVLMForConditionalGeneration, prefixes: Any) -> None:
     """What is given are prefixes, each of some name, and none of the encoder's."""
-    if prefixes is None:
-        raise Wrong("your function gives None; is there a return at its end?")
     if isinstance(prefixes, str):
         raise Wrong(f"{prefixes!r} is one string; give a list or a set of prefixes, even if there is only one")
     if not all(isinstance(prefix, str) for prefix in prefixes):
