@@ -177,6 +177,7 @@ class Trainer:
                         self.save()
         finally:
             self.model.zero_grad()
+            give_back_memory()
         if self.stopping or self.interrupted.is_set():
             self.processes.print(
                 f"Stopped after step {len(self.log)} of {steps}. {self.out} is a checkpoint that can be used as it "

@@ -172,10 +172,11 @@ class SampleDataset(Sequence[Sample]):
             raise IndexError(f"sample {index} of {len(self)}")
         row = self.table[index]
         images = [*map(Path, row["files"]), *row["pictures"]]
-        sample = Sample(messages_from_turns(row["conversations"], images, row["where"]), row["where"])
+        name, turns = row["where"], row["conversations"]
+        sample = Sample(messages_from_turns(turns, images, name), name, checked=True)
         if self.features is None or not images:
             return sample
-        return replace(sample, patch_features=self.features.of(index, sample))
+        return replace(sample, patch_features=self.features.of(index, sample), checked=True)
 
     def with_features(self, store: "FeatureStore") -> "SampleDataset":
         """The same data set, with `patch_features` in every sample that has images.

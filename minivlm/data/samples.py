@@ -1,6 +1,6 @@
 """`Sample`, a conversation as it comes from a reader, and `Example`, the same as token ids."""
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import torch
 
@@ -16,6 +16,7 @@ class Sample:
         messages: chat messages whose contents are lists of parts; a string is taken as one part of text.
         name: the sample's name in messages, such as "train.jsonl, line 12".
         patch_features: (I, N, Dv) what the encoder made of the images before; None: the image parts carry them.
+        checked: the messages were checked before, as those of a data set on the disk; they are taken as they are.
 
     Raises:
         SampleError: as `check_messages` and `check_answers` raise it.
@@ -24,9 +25,12 @@ class Sample:
     messages: list[dict]
     name: str = ""
     patch_features: torch.Tensor | None = field(default=None, compare=False)
+    checked: InitVar[bool] = False
 
-    def __post_init__(self):
+    def __post_init__(self, checked: bool):
         """Check the messages and write every content as a list of parts."""
+        if checked:
+            return
         object.__setattr__(self, "messages", check_messages(self.messages, self.name))
         check_answers(self.messages, self.name)
 

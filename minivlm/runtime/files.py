@@ -195,12 +195,22 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _is_beside(name: str | bytes | int | None, target: Path) -> bool:
+    """Whether a system's error is about a destination: its temporary file or folder, or a folder above it."""
+    if not isinstance(name, str | bytes):
+        return True  # the system names no file where a disk is full
+    path = Path(os.fsdecode(name)).absolute()
+    return target.is_relative_to(path) or path.is_relative_to(target.parent)
+
+
 @contextmanager
 def _explained(path: str | Path) -> Iterator[None]:
     """Turn what the system says about a failed write into a line that names `path`."""
     try:
         yield
     except Exception as error:
+        if isinstance(error, OSError) and not _is_beside(error.filename, Path(path).resolve()):
+            raise  # a file that was to be read
         code, reason = getattr(error, "errno", None), getattr(error, "strerror", None)
         if found := re.search(r"os error (\d+)", str(error)):  # safetensors and tokenizers raise errors of their own
             code, reason = int(found[1]), os.strerror(int(found[1]))

@@ -15,6 +15,7 @@ from training import deadly, in_a_child, save_base, stage
 from minivlm import cli
 from minivlm.checkpoint import load_checkpoint, read_meta
 from minivlm.config import STAGES, clip_26m_config, scenes_config
+from minivlm.data import Sample, samples
 from minivlm.data import dataset as index
 from minivlm.data.dataset import ABOUT, ROWS, DatasetError, open_dataset, write_dataset
 from minivlm.data.readers import read_samples
@@ -58,6 +59,28 @@ def test_an_index_holds_the_usable_rows_as_they_are_read(folder, out, processor,
         rows[3]
     with pytest.raises(IndexError):
         rows[-1]
+
+
+def test_rows_are_validated_when_they_are_written_and_not_when_they_are_read_back(folder, out, processor, monkeypatch):
+    write_dataset(out, FORMS["JSON lines"][0](folder, GOOD), processor, decode=True)
+    rows, calls, check = open_dataset(out), [], samples.check_messages
+    monkeypatch.setattr(samples, "check_messages", lambda *given: calls.append(given) or check(*given))
+    assert len([row.messages for row in rows]) == 3 and calls == []
+    Sample([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    assert len(calls) == 1
+
+
+def test_a_source_that_cannot_be_read_is_not_called_a_failed_write(folder, tmp_path, processor, monkeypatch):
+    file = FORMS["JSON lines"][0](folder, GOOD)
+
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(index, "survey", refused)
+    with pytest.raises(PermissionError) as caught:
+        write_dataset(tmp_path / "elsewhere" / "index", file, processor)
+    assert caught.value.filename == str(file) and "cannot be written" not in str(caught.value)
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_what_stands_beside_the_rows(folder, out, model, processor):
