@@ -16,9 +16,8 @@ import pytest
 import torch
 from PIL import Image
 from rows import NOISE, contents, different_images, noise_rows, with_noise, write
-from test_oracles import loss_by_hand
 from torch.nn.utils import parameters_to_vector
-from training import save_base
+from training import loss_by_hand, save_base
 from worker import KILLED_IN, ROWS, RUNS, learn, machine_folder
 
 import minivlm.runtime.processes

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from training import loss_by_hand
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
@@ -44,18 +45,6 @@ def as_llava(model: MiniVLMForConditionalGeneration) -> LlavaForConditionalGener
         table[-1] = torch.randn(model.config.language_width, dtype=model.dtype)
     assert llava.lm_head.weight is table
     return llava
-
-
-def loss_by_hand(logits: torch.Tensor, labels: torch.Tensor) -> float:
-    """The mean of -log p(label) over all supervised places; place t predicts the token at t + 1. In float64."""
-    losses = []
-    for row in range(labels.shape[0]):
-        for place in range(labels.shape[1] - 1):
-            label = labels[row, place + 1].item()
-            if label != IGNORE_INDEX:
-                scores = logits[row, place].double()
-                losses.append((scores.exp().sum().log() - scores[label]).item())
-    return sum(losses) / len(losses)
 
 
 def for_llava(batch: dict) -> dict:
@@ -349,6 +338,7 @@ def test_the_loss_is_the_mean_over_supervised_tokens(make_model, make_batch, sid
 LOAD = """
 import sys, json, torch
 from safetensors.torch import load_file, save_file
+from training import loss_by_hand
 import minivlm
 from transformers import AutoModelForImageTextToText
 folder = sys.argv[1]

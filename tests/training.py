@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from minivlm.checkpoint import load_checkpoint, save_checkpoint
-from minivlm.config import STAGES, Stage
+from minivlm.config import IGNORE_INDEX, STAGES, Stage
 from minivlm.data.samples import Sample
 from minivlm.train import Trainer, text_probe
 
@@ -58,6 +58,18 @@ def assert_unharmed(folder: Path, before: dict[str, bytes]) -> None:
     assert contents(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     load_checkpoint(folder)
+
+
+def loss_by_hand(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The mean of -log p(label) over all supervised positions; position t predicts the token at t + 1. In float64."""
+    losses = []
+    for row in range(labels.shape[0]):
+        for position in range(labels.shape[1] - 1):
+            label = labels[row, position + 1].item()
+            if label != IGNORE_INDEX:
+                scores = logits[row, position].double()
+                losses.append((scores.exp().sum().log() - scores[label]).item())
+    return sum(losses) / len(losses)
 
 
 def save_base(folder: Path, model, processor) -> Path:
