@@ -25,6 +25,7 @@ from lessons.plots import BLUE, GREY, INK, ORANGE, style
 from minivlm.config import IGNORE_INDEX, MiniVLMConfig, Stage
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.runtime import WorkingCopy, give_back_memory
+from minivlm.runtime.attention import LEAN
 
 PALE = "#A2C8EC"
 SHAPES = {  # a marker for each kind of work on the roofline, so that none is told by its colour alone
@@ -159,6 +160,13 @@ class Timing:
     operations: int
     seconds: float
     loss: float
+
+
+def with_our_attention(model: MiniVLMForConditionalGeneration, precision: str) -> WorkingCopy:
+    """A working copy without an encoder, with the attention of our own also in 32 bits."""
+    copy = WorkingCopy(model, precision, encoder=False)
+    copy.model.language_model.set_attn_implementation(LEAN)
+    return copy
 
 
 def measure(model: MiniVLMForConditionalGeneration, variants: Sequence[Variant], rounds: int) -> list[Timing]:
