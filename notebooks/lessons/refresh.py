@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from minivlm.runtime.files import write_json
+
 MEASURED = re.compile(r"^\*\*Measured\*\*:.*$", re.MULTILINE)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SECONDS_PER_CELL = 1200
@@ -24,8 +26,12 @@ SOLUTIONS = "solutions"
 MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024  # the unit in which the system counts
 
 
-def refresh(file: Path) -> str:
+def refresh(file: Path, keep_times: bool = False) -> str:
     """Run one notebook in its own folder and write it back with its outputs. Returns the measured line.
+
+    Args:
+        keep_times: leave time and memory as they were measured before, for a processor without bfloat16; the hash of
+            the code that they are of is kept, too, as "timed".
 
     Raises:
         RuntimeError: a cell failed (its error is on stderr); the file is left as it was.
@@ -36,7 +42,11 @@ def refresh(file: Path) -> str:
         seconds = time.perf_counter() - began
         notebook = without_widgets(json.loads((Path(folder) / file.name).read_text("utf-8")))
     entry = {"seconds": round(seconds), "megabytes": megabytes, "cores": os.cpu_count(), "code": code_hash(notebook)}
-    _keep(file, entry)
+    if keep_times:
+        earlier = measured(file)
+        entry = {"timed": earlier["code"]} | earlier | {"code": entry["code"]}
+    entries = json.loads(_record(file).read_text("utf-8")) if _record(file).is_file() else {}
+    write_json(_record(file), dict(sorted((entries | {_name(file): entry}).items())))
     line = measured_line(entry)
     notebook["cells"][0]["source"] = MEASURED.sub(line, _first_cell(notebook)).splitlines(keepends=True)
     file.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf-8")
@@ -102,21 +112,14 @@ def _name(file: Path) -> str:
     return f"{SOLUTIONS}/{file.stem}" if file.resolve().parent.name == SOLUTIONS else file.stem
 
 
-def _keep(file: Path, entry: dict[str, Any]) -> None:
-    """Enter what was measured, aside and then renamed."""
-    record = _record(file)
-    entries = json.loads(record.read_text("utf-8")) if record.is_file() else {}
-    aside = record.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps(dict(sorted((entries | {_name(file): entry}).items())), indent=1) + "\n", "utf-8")
-    aside.replace(record)
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m lessons.refresh", description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, help="notebooks to run and write back")
-    for file in parser.parse_args().files:
-        print(f"{file}: {refresh(file)}", flush=True)
+    parser.add_argument("--keep-times", action="store_true", help="leave minutes and memory as they are")
+    options = parser.parse_args()
+    for file in options.files:
+        print(f"{file}: {refresh(file, options.keep_times)}", flush=True)
 
 
 if __name__ == "__main__":

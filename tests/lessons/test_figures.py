@@ -209,6 +209,11 @@ class TestRefresh:
         assert cells[1]["outputs"][0]["text"] == ["42\n"] and cells[1]["execution_count"] == 1
         entry = refresh.measured(file)
         assert refresh.measured_line(entry) == line and entry["code"] == refresh.code_hash({"cells": cells})
+        file.write_text(json.dumps(self.notebook(f"# t\n\n{line}\n\nend", "print(6 * 8)")))
+        assert refresh.refresh(file, keep_times=True) == line
+        kept, cells = refresh.measured(file), json.loads(file.read_text("utf-8"))["cells"]
+        assert cells[1]["outputs"][0]["text"] == ["48\n"]
+        assert kept == entry | {"timed": entry["code"], "code": refresh.code_hash({"cells": cells})}
 
     @pytest.mark.slow
     @ON_UNIX
