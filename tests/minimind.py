@@ -36,7 +36,7 @@ B = {
     "before": "input_layernorm.weight",
     "between": "post_attention_layernorm.weight",
 }
-NAMES = {"A": A, "B": B}
+NAMES = {"llama_legacy": A, "minimind2": B}
 TINY = {"vocabulary": 300, "width": 64, "layers": 3, "heads": 8, "shared": 2, "inner": 96}
 FULL = {"vocabulary": 6400, "width": 512, "layers": 8, "heads": 8, "shared": 2, "inner": 1408}
 
@@ -71,7 +71,7 @@ def checkpoint(generation: str, sizes: dict = TINY, vision_width: int = 0, seed:
 def logits(generation: str, weights: dict, embeds: torch.Tensor, heads: int = 8) -> torch.Tensor:
     """The logits (T, V) of one text's embeddings (T, Dl), in 64-bit floats."""
     names, w = NAMES[generation], {name: tensor.double() for name, tensor in weights.items()}
-    turn, x, size = {"A": turn_pairs, "B": turn_halves}[generation], embeds.double(), len(embeds)
+    turn, x, size = {"llama_legacy": turn_pairs, "minimind2": turn_halves}[generation], embeds.double(), len(embeds)
     mask = torch.full((size, size), -torch.inf, dtype=torch.float64).triu(1)
     layer = 0
     while (prefix := names["layer"].format(layer)) + names["q"] in w:
@@ -100,14 +100,14 @@ def angles(size: int, half: int) -> torch.Tensor:
 
 
 def turn_pairs(x: torch.Tensor) -> torch.Tensor:
-    """Generation A: channels 2i and 2i + 1 of a head are one complex number, turned by its angle."""
+    """`llama_legacy`: channels 2i and 2i + 1 of a head are one complex number, turned by its angle."""
     numbers = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2))
     turned = numbers * torch.exp(1j * angles(len(x), x.shape[-1] // 2))
     return torch.view_as_real(turned).flatten(-2)
 
 
 def turn_halves(x: torch.Tensor) -> torch.Tensor:
-    """Generation B: channels i and i + half of a head turn together."""
+    """`minimind2`: channels i and i + half of a head turn together."""
     first, second = x.chunk(2, dim=-1)
     angle = angles(len(x), first.shape[-1])
     return torch.cat([first * angle.cos() - second * angle.sin(), first * angle.sin() + second * angle.cos()], dim=-1)

@@ -69,7 +69,7 @@ def build(
             words, system, read = load_tokenizer(tokenizer, language_model.config)
             if words.bos_token != START[found.generation]:
                 raise CheckpointError(
-                    f"{tokenizer}: turns begin with {words.bos_token!r} there, but generation {found.generation} was "
+                    f"{tokenizer}: turns begin with {words.bos_token!r} there, but {found.generation} was "
                     f"trained with {START[found.generation]!r}; give the tokenizer that {weights} was published with"
                 )
     image_token_id = words.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -215,7 +215,7 @@ def default_system(tokenizer: PreTrainedTokenizerFast, source: str = "the tokeni
         return before.removeprefix(head).removesuffix(tail)
     raise CheckpointError(
         f"{source}: its chat template is not understood; it is to end with {turns!r}, but gives {found!r}. Give the "
-        "tokenizer of generation A or B"
+        "tokenizer of llama_legacy or minimind2"
     )
 
 

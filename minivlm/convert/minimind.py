@@ -2,12 +2,12 @@
 
 Three generations are in the wild, all state dicts without the vision encoder:
 
-* A, early 2025: Llama's first names (`tok_embeddings`, `attention.wq`, `feed_forward.w1`), and rotary positions as
-  complex numbers: neighbouring channels (0, 1), (2, 3), … of a head turn together.
-* B, April to December 2025 (MiniMind2-V): the library's names, and the two halves of a head turn together.
-* C, 2026 (minimind-3v): Qwen3's normalised queries, a projector of two layers, another encoder. Refused by name.
+* `llama_legacy`, early 2025: Llama's first names (`tok_embeddings`, `attention.wq`, …), and rotary positions as complex
+  numbers: neighbouring channels (0, 1), (2, 3), … of a head turn together.
+* `minimind2`, April to December 2025 (MiniMind2-V): the library's names, and the two halves of a head turn together.
+* `minimind3v`, 2026: Qwen3's normalised queries, a projector of two layers, another encoder. Refused by name.
 
-In A and B the projector is one linear map with a bias. Letters as in `config.py`.
+In the first two the projector is one linear map with a bias. Letters as in `config.py`.
 """
 
 import json
@@ -28,7 +28,7 @@ HEADS = 8  # of every published size; the shapes say only heads times their widt
 CONTEXT, THETA, EPS = 8192, 1e6, 1e-5
 PROJECTOR = "vision_proj.vision_proj.0."
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-OF_A = {  # the library's part of a name -> A's
+LEGACY_NAMES = {  # the library's part of a name -> llama_legacy's
     "model.embed_tokens": "tok_embeddings",
     "lm_head": "output",
     "model.norm": "norm",
@@ -44,10 +44,11 @@ OF_A = {  # the library's part of a name -> A's
     "post_attention_layernorm": "ffn_norm",
 }
 GENERATIONS = {
-    "A": "generation A (early 2025: Llama's first names, rotary pairs side by side)",
-    "B": "generation B (MiniMind2: the library's names, rotary halves)",
+    "llama_legacy": "llama_legacy (early 2025: Llama's first names, rotary pairs side by side)",
+    "minimind2": "minimind2 (MiniMind2: the library's names, rotary halves)",
 }
-START = {"A": "<s>", "B": "<|im_start|>"}  # the token that a turn begins with: both have 6,400, and ids alike
+# the token that a turn begins with: both have 6,400 tokens, and ids alike
+START = {"llama_legacy": "<s>", "minimind2": "<|im_start|>"}
 SETTINGS = {  # of a config.json beside the weights
     "num_attention_heads": int,
     "num_key_value_heads": int,
@@ -55,7 +56,7 @@ SETTINGS = {  # of a config.json beside the weights
     "rope_theta": float,
     "rms_norm_eps": float,
 }
-OF_C = ("q_norm.", "k_norm.", "vision_proj.mlp.")
+MINIMIND3V_KEYS = ("q_norm.", "k_norm.", "vision_proj.mlp.")
 SHOWN = 20  # keys of a file that fits nothing
 
 
@@ -66,7 +67,7 @@ class Published:
     Attributes:
         language_model: it, in float32.
         projector: `weight` (Dl, Dv) and, where there is one, `bias` (Dl,); None if the checkpoint is a language model.
-        generation: "A" or "B".
+        generation: "llama_legacy" or "minimind2".
         statement: one line: what was recognised.
     """
 
@@ -106,7 +107,7 @@ def load_published(file: str | Path, heads: int | None = None) -> Published:
         heads: query heads, where they are others than the file's `config.json` or `HEADS` say.
 
     Raises:
-        CheckpointError: the file cannot be read, holds a value that is not finite, is of generation C or of none, or a
+        CheckpointError: the file cannot be read, holds a value that is not finite, is of minimind3v or of none, or a
             key is missing, left over or misshapen, or the head differs from the embeddings it is tied to.
     """
     file = Path(file)
@@ -128,7 +129,7 @@ def load_published(file: str | Path, heads: int | None = None) -> Published:
             "file as it was published, or tell its number of heads"
         )
     state = {ours: tensors[name_in(generation, ours)] for ours in model.state_dict() if ours != HEAD}
-    if generation == "A":
+    if generation == "llama_legacy":
         state = {name: _halves(name, tensor, config.head_dim) for name, tensor in state.items()}
     state[HEAD] = state[TABLE]
     model.load_state_dict(state, strict=True, assign=True)
@@ -139,15 +140,15 @@ def load_published(file: str | Path, heads: int | None = None) -> Published:
 
 
 def recognise(tensors: Mapping[str, torch.Tensor], file: Path) -> str:
-    """The generation, "A" or "B", by the keys alone.
+    """The generation, "llama_legacy" or "minimind2", by the keys alone.
 
     Raises:
-        CheckpointError: generation C, or nothing known; the message lists the keys.
+        CheckpointError: minimind3v, or nothing known; the message lists the keys.
     """
-    if alien := [name for name in tensors if any(mark in name for mark in OF_C)]:
+    if alien := [name for name in tensors if any(mark in name for mark in MINIMIND3V_KEYS)]:
         raise CheckpointError(
-            f"{file}: generation C (minimind-3v, 2026: Qwen3's query and key norms, a projector of two layers, "
-            f"SigLIP2), by its keys {', '.join(alien[:3])} …; this course reads A and B, such as MiniMind2-V"
+            f"{file}: minimind3v (minimind-3v, 2026: Qwen3's query and key norms, a projector of two layers, "
+            f"SigLIP2), by its keys {', '.join(alien[:3])} …; this course reads the two before, such as MiniMind2-V"
         )
     for generation in GENERATIONS:
         table = name_in(generation, TABLE)
@@ -159,15 +160,15 @@ def recognise(tensors: Mapping[str, torch.Tensor], file: Path) -> str:
             return generation
     listed = ", ".join(list(tensors)[:SHOWN]) + (f" and {len(tensors) - SHOWN} more" if len(tensors) > SHOWN else "")
     raise CheckpointError(
-        f"{file}: no MiniMind checkpoint, since there is neither {name_in('A', TABLE)} nor {TABLE}. Its keys fit "
-        f"nothing known: {listed}"
+        f"{file}: no MiniMind checkpoint, since there is neither {name_in('llama_legacy', TABLE)} nor {TABLE}. Its "
+        f"keys fit nothing known: {listed}"
     )
 
 
 def name_in(generation: str, ours: str) -> str:
     """The library's name of a tensor as the generation has it."""
-    if generation == "A":
-        for part, theirs in OF_A.items():
+    if generation == "llama_legacy":
+        for part, theirs in LEGACY_NAMES.items():
             ours = ours.replace(part, theirs, 1)
     return ours
 
@@ -274,7 +275,7 @@ def _report(tensors: Mapping[str, torch.Tensor], model: LlamaForCausalLM, genera
 def _halves(name: str, weight: torch.Tensor, head_dim: int) -> torch.Tensor:
     """Sort the rows of a query or key matrix from neighbouring pairs to two halves, head by head.
 
-    A turns the rows (0, 1), (2, 3), … of each head as pairs; the library turns row i with row i + head_dim / 2. Queries
+    `llama_legacy` turns the rows (0, 1), (2, 3), … of each head as pairs; the library turns row i with row i + head_dim / 2. Queries
     and keys sorted alike have the same products, and what is turned together stays together.
     """
     if not name.endswith(("q_proj.weight", "k_proj.weight")):

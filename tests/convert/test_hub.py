@@ -20,16 +20,17 @@ from minivlm.data.validation import messages_from_turns
 from minivlm.train import Trainer
 
 SYSTEM = "你是 MiniMind，一个有用的助手。"
-# in the manner of generation A: the head of the answer follows every question; of B: only where it is asked for
+# in the manner of llama_legacy: the head of the answer follows every question, of minimind2: only where it is asked for
 TEMPLATES = {
-    "A": "{% if messages[0]['role'] == 'system' %}{{ '<s>system\\n' + messages[0]['content'] + '</s>\\n' }}"
+    "llama_legacy": "{% if messages[0]['role'] == 'system' %}{{ '<s>system\\n' + messages[0]['content'] + '</s>\\n' }}"
     "{% else %}{{ '<s>system\\n" + SYSTEM + "</s>\\n' }}{% endif %}{% for m in messages %}"
     "{% if m['role'] == 'user' %}{{ '<s>user\\n' + m['content'] + '</s>\\n<s>assistant\\n' }}"
     "{% elif m['role'] == 'assistant' %}{{ m['content'] + '</s>\\n' }}{% endif %}{% endfor %}",
-    "B": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "minimind2": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
 }
-SPECIAL = {"A": ("<unk>", "<s>", "</s>"), "B": ("<|endoftext|>", "<|im_start|>", "<|im_end|>")}
+SPECIAL = {"llama_legacy": ("<unk>", "<s>", "</s>"), "minimind2": ("<|endoftext|>", "<|im_start|>", "<|im_end|>")}
 
 
 def words(generation: str, vocabulary: int = TINY["vocabulary"]) -> PreTrainedTokenizerFast:
@@ -58,7 +59,7 @@ def clip() -> CLIPModel:
     return CLIPModel(CLIPConfig(vision_config=seen, text_config=text)).eval()
 
 
-@pytest.fixture(params=["A", "B"])
+@pytest.fixture(params=["llama_legacy", "minimind2"])
 def generation(request) -> str:
     """Both generations that are read."""
     return request.param
@@ -122,7 +123,7 @@ def test_a_published_vlm_computes_what_its_authors_placeholders_computed(sources
 
 def test_the_chat_template_comes_along_with_its_system_turn(sources, generation, picture):
     _, processor, lines = build(**sources)
-    expected = SYSTEM if generation == "A" else None
+    expected = SYSTEM if generation == "llama_legacy" else None
     assert processor.system == expected and ("system turn" in lines[2])
     for messages in (
         [{"role": "user", "content": "a red car"}],
@@ -212,9 +213,9 @@ class TestWhatDoesNotBelongTogether:
             build(**sources | {"tokenizer": str(tmp_path / "other")})
 
     def test_the_other_generations_tokenizer(self, sources, tmp_path, generation):
-        other = {"A": "B", "B": "A"}[generation]
+        other = {"llama_legacy": "minimind2", "minimind2": "llama_legacy"}[generation]
         words(other).save_pretrained(tmp_path / "other")
-        with pytest.raises(CheckpointError, match=rf"but generation {generation} was trained with '<"):
+        with pytest.raises(CheckpointError, match=rf"but {generation} was trained with '<"):
             build(**sources | {"tokenizer": str(tmp_path / "other")})
 
     def test_what_random_weights_have_no_use_for(self, sources):
@@ -346,7 +347,7 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch, tmp_path, ca
     assert "owner/repository/lm.pth: neither a file here nor to be fetched" in said and "give a folder" in said
     assert not (tmp_path / "out").exists()
     for option in ("--encoder", "--tokenizer"):
-        torch.save(checkpoint("A"), tmp_path / "lm.pth")
+        torch.save(checkpoint("llama_legacy"), tmp_path / "lm.pth")
         others = ["--encoder", "random"] if option == "--tokenizer" else []
         line = ["import", str(tmp_path / "lm.pth"), *others, option, "owner/none", "--out", str(tmp_path / "out")]
         assert cli.main(line) == 2 and "owner/none: no " in capsys.readouterr().err

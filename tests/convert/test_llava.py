@@ -170,9 +170,9 @@ def test_a_projectors_bias_is_written_and_others_licences_are_named(config, proc
     config.projector_bias = True
     model = MiniVLMForConditionalGeneration(config).eval()
     torch.nn.init.normal_(model.projector.bias)
-    folder = export_llava(tmp_path / "llava", model.bfloat16(), processor, {"sources": ["sft.pth: generation B"]})
+    folder = export_llava(tmp_path / "llava", model.bfloat16(), processor, {"sources": ["sft.pth: minimind2"]})
     stored = load_file(folder / "model.safetensors")
     name = next(name for name in stored if name.endswith("linear_1.bias"))
     assert torch.equal(stored[name], model.projector.bias) and stored[name].dtype == torch.bfloat16
     card = (folder / "README.md").read_text("utf-8")
-    assert "license: other" in card and "* sft.pth: generation B" in card and "with a bias" in card
+    assert "license: other" in card and "* sft.pth: minimind2" in card and "with a bias" in card

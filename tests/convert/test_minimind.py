@@ -25,7 +25,7 @@ def store(folder, weights: dict, name: str = "lm_512.pth"):
     return file
 
 
-@pytest.mark.parametrize("generation", ["A", "B"])
+@pytest.mark.parametrize("generation", ["llama_legacy", "minimind2"])
 @pytest.mark.parametrize("sizes", [TINY, FULL], ids=["tiny", "full"])
 @pytest.mark.parametrize("name", ["lm_512.pth", "model.safetensors"])
 def test_its_logits_are_those_of_the_layouts_own_computation(tmp_path, generation, sizes, name):
@@ -40,7 +40,7 @@ def test_its_logits_are_those_of_the_layouts_own_computation(tmp_path, generatio
     assert found.projector is None
 
 
-@pytest.mark.parametrize("generation", ["A", "B"])
+@pytest.mark.parametrize("generation", ["llama_legacy", "minimind2"])
 def test_a_long_text_too(tmp_path, generation):
     """As long as a picture with its question and an answer; only the rotary angles are still rounded to 32 bits."""
     weights = checkpoint(generation, FULL)
@@ -53,24 +53,24 @@ def test_a_long_text_too(tmp_path, generation):
 
 
 def test_the_other_generations_rotation_would_be_seen():
-    a, b, weights, renamed = NAMES["A"], NAMES["B"], checkpoint("A"), {}
+    a, b, weights, renamed = NAMES["llama_legacy"], NAMES["minimind2"], checkpoint("llama_legacy"), {}
     for layer in range(TINY["layers"]):
         for key in set(a) - {"layer", "table", "head", "norm"}:
             renamed[b["layer"].format(layer) + b[key]] = weights[a["layer"].format(layer) + a[key]]
     renamed |= {b[key]: weights[a[key]] for key in ("table", "head", "norm")}
     embeds = weights[a["table"]][IDS]
-    assert (logits("A", weights, embeds) - logits("B", renamed, embeds)).abs().max() > 0.01
+    assert (logits("llama_legacy", weights, embeds) - logits("minimind2", renamed, embeds)).abs().max() > 0.01
 
 
 def test_the_26m_model_is_counted_and_named(tmp_path):
-    found = load_published(store(tmp_path, checkpoint("A", FULL, vision_width=768), "sft_vlm_512.pth"))
-    assert "generation A" in found.statement and "25,829,888 parameters" in found.statement
+    found = load_published(store(tmp_path, checkpoint("llama_legacy", FULL, vision_width=768), "sft_vlm_512.pth"))
+    assert "llama_legacy" in found.statement and "25,829,888 parameters" in found.statement
     assert "V 6400, Dl 512, 8 layers, 8 query and 2 key/value heads of 64, SwiGLU 1408" in found.statement
     assert "projector 768 to 512 with bias; every key fits" in found.statement and "\n" not in found.statement
     assert sum(p.numel() for p in found.language_model.parameters()) == 25_829_888
 
 
-@pytest.mark.parametrize("generation", ["A", "B"])
+@pytest.mark.parametrize("generation", ["llama_legacy", "minimind2"])
 def test_the_projector_comes_as_it_is(tmp_path, generation):
     weights = checkpoint(generation, vision_width=16)
     found = load_published(store(tmp_path, weights))
@@ -82,16 +82,16 @@ def test_the_projector_comes_as_it_is(tmp_path, generation):
 
 
 def test_16_bits_become_32_without_a_change(tmp_path):
-    weights = {name: tensor.half() for name, tensor in checkpoint("A").items()}
+    weights = {name: tensor.half() for name, tensor in checkpoint("llama_legacy").items()}
     found = load_published(store(tmp_path, weights)).language_model
     assert {p.dtype for p in found.parameters()} == {torch.float32}
     assert torch.equal(found.get_input_embeddings().weight, weights["tok_embeddings.weight"].float())
-    expected = logits("A", weights, weights["tok_embeddings.weight"][IDS])
+    expected = logits("llama_legacy", weights, weights["tok_embeddings.weight"][IDS])
     with torch.no_grad():
         torch.testing.assert_close(found(IDS[None]).logits[0].double(), expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("generation", ["A", "B"])
+@pytest.mark.parametrize("generation", ["llama_legacy", "minimind2"])
 class TestWhatDoesNotFitIsNamed:
     def refused(self, tmp_path, weights, **options) -> str:
         file = store(tmp_path, weights)
@@ -183,8 +183,8 @@ class TestWhatDoesNotFitIsNamed:
 
 def test_generation_c_is_recognised_and_refused_by_name(tmp_path):
     for key in ("model.layers.0.self_attn.q_norm.weight", "vision_proj.mlp.1.weight"):
-        with pytest.raises(CheckpointError, match=r"generation C \(minimind-3v") as refusal:
-            load_published(store(tmp_path, checkpoint("B") | {key: torch.ones(8)}))
+        with pytest.raises(CheckpointError, match=r"minimind3v \(minimind-3v") as refusal:
+            load_published(store(tmp_path, checkpoint("minimind2") | {key: torch.ones(8)}))
         assert key in str(refusal.value)
 
 
@@ -201,14 +201,14 @@ def test_a_pickle_that_could_run_code_is_not_opened(tmp_path):
 
 
 def test_a_tied_head_may_be_left_out(tmp_path):
-    weights = checkpoint("B")
+    weights = checkpoint("minimind2")
     del weights["lm_head.weight"]
     found = load_published(store(tmp_path, weights, "model.safetensors")).language_model
     assert found.lm_head.weight is found.model.embed_tokens.weight
 
 
 def test_the_config_beside_the_file_says_what_shapes_cannot(tmp_path):
-    weights = checkpoint("B")
+    weights = checkpoint("minimind2")
     settings = {"num_attention_heads": 4, "rope_theta": 1e4, "rms_norm_eps": 1e-6, "max_position_embeddings": 512}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "minimind-v", "use_moe": False, **settings}))
     config = load_published(store(tmp_path, weights)).language_model.config
