@@ -275,8 +275,8 @@ def _report(tensors: Mapping[str, torch.Tensor], model: LlamaForCausalLM, genera
 def _halves(name: str, weight: torch.Tensor, head_dim: int) -> torch.Tensor:
     """Sort the rows of a query or key matrix from neighbouring pairs to two halves, head by head.
 
-    `llama_legacy` turns the rows (0, 1), (2, 3), … of each head as pairs; the library turns row i with row i + head_dim / 2. Queries
-    and keys sorted alike have the same products, and what is turned together stays together.
+    `llama_legacy` turns the rows (0, 1), (2, 3), … of each head as pairs; the library turns row i with row
+    i + head_dim / 2. Queries and keys sorted alike have the same products, and what is turned together stays together.
     """
     if not name.endswith(("q_proj.weight", "k_proj.weight")):
         return weight
