@@ -338,7 +338,6 @@ def test_the_loss_is_the_mean_over_supervised_tokens(make_model, make_batch, sid
 LOAD = """
 import sys, json, torch
 from safetensors.torch import load_file, save_file
-from training import loss_by_hand
 import minivlm
 from transformers import AutoModelForImageTextToText
 folder = sys.argv[1]
