@@ -430,3 +430,18 @@ def test_muon_takes_hidden_matrices_alone():
     muon, adam = loop.optimizers(net, loop.Recipe(steps=1, batch_size=1, muon_lr=0.1, adam_lr=0.1))
     assert [id(p) for g in muon.param_groups for p in g["params"]] == [id(net.layers[0].weight)]
     assert len([p for g in adam.param_groups for p in g["params"]]) == 3
+
+
+def test_muon_is_the_librarys_but_for_the_rounding_of_its_bfloat16():
+    torch.manual_seed(0)
+    options = {"lr": 0.02, "weight_decay": 0.01, "momentum": 0.95}
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((8, 8), (24, 8), (8, 24))]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    optimizers = loop.Muon(ours, **options), torch.optim.Muon(theirs, **options)
+    for _ in range(3):
+        for p, other in zip(ours, theirs, strict=True):
+            p.grad = other.grad = torch.randn(p.shape)
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(p, other, rtol=0, atol=1e-3)  # a step moves an entry by about 0.01
