@@ -20,7 +20,7 @@ STAMP := $(VENV)/.minivlm-$(shell cat pyproject.toml $(CONSTRAINTS) | cksum | cu
 # pip itself is pinned and comes first: older ones lose their way among so many packages.
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
 PROJECT := .[course,test]
-NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=600
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1200
 COVERAGE := --cov=minivlm --cov=lessons --cov-report=term --cov-fail-under=90
 # One process per core, two at most. A file's tests stay in one process, since they share what takes long to prepare.
 IN_PARALLEL := -n logical --maxprocesses 2 --dist loadfile --no-loadscope-reorder
