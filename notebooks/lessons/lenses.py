@@ -91,10 +91,7 @@ def nearest_few(
 
 
 def read_patches(
-    model: MiniVLMForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerFast,
-    scene: Scene,
-    image_embeds: torch.Tensor,
+    model: MiniVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scene: Scene, image_embeds: torch.Tensor
 ) -> list[PatchWord]:
     """An image read patch by patch: the word nearest to each of its projected patches (N, Dl).
 
@@ -114,10 +111,7 @@ def read_patches(
 
 
 def facts_named(
-    model: MiniVLMForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerFast,
-    scene: Scene,
-    image_embeds: torch.Tensor,
+    model: MiniVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scene: Scene, image_embeds: torch.Tensor
 ) -> Counter:
     """Of the patches (N, Dl) that things cover, how many have a nearest word that says which fact of the thing.
 
@@ -363,6 +357,7 @@ def strongest(looks: Looks, count: int = ACROSS * ROWS) -> list[int]:
     return sorted([word for word in order if any(map(str.isalnum, looks.words[word]))][:count])
 
 
+@style()
 def attention_figure(image: Image.Image, looks: Looks, chosen: Sequence[int] | None = None) -> Figure:
     """The image once for each word, faded where it did not look; a frame marks the patch looked at most.
 
@@ -378,13 +373,12 @@ def attention_figure(image: Image.Image, looks: Looks, chosen: Sequence[int] | N
     if not chosen:
         raise ValueError("no word is chosen; give the place of at least one")
     rows = -(-len(chosen) // ACROSS)
-    with style():
-        figure = Figure(figsize=(min(len(chosen), ACROSS) * 2.1, rows * 2.5))
-        for number, place in enumerate(chosen, 1):
-            axes = figure.add_subplot(rows, min(len(chosen), ACROSS), number)
-            draw_attention(axes, image, looks.patches[place])
-            axes.set_title(word_title(looks, place), fontweight="bold", loc="center")
-        figure.subplots_adjust(wspace=0.06, hspace=0.36, left=0, right=1)
+    figure = Figure(figsize=(min(len(chosen), ACROSS) * 2.1, rows * 2.5))
+    for number, place in enumerate(chosen, 1):
+        axes = figure.add_subplot(rows, min(len(chosen), ACROSS), number)
+        draw_attention(axes, image, looks.patches[place])
+        axes.set_title(word_title(looks, place), fontweight="bold", loc="center")
+    figure.subplots_adjust(wspace=0.06, hspace=0.36, left=0, right=1)
     return figure
 
 

@@ -151,29 +151,29 @@ ACROSS, BETWEEN = 5, 9.0  # cards in a row, and the gap to the row below
 SHORT = {"language model": "LM"}
 
 
+@style()
 def course_map(minutes: dict[str, float]) -> Figure:
     """The stations in their order; each card shows the boxes that its notebook is about.
 
     Args:
         minutes: number -> how long "Run all" takes there; a card without one says nothing about it.
     """
-    with style():
-        figure = Figure(figsize=(13.6, 7.0))
-        axes = figure.add_axes((0, 0, 1, 1))
-        corners = [_corner(place) for place in range(len(STATIONS))]
-        for station, (left, bottom) in zip(STATIONS, corners, strict=True):
-            _card(axes, station, left, bottom, minutes.get(station.number))
-        for start, end in pairwise(corners[: -len(AFTER)]):
-            _path(axes, start, end)
-        for earlier, (left, bottom) in zip(AFTER.values(), corners[-len(AFTER) :], strict=True):
-            text = f"at any time after {earlier}"
-            axes.text(left + CARD / 2, bottom + HIGH + 1.3, text, ha="center", style="italic", fontsize=9)
-        left, bottom = _corner(len(STATIONS))
-        legend = "The model has these boxes;\na card lights those that\nits notebook is about."
-        axes.text(left, bottom + HIGH - 8, legend, va="top")
-        _boxes(axes, (), left, bottom + 6.3, named=True)
-        axes.set(xlim=(-2, ACROSS * (CARD + GAP) - GAP + 2), ylim=(-2, 2 * HIGH + BETWEEN + 2), aspect="equal")
-        axes.axis("off")
+    figure = Figure(figsize=(13.6, 7.0))
+    axes = figure.add_axes((0, 0, 1, 1))
+    corners = [_corner(place) for place in range(len(STATIONS))]
+    for station, (left, bottom) in zip(STATIONS, corners, strict=True):
+        _card(axes, station, left, bottom, minutes.get(station.number))
+    for start, end in pairwise(corners[: -len(AFTER)]):
+        _path(axes, start, end)
+    for earlier, (left, bottom) in zip(AFTER.values(), corners[-len(AFTER) :], strict=True):
+        text = f"at any time after {earlier}"
+        axes.text(left + CARD / 2, bottom + HIGH + 1.3, text, ha="center", style="italic", fontsize=9)
+    left, bottom = _corner(len(STATIONS))
+    legend = "The model has these boxes;\na card lights those that\nits notebook is about."
+    axes.text(left, bottom + HIGH - 8, legend, va="top")
+    _boxes(axes, (), left, bottom + 6.3, named=True)
+    axes.set(xlim=(-2, ACROSS * (CARD + GAP) - GAP + 2), ylim=(-2, 2 * HIGH + BETWEEN + 2), aspect="equal")
+    axes.axis("off")
     return figure
 
 
@@ -333,6 +333,7 @@ def read_report(folder: str | Path | None = None) -> dict[str, Any]:
     return json.loads(file.read_text("utf-8"))
 
 
+@style()
 def distance_figure(report: dict[str, Any], marked: dict[str, float] | None = None) -> Figure:
     """The distances of held-out scenes and of photographs, and the threshold between them.
 
@@ -342,25 +343,24 @@ def distance_figure(report: dict[str, Any], marked: dict[str, float] | None = No
     """
     scenes = np.array(report["scenes"])
     photographs = np.array(list(report["photographs"].values()))
-    with style():
-        figure = Figure(figsize=(8.5, 3))
-        axes = figure.add_subplot()
-        edges = np.geomspace(0.95 * scenes.min(), 1.05 * max(photographs.max(), scenes.max()), 60)
-        axes.hist(scenes, edges, color=BLUE, weights=np.full(len(scenes), 100 / len(scenes)))
-        axes.plot(photographs, np.full(len(photographs), 1.1), "D", color=ORANGE, markersize=6, markeredgecolor="white")
-        top = axes.get_ylim()[1] * 1.2
-        axes.set(xscale="log", ylim=(0, top), xlabel="distance from the drawn world", ylabel="% of the scenes")
-        axes.axvline(report["threshold"], color=INK, linewidth=1.2, linestyle="--")
-        note = {"textcoords": "offset points", "va": "top"}
-        axes.annotate(f"far: above {report['threshold']:.2f}", (report["threshold"], top), (6, -2), **note)
-        axes.annotate(f"{len(scenes)} drawn scenes", (np.median(scenes), top), (0, -2), ha="center", color=BLUE, **note)
-        some = f"{len(photographs)} photographs"
-        axes.annotate(some, (photographs.max(), top), (0, -2), ha="right", color="#A64E00", **note)
-        ground = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": GREY, "linewidth": 0.6}
-        for name, distance in (marked or {}).items():
-            arrow = {"arrowstyle": "-|>", "color": INK, "shrinkB": 0}
-            axes.annotate(name, (distance, 1.9), (0, 62), ha="center", bbox=ground, arrowprops=arrow, **note)
-        ticks = [tick for tick in (0.5, 0.7, 1, 1.4, 2, 2.8, 4, 5.6) if edges[0] <= tick <= edges[-1]]
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
+    figure = Figure(figsize=(8.5, 3))
+    axes = figure.add_subplot()
+    edges = np.geomspace(0.95 * scenes.min(), 1.05 * max(photographs.max(), scenes.max()), 60)
+    axes.hist(scenes, edges, color=BLUE, weights=np.full(len(scenes), 100 / len(scenes)))
+    axes.plot(photographs, np.full(len(photographs), 1.1), "D", color=ORANGE, markersize=6, markeredgecolor="white")
+    top = axes.get_ylim()[1] * 1.2
+    axes.set(xscale="log", ylim=(0, top), xlabel="distance from the drawn world", ylabel="% of the scenes")
+    axes.axvline(report["threshold"], color=INK, linewidth=1.2, linestyle="--")
+    note = {"textcoords": "offset points", "va": "top"}
+    axes.annotate(f"far: above {report['threshold']:.2f}", (report["threshold"], top), (6, -2), **note)
+    axes.annotate(f"{len(scenes)} drawn scenes", (np.median(scenes), top), (0, -2), ha="center", color=BLUE, **note)
+    some = f"{len(photographs)} photographs"
+    axes.annotate(some, (photographs.max(), top), (0, -2), ha="right", color="#A64E00", **note)
+    ground = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": GREY, "linewidth": 0.6}
+    for name, distance in (marked or {}).items():
+        arrow = {"arrowstyle": "-|>", "color": INK, "shrinkB": 0}
+        axes.annotate(name, (distance, 1.9), (0, 62), ha="center", bbox=ground, arrowprops=arrow, **note)
+    ticks = [tick for tick in (0.5, 0.7, 1, 1.4, 2, 2.8, 4, 5.6) if edges[0] <= tick <= edges[-1]]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     return figure

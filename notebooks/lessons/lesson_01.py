@@ -41,6 +41,7 @@ Box = tuple[float, float, float, float]  # left, bottom, width, height
 # ---- the parts
 
 
+@style()
 def anatomy(
     picture: Image.Image,
     patch_features: np.ndarray,
@@ -61,33 +62,32 @@ def anatomy(
     """
     (n, dv), (t, dl) = patch_features.shape, inputs_embeds.shape
     side = int(n**0.5)
-    with style():
-        figure = Figure(figsize=(11.5, 5.4))
-        page = figure.add_axes((0, 0, 1, 1))
-        _picture(page, (1, 30, 22, 22), picture, side)
-        _part(page, (29, 34, 16, 14), "vision", parameters["vision"], "frozen, always", BLUE)
-        draw_matrix(page, (51, 30, 12, 22), patch_features)
-        _part(page, (69, 34, 16, 14), "projector W", parameters["projector"], "trains in both stages", ORANGE)
-        draw_matrix(page, (91, 30, 16, 22), image_embeds)
-        _label(page, 12, 29, "pixel values", f"{side} × {side} = {n} patches")
-        _label(page, 57, 29, "patch features", f"N × Dv = {n} × {dv}")
-        _label(page, 99, 29, "image embeds", f"N × Dl = {n} × {dl}")
-        for start, end in ((23.8, 28.2), (45.8, 50.2), (63.8, 68.2), (85.8, 90.2)):
-            _arrow(page, (start, 41), (end, 41))
-        strip = (1, 7.5, 64, 9)
-        draw_matrix(page, strip, scale_rows(inputs_embeds).T)
-        runs = _runs(page, strip, is_image)
-        _arrow(page, (runs[-1], 4.5), (runs[-1], 7.3))
-        page.text(runs[-1], 4.2, "words: looked up\nin the embedding table", ha="center", va="top", fontsize=8.5)
-        _label(page, 27, 6.5, "inputs embeds: words and patches in one line", f"T × Dl = {t} × {dl}, drawn lying down")
-        bend = "angle,angleA=180,angleB=90,rad=8"  # sideways first, then down
-        _arrow(page, (99, 23.5), (runs[len(runs) // 2], 19.6), connectionstyle=bend)
-        _part(page, (69, 5, 20, 14), "language model", parameters["language_model"], "trains in stage 2", GREY)
-        _arrow(page, (65.4, 12), (68.4, 12))
-        _arrow(page, (89.6, 12), (92.6, 12))
-        page.text(93.4, 12, textwrap.fill(answer, 26), va="center", fontsize=10 if len(answer) < 80 else 8.5)
-        page.set(xlim=(0, 115), ylim=(0, 54), aspect="auto")
-        page.axis("off")
+    figure = Figure(figsize=(11.5, 5.4))
+    page = figure.add_axes((0, 0, 1, 1))
+    _picture(page, (1, 30, 22, 22), picture, side)
+    _part(page, (29, 34, 16, 14), "vision", parameters["vision"], "frozen, always", BLUE)
+    draw_matrix(page, (51, 30, 12, 22), patch_features)
+    _part(page, (69, 34, 16, 14), "projector W", parameters["projector"], "trains in both stages", ORANGE)
+    draw_matrix(page, (91, 30, 16, 22), image_embeds)
+    _label(page, 12, 29, "pixel values", f"{side} × {side} = {n} patches")
+    _label(page, 57, 29, "patch features", f"N × Dv = {n} × {dv}")
+    _label(page, 99, 29, "image embeds", f"N × Dl = {n} × {dl}")
+    for start, end in ((23.8, 28.2), (45.8, 50.2), (63.8, 68.2), (85.8, 90.2)):
+        _arrow(page, (start, 41), (end, 41))
+    strip = (1, 7.5, 64, 9)
+    draw_matrix(page, strip, scale_rows(inputs_embeds).T)
+    runs = _runs(page, strip, is_image)
+    _arrow(page, (runs[-1], 4.5), (runs[-1], 7.3))
+    page.text(runs[-1], 4.2, "words: looked up\nin the embedding table", ha="center", va="top", fontsize=8.5)
+    _label(page, 27, 6.5, "inputs embeds: words and patches in one line", f"T × Dl = {t} × {dl}, drawn lying down")
+    bend = "angle,angleA=180,angleB=90,rad=8"  # sideways first, then down
+    _arrow(page, (99, 23.5), (runs[len(runs) // 2], 19.6), connectionstyle=bend)
+    _part(page, (69, 5, 20, 14), "language model", parameters["language_model"], "trains in stage 2", GREY)
+    _arrow(page, (65.4, 12), (68.4, 12))
+    _arrow(page, (89.6, 12), (92.6, 12))
+    page.text(93.4, 12, textwrap.fill(answer, 26), va="center", fontsize=10 if len(answer) < 80 else 8.5)
+    page.set(xlim=(0, 115), ylim=(0, 54), aspect="auto")
+    page.axis("off")
     return figure
 
 
@@ -123,6 +123,7 @@ def _runs(page: Axes, box: Box, is_image: np.ndarray) -> list[float]:
     return middles
 
 
+@style()
 def to_scale(models: Mapping[str, Mapping[str, int]]) -> Figure:
     """Every part of every model as a square whose area is its number of parameters, all on one scale.
 
@@ -130,31 +131,31 @@ def to_scale(models: Mapping[str, Mapping[str, int]]) -> Figure:
         models: for each model's name the parameters of "vision", "language_model" and "projector".
     """
     largest = max(count for parts in models.values() for count in parts.values())
-    with style():
-        figure = Figure(figsize=(11.5, 4.9))
-        page, left = figure.add_axes((0, 0, 1, 1)), 0.0
-        for name, parts in models.items():
-            start = left
-            for part, colour in PART_COLOURS.items():
-                side = (parts[part] / largest) ** 0.5
-                room = max(side, 0.27)
-                x = left + (room - side) / 2
-                page.add_patch(Rectangle((x, 0), side, side, facecolor=colour, edgecolor="white", linewidth=0.5))
-                label = f"{PART_NAMES[part]}\n{parts[part]:,}"
-                page.text(left + room / 2, -0.03, label, ha="center", va="top", fontsize=9.5, linespacing=1.4)
-                left += room + 0.06
-            page.plot([start, left - 0.06], [-0.19, -0.19], color=INK, linewidth=1)
-            title = f"{name}: {sum(parts.values()):,} parameters"
-            page.text((start + left - 0.06) / 2, -0.22, title, ha="center", va="top", fontsize=11, fontweight="bold")
-            left += 0.12
-        page.set(xlim=(-0.05, left - 0.13), ylim=(-0.32, 1.03), aspect="equal")
-        page.axis("off")
+    figure = Figure(figsize=(11.5, 4.9))
+    page, left = figure.add_axes((0, 0, 1, 1)), 0.0
+    for name, parts in models.items():
+        start = left
+        for part, colour in PART_COLOURS.items():
+            side = (parts[part] / largest) ** 0.5
+            room = max(side, 0.27)
+            x = left + (room - side) / 2
+            page.add_patch(Rectangle((x, 0), side, side, facecolor=colour, edgecolor="white", linewidth=0.5))
+            label = f"{PART_NAMES[part]}\n{parts[part]:,}"
+            page.text(left + room / 2, -0.03, label, ha="center", va="top", fontsize=9.5, linespacing=1.4)
+            left += room + 0.06
+        page.plot([start, left - 0.06], [-0.19, -0.19], color=INK, linewidth=1)
+        title = f"{name}: {sum(parts.values()):,} parameters"
+        page.text((start + left - 0.06) / 2, -0.22, title, ha="center", va="top", fontsize=11, fontweight="bold")
+        left += 0.12
+    page.set(xlim=(-0.05, left - 0.13), ylim=(-0.32, 1.03), aspect="equal")
+    page.axis("off")
     return figure
 
 
 # ---- patches
 
 
+@style()
 def cut_plate(picture: Image.Image, side: int, pulled: Sequence[int]) -> Figure:
     """A picture, its patches pulled apart, and some of them large, as the line of patches that the encoder reads.
 
@@ -165,23 +166,22 @@ def cut_plate(picture: Image.Image, side: int, pulled: Sequence[int]) -> Figure:
     """
     size = picture.width // side
     pixels = np.asarray(picture.resize((size * side, size * side)))
-    with style():
-        figure = Figure(figsize=(11.5, 4.3))
-        whole, apart = figure.add_axes((0.005, 0.02, 0.36, 0.9)), figure.add_axes((0.385, 0.02, 0.36, 0.9))
-        _picture(whole, (0, 0, side, side), picture, side)
-        for patch in range(side * side):
-            y, x = divmod(patch, side)
-            apart.imshow(_cut(pixels, patch, side), extent=(x + 0.06, x + 0.94, y + 0.94, y + 0.06))
-            if patch in pulled:
-                apart.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2.2))
-        for axes, title in ((whole, "one picture"), (apart, f"{side} × {side} = {side * side} patches")):
-            axes.set(xlim=(-0.05, side + 0.05), ylim=(side + 0.05, -0.05), aspect="equal", title=title)
-            axes.axis("off")
-        for place, patch in enumerate(pulled):
-            one = figure.add_axes((0.765 + 0.12 * (place % 2), 0.52 - 0.4 * (place // 2), 0.11, 0.3))
-            one.imshow(_cut(pixels, patch, side), interpolation="nearest")
-            one.set_title(f"patch {patch}", fontsize=10)
-            one.axis("off")
+    figure = Figure(figsize=(11.5, 4.3))
+    whole, apart = figure.add_axes((0.005, 0.02, 0.36, 0.9)), figure.add_axes((0.385, 0.02, 0.36, 0.9))
+    _picture(whole, (0, 0, side, side), picture, side)
+    for patch in range(side * side):
+        y, x = divmod(patch, side)
+        apart.imshow(_cut(pixels, patch, side), extent=(x + 0.06, x + 0.94, y + 0.94, y + 0.06))
+        if patch in pulled:
+            apart.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2.2))
+    for axes, title in ((whole, "one picture"), (apart, f"{side} × {side} = {side * side} patches")):
+        axes.set(xlim=(-0.05, side + 0.05), ylim=(side + 0.05, -0.05), aspect="equal", title=title)
+        axes.axis("off")
+    for place, patch in enumerate(pulled):
+        one = figure.add_axes((0.765 + 0.12 * (place % 2), 0.52 - 0.4 * (place // 2), 0.11, 0.3))
+        one.imshow(_cut(pixels, patch, side), interpolation="nearest")
+        one.set_title(f"patch {patch}", fontsize=10)
+        one.axis("off")
     return figure
 
 
@@ -191,6 +191,7 @@ def _cut(pixels: np.ndarray, patch: int, side: int) -> np.ndarray:
     return pixels[y * size : (y + 1) * size, x * size : (x + 1) * size]
 
 
+@style()
 def probe_curve(accuracies: Mapping[str, Sequence[float]], guessing: Mapping[str, float]) -> Figure:
     """How well each fact can be read at each depth: one line per fact, and what guessing would give.
 
@@ -198,29 +199,29 @@ def probe_curve(accuracies: Mapping[str, Sequence[float]], guessing: Mapping[str
         accuracies: for each fact its accuracy at depth 0, 1, 2, …
         guessing: for each fact the accuracy of a guess.
     """
-    with style():
-        figure = Figure(figsize=(7.6, 3.6), layout="constrained")
-        axes, offset = figure.add_subplot(), {"textcoords": "offset points"}
-        for (fact, line), colour, marker in zip(accuracies.items(), (BLUE, ORANGE), ("o", "s"), strict=False):
-            axes.plot(line, color=colour, marker=marker, markersize=7, linewidth=2.2)
-            axes.axhline(guessing[fact], color=colour, linewidth=1.2, linestyle=":")
-            lower = line[0] < max(values[0] for values in accuracies.values())
-            for depth, value in enumerate(line):
-                shift = (0, -17) if lower and depth else (0, 9)
-                axes.annotate(f"{value:.0%}", (depth, value), shift, ha="center", fontsize=9, **offset)
-            axes.annotate(fact, (0, line[0]), (-12, 0), ha="right", va="center", fontsize=11, **offset)
-        last = len(line) - 1
-        axes.text(last + 0.58, max(guessing.values()) + 0.02, "guessing", ha="right", va="bottom", fontsize=9)
-        layers = [f"layer {depth}" for depth in range(1, last)]
-        axes.set_xticks(range(last + 1), ["the patch\nby itself", *layers, f"layer {last}:\nwhat W is given"])
-        axes.set(xlim=(-0.55, last + 0.6), ylim=(0, 1.1), ylabel="read right, held-out pictures")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-        axes.grid(axis="y", color="#E8E8E8")
-        axes.set_axisbelow(True)
+    figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+    axes, offset = figure.add_subplot(), {"textcoords": "offset points"}
+    for (fact, line), colour, marker in zip(accuracies.items(), (BLUE, ORANGE), ("o", "s"), strict=False):
+        axes.plot(line, color=colour, marker=marker, markersize=7, linewidth=2.2)
+        axes.axhline(guessing[fact], color=colour, linewidth=1.2, linestyle=":")
+        lower = line[0] < max(values[0] for values in accuracies.values())
+        for depth, value in enumerate(line):
+            shift = (0, -17) if lower and depth else (0, 9)
+            axes.annotate(f"{value:.0%}", (depth, value), shift, ha="center", fontsize=9, **offset)
+        axes.annotate(fact, (0, line[0]), (-12, 0), ha="right", va="center", fontsize=11, **offset)
+    last = len(line) - 1
+    axes.text(last + 0.58, max(guessing.values()) + 0.02, "guessing", ha="right", va="bottom", fontsize=9)
+    layers = [f"layer {depth}" for depth in range(1, last)]
+    axes.set_xticks(range(last + 1), ["the patch\nby itself", *layers, f"layer {last}:\nwhat W is given"])
+    axes.set(xlim=(-0.55, last + 0.6), ylim=(0, 1.1), ylabel="read right, held-out pictures")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.grid(axis="y", color="#E8E8E8")
+    axes.set_axisbelow(True)
     return figure
 
 
+@style()
 def reading_plate(picture: Image.Image, readings: Mapping[str, Mapping[int, tuple[str, bool]]], side: int) -> Figure:
     """The words that probes read off single patches, written over the picture; wrong words are struck through.
 
@@ -228,23 +229,22 @@ def reading_plate(picture: Image.Image, readings: Mapping[str, Mapping[int, tupl
         readings: for each panel's title, patch → (word, whether it is right).
         side: patches along an edge.
     """
-    with style():
-        figure = Figure(figsize=(5.6 * len(readings), 5.9), layout="constrained")
-        panels = figure.subplots(1, len(readings), squeeze=False)[0]
-        for axes, (title, words) in zip(panels, readings.items(), strict=True):
-            pixels = np.asarray(picture.convert("RGB"), dtype=float)
-            axes.imshow(np.round(pixels + 0.35 * (255 - pixels)).astype(np.uint8), extent=(0, side, side, 0))
-            axes.set(xlim=(-0.03, side + 0.03), ylim=(side + 0.03, -0.03))
-            axes.set_title(title, fontsize=11.5)
-            axes.axis("off")
-            for patch, (word, right) in words.items():
-                y, x = divmod(patch, side)
-                frame = Rectangle((x + 0.03, y + 0.2), 0.94, 0.6, facecolor="white", alpha=0.88)
-                frame.set(edgecolor=BLUE if right else ORANGE, linewidth=1.6, linestyle="-" if right else "--")
-                axes.add_patch(frame)
-                text = word if right else "\u0336".join([*word, ""])
-                size, weight = min(10, 68 / max(5, len(word))), "normal" if right else "bold"
-                axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=size, fontweight=weight)
+    figure = Figure(figsize=(5.6 * len(readings), 5.9), layout="constrained")
+    panels = figure.subplots(1, len(readings), squeeze=False)[0]
+    for axes, (title, words) in zip(panels, readings.items(), strict=True):
+        pixels = np.asarray(picture.convert("RGB"), dtype=float)
+        axes.imshow(np.round(pixels + 0.35 * (255 - pixels)).astype(np.uint8), extent=(0, side, side, 0))
+        axes.set(xlim=(-0.03, side + 0.03), ylim=(side + 0.03, -0.03))
+        axes.set_title(title, fontsize=11.5)
+        axes.axis("off")
+        for patch, (word, right) in words.items():
+            y, x = divmod(patch, side)
+            frame = Rectangle((x + 0.03, y + 0.2), 0.94, 0.6, facecolor="white", alpha=0.88)
+            frame.set(edgecolor=BLUE if right else ORANGE, linewidth=1.6, linestyle="-" if right else "--")
+            axes.add_patch(frame)
+            text = word if right else "\u0336".join([*word, ""])
+            size, weight = min(10, 68 / max(5, len(word))), "normal" if right else "bold"
+            axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=size, fontweight=weight)
     return figure
 
 
@@ -269,16 +269,16 @@ class Twin(NamedTuple):
     title: str
 
 
+@style()
 def twin_plate(twins: Sequence[Twin]) -> Figure:
     """Which patches are like a chosen one (thick frame): the more alike, the brighter.
 
     The most similar patch that is no near neighbour has a dashed frame and bears its cosine.
     """
-    with style():
-        width = min(3.9, 11.6 / len(twins))
-        figure = Figure(figsize=(width * len(twins), width + 0.3), layout="constrained")
-        for axes, twin in zip(np.atleast_1d(figure.subplots(1, len(twins))), twins, strict=True):
-            _twin_panel(axes, twin)
+    width = min(3.9, 11.6 / len(twins))
+    figure = Figure(figsize=(width * len(twins), width + 0.3), layout="constrained")
+    for axes, twin in zip(np.atleast_1d(figure.subplots(1, len(twins))), twins, strict=True):
+        _twin_panel(axes, twin)
     return figure
 
 

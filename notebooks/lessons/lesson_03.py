@@ -142,6 +142,7 @@ def show_intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> No
     show(intervals(rows, label), f"Points with intervals, {label}. {'; '.join(lines)}.", summary)
 
 
+@style()
 def gradient_path(
     image: Image.Image,
     norms: np.ndarray,
@@ -162,29 +163,28 @@ def gradient_path(
     """
     layers, length = len(norms) - 1, norms.shape[1]
     places, side = np.flatnonzero(is_image), int(is_image.sum() ** 0.5)
-    with style():
-        figure = Figure(figsize=(11.8, 5.0))
-        ax = figure.add_axes((0.105, 0.36, 0.885, 0.55))
-        shares = np.ma.masked_equal(norms / norms.max(axis=1, keepdims=True), 0)
-        options = {"norm": LogNorm(FAINTEST, 1), "cmap": MAP, "origin": "lower", "interpolation": "nearest"}
-        ax.imshow(shares, aspect="auto", **options)
-        ax.set_facecolor("white")
-        ax.set_yticks(range(layers + 1), ["what goes in", *(f"out of layer {layer + 1}" for layer in range(layers))])
-        ax.set_xticks(np.flatnonzero(~is_image), [tokens[place] for place in np.flatnonzero(~is_image)])
-        ax.tick_params(axis="x", rotation=90, labelsize=7.5, length=0, pad=2)
-        ax.tick_params(axis="y", length=0)
-        for edge in (places[0] - 0.5, places[-1] + 0.5):
-            ax.axvline(edge, color=ORANGE, linewidth=1.5)
-        for place in np.flatnonzero(supervised):
-            ax.plot(place, layers + 0.72, marker="v", color=INK, markersize=5, clip_on=False)
-        middle, above = np.flatnonzero(supervised).mean(), layers + 1.0
-        ax.text(middle, above, "the loss enters here", ha="center", va="bottom", fontsize=9)
-        ax.text(places.mean(), layers + 0.62, f"the picture's {len(places)} places", ha="center", fontsize=9)
-        legend = "the brighter, the more of its row's largest gradient; white: none"
-        ax.text(-0.5, above, legend, va="bottom", fontsize=8.5)
-        ax.set(xlim=(-0.5, length - 0.5), ylim=(-0.5, layers + 0.5))
-        ax.spines[:].set_visible(False)
-        _down_to_w(figure, ax, image, norms[0][is_image].reshape(side, side), arrives)
+    figure = Figure(figsize=(11.8, 5.0))
+    ax = figure.add_axes((0.105, 0.36, 0.885, 0.55))
+    shares = np.ma.masked_equal(norms / norms.max(axis=1, keepdims=True), 0)
+    options = {"norm": LogNorm(FAINTEST, 1), "cmap": MAP, "origin": "lower", "interpolation": "nearest"}
+    ax.imshow(shares, aspect="auto", **options)
+    ax.set_facecolor("white")
+    ax.set_yticks(range(layers + 1), ["what goes in", *(f"out of layer {layer + 1}" for layer in range(layers))])
+    ax.set_xticks(np.flatnonzero(~is_image), [tokens[place] for place in np.flatnonzero(~is_image)])
+    ax.tick_params(axis="x", rotation=90, labelsize=7.5, length=0, pad=2)
+    ax.tick_params(axis="y", length=0)
+    for edge in (places[0] - 0.5, places[-1] + 0.5):
+        ax.axvline(edge, color=ORANGE, linewidth=1.5)
+    for place in np.flatnonzero(supervised):
+        ax.plot(place, layers + 0.72, marker="v", color=INK, markersize=5, clip_on=False)
+    middle, above = np.flatnonzero(supervised).mean(), layers + 1.0
+    ax.text(middle, above, "the loss enters here", ha="center", va="bottom", fontsize=9)
+    ax.text(places.mean(), layers + 0.62, f"the picture's {len(places)} places", ha="center", fontsize=9)
+    legend = "the brighter, the more of its row's largest gradient; white: none"
+    ax.text(-0.5, above, legend, va="bottom", fontsize=8.5)
+    ax.set(xlim=(-0.5, length - 0.5), ylim=(-0.5, layers + 0.5))
+    ax.spines[:].set_visible(False)
+    _down_to_w(figure, ax, image, norms[0][is_image].reshape(side, side), arrives)
     return figure
 
 
@@ -211,6 +211,7 @@ def _down_to_w(figure: Figure, ax: Axes, image: Image.Image, last: np.ndarray, a
     note.text(38, 3.3, f"keeps a gradient of norm {arrives:.3g};\nthe layers above keep none", va="center", fontsize=10)
 
 
+@style()
 def lighting_up(image: Image.Image, moments: Mapping[int, Moment]) -> Figure:
     """The same image at several steps: only patches whose nearest word is true are shown in their colours.
 
@@ -218,19 +219,18 @@ def lighting_up(image: Image.Image, moments: Mapping[int, Moment]) -> Figure:
         image: what is looked at.
         moments: steps and where W was, the first first.
     """
-    with style():
-        figure = Figure(figsize=(2.3 * len(moments), 3.7), layout="constrained")
-        for number, (step, moment) in enumerate(moments.items(), start=1):
-            axes = figure.add_subplot(1, len(moments), number)
-            side = int(len(moment.words) ** 0.5)
-            _lit(axes, image, [word.true for word in moment.words])
-            lit = sum(word.true for word in moment.words)
-            axes.set_title(f"step {step}", fontsize=11, loc="center")
-            axes.text(side / 2, side + 0.25, f"{lit} of {len(moment.words)} patches", ha="center", va="top", fontsize=9)
-            answer = textwrap.fill(moment.answer, 25)
-            axes.text(side / 2, side + 1.25, f"“{answer}”", ha="center", va="top", fontsize=8.5, style="italic")
-            axes.set(xlim=(-0.05, side + 0.05), ylim=(side + 4.2, -0.05), aspect="equal")
-            axes.axis("off")
+    figure = Figure(figsize=(2.3 * len(moments), 3.7), layout="constrained")
+    for number, (step, moment) in enumerate(moments.items(), start=1):
+        axes = figure.add_subplot(1, len(moments), number)
+        side = int(len(moment.words) ** 0.5)
+        _lit(axes, image, [word.true for word in moment.words])
+        lit = sum(word.true for word in moment.words)
+        axes.set_title(f"step {step}", fontsize=11, loc="center")
+        axes.text(side / 2, side + 0.25, f"{lit} of {len(moment.words)} patches", ha="center", va="top", fontsize=9)
+        answer = textwrap.fill(moment.answer, 25)
+        axes.text(side / 2, side + 1.25, f"“{answer}”", ha="center", va="top", fontsize=8.5, style="italic")
+        axes.set(xlim=(-0.05, side + 0.05), ylim=(side + 4.2, -0.05), aspect="equal")
+        axes.axis("off")
     return figure
 
 
@@ -247,36 +247,35 @@ def _lit(axes: Axes, image: Image.Image, lit: Sequence[bool]) -> None:
             axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=ORANGE, linewidth=0.7))
 
 
+@style()
 def facts_bars(rows: Mapping[str, Mapping[str, int]]) -> Figure:
     """What the nearest words of things' patches say: one bar for each way to come by the patches.
 
     Args:
         rows: a name, and counts as `lenses.facts_named` gives them.
     """
-    with style():
-        figure = Figure(figsize=(9.6, 0.55 * len(rows) + 1.5), layout="constrained")
-        axes = figure.add_subplot()
-        for place, (name, counts) in enumerate(rows.items()):
-            start, total = 0.0, sum(counts.values())
-            for fact, shade, hatch in zip((*FACTS, UNTRUE), SHADES, HATCHES, strict=True):
-                share = counts[fact] / total
-                label = {"label": fact} if place == 0 else {}
-                bar = {"color": shade, "hatch": hatch, "edgecolor": "white", "height": 0.72}
-                axes.barh(name, share, left=start, **bar, **label)
-                start += share
-            true = 1 - counts[UNTRUE] / total
-            axes.annotate(f"{true:.0%} true", (1, place), (6, 0), textcoords="offset points", va="center")
-        axes.invert_yaxis()
-        axes.set(
-            xlim=(0, 1), xlabel="share of the patches that things cover, by what their nearest word says of the thing"
-        )
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.legend(ncols=6, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9, handlelength=1.6)
+    figure = Figure(figsize=(9.6, 0.55 * len(rows) + 1.5), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (name, counts) in enumerate(rows.items()):
+        start, total = 0.0, sum(counts.values())
+        for fact, shade, hatch in zip((*FACTS, UNTRUE), SHADES, HATCHES, strict=True):
+            share = counts[fact] / total
+            label = {"label": fact} if place == 0 else {}
+            bar = {"color": shade, "hatch": hatch, "edgecolor": "white", "height": 0.72}
+            axes.barh(name, share, left=start, **bar, **label)
+            start += share
+        true = 1 - counts[UNTRUE] / total
+        axes.annotate(f"{true:.0%} true", (1, place), (6, 0), textcoords="offset points", va="center")
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel="share of the patches that things cover, by what their nearest word says of the thing")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.legend(ncols=6, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9, handlelength=1.6)
     return figure
 
 
+@style()
 def intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> Figure:
     """Shares as points with their intervals, and their counts written out.
 
@@ -285,37 +284,35 @@ def intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> Figure:
         label: of the axis.
     """
     measured = list(next(iter(rows.values())))
-    with style():
-        figure = Figure(figsize=(9.2, 0.3 * len(rows) * (len(measured) + 0.45) + 1.0), layout="constrained")
-        axes = figure.add_subplot()
-        ticks = []
-        for place, (who, figures) in enumerate(rows.items()):
-            for number, (what, share) in enumerate(figures.items()):
-                y = place * (len(measured) + 0.45) + number
-                ticks.append((y, who if len(measured) == 1 else f"{who}: {what}" if number == 0 else what))
-                if share["value"] is None:
-                    axes.annotate("nothing named", (0, y), (6, 0), textcoords="offset points", va="center", fontsize=9)
-                    continue
-                colour = BLUE if place == 0 else GREY
-                axes.plot([share["low"], share["high"]], [y, y], color=colour, linewidth=5, alpha=0.45)
-                axes.plot(share["value"], y, MARKERS[number % len(MARKERS)], color=colour, markersize=8)
-                text = f"{share['value']:.2f}   ({share['numerator']} of {share['denominator']})"
-                end = (max(share["high"], share["value"]), y)
-                axes.annotate(text, end, (9, 0), textcoords="offset points", va="center", fontsize=9)
-        axes.set_yticks(*zip(*ticks, strict=True))
-        axes.invert_yaxis()
-        axes.set(xlim=(-0.02, 1.22), xlabel=label)
-        axes.set_xticks(np.linspace(0, 1, 6))
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", color="#E8E8E8")
-        axes.set_axisbelow(True)
+    figure = Figure(figsize=(9.2, 0.3 * len(rows) * (len(measured) + 0.45) + 1.0), layout="constrained")
+    axes = figure.add_subplot()
+    ticks = []
+    for place, (who, figures) in enumerate(rows.items()):
+        for number, (what, share) in enumerate(figures.items()):
+            y = place * (len(measured) + 0.45) + number
+            ticks.append((y, who if len(measured) == 1 else f"{who}: {what}" if number == 0 else what))
+            if share["value"] is None:
+                axes.annotate("nothing named", (0, y), (6, 0), textcoords="offset points", va="center", fontsize=9)
+                continue
+            colour = BLUE if place == 0 else GREY
+            axes.plot([share["low"], share["high"]], [y, y], color=colour, linewidth=5, alpha=0.45)
+            axes.plot(share["value"], y, MARKERS[number % len(MARKERS)], color=colour, markersize=8)
+            text = f"{share['value']:.2f}   ({share['numerator']} of {share['denominator']})"
+            end = (max(share["high"], share["value"]), y)
+            axes.annotate(text, end, (9, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set_yticks(*zip(*ticks, strict=True))
+    axes.invert_yaxis()
+    axes.set(xlim=(-0.02, 1.22), xlabel=label)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="#E8E8E8")
+    axes.set_axisbelow(True)
     return figure
 
 
+@style()
 def patch_words(
-    image: Image.Image,
-    panels: Mapping[str, Sequence[PatchWord]],
-    outlines: Sequence[tuple[str, np.ndarray]] = (),
+    image: Image.Image, panels: Mapping[str, Sequence[PatchWord]], outlines: Sequence[tuple[str, np.ndarray]] = ()
 ) -> Figure:
     """The word nearest to each projected patch, written over the image; what is true of its patch is framed.
 
@@ -326,19 +323,18 @@ def patch_words(
         panels: a title and N words for each panel.
         outlines: a label and the patches of each thing, to be drawn around them.
     """
-    with style():
-        figure = Figure(figsize=(5.9 * len(panels), 6.4), layout="constrained")
-        for number, (title, words) in enumerate(panels.items(), start=1):
-            axes, side = figure.add_subplot(1, len(panels), number), int(len(words) ** 0.5)
-            axes.imshow(_pale(image), extent=(0, side, side, 0), interpolation="bicubic")
-            for label, covered in outlines:
-                _outline(axes, covered, side, label)
-            for place, word in enumerate(words):
-                y, x = divmod(place, side)
-                _patch_word(axes, x + 0.5, y + 0.5, word)
-            axes.set_title(title, fontsize=12, pad=8)
-            axes.set(xlim=(-0.03, side + 0.03), ylim=(side + 0.03, -0.03))
-            axes.axis("off")
+    figure = Figure(figsize=(5.9 * len(panels), 6.4), layout="constrained")
+    for number, (title, words) in enumerate(panels.items(), start=1):
+        axes, side = figure.add_subplot(1, len(panels), number), int(len(words) ** 0.5)
+        axes.imshow(_pale(image), extent=(0, side, side, 0), interpolation="bicubic")
+        for label, covered in outlines:
+            _outline(axes, covered, side, label)
+        for place, word in enumerate(words):
+            y, x = divmod(place, side)
+            _patch_word(axes, x + 0.5, y + 0.5, word)
+        axes.set_title(title, fontsize=12, pad=8)
+        axes.set(xlim=(-0.03, side + 0.03), ylim=(side + 0.03, -0.03))
+        axes.axis("off")
     return figure
 
 

@@ -71,53 +71,53 @@ def facts_of(scene: Scene) -> str:
 # ---- curves
 
 
+@style()
 def two_losses(losses: Mapping[str, Sequence[float]], nothing_known: float) -> Figure:
     """Two loss curves on one logarithmic scale, side by side, with the loss of a model that knows nothing."""
-    with style():
-        figure = Figure(figsize=(9, 3), layout="constrained")
-        for axes, (name, row), colour in zip(
-            figure.subplots(1, 2, sharey=True), losses.items(), (BLUE, ORANGE), strict=True
-        ):
-            steps, mean = np.arange(1, len(row) + 1), smoothed(row)
-            axes.plot(steps, row, color=GREY, linewidth=0.6)
-            axes.plot(steps, mean, color=colour, linewidth=2)
-            axes.axhline(nothing_known, color=INK, linewidth=1, linestyle=":")
-            axes.annotate(f"{mean[-1]:.3f}", (steps[-1], mean[-1]), (0, 8), textcoords="offset points", ha="right")
-            axes.set(yscale="log", xlabel="step")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.set_title(name)
-            axes.grid(axis="y", color=GRID)
-        first = figure.axes[0]
-        first.set_ylabel("loss per learnt token")
-        first.annotate("ln V: knows nothing", (len(next(iter(losses.values()))), nothing_known), (0, -12),
-                       textcoords="offset points", ha="right", fontsize=8.5)  # fmt: skip
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    for axes, (name, row), colour in zip(
+        figure.subplots(1, 2, sharey=True), losses.items(), (BLUE, ORANGE), strict=True
+    ):
+        steps, mean = np.arange(1, len(row) + 1), smoothed(row)
+        axes.plot(steps, row, color=GREY, linewidth=0.6)
+        axes.plot(steps, mean, color=colour, linewidth=2)
+        axes.axhline(nothing_known, color=INK, linewidth=1, linestyle=":")
+        axes.annotate(f"{mean[-1]:.3f}", (steps[-1], mean[-1]), (0, 8), textcoords="offset points", ha="right")
+        axes.set(yscale="log", xlabel="step")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_title(name)
+        axes.grid(axis="y", color=GRID)
+    first = figure.axes[0]
+    first.set_ylabel("loss per learnt token")
+    first.annotate("ln V: knows nothing", (len(next(iter(losses.values()))), nothing_known), (0, -12),
+                   textcoords="offset points", ha="right", fontsize=8.5)  # fmt: skip
     return figure
 
 
+@style()
 def by_mention(rows: Mapping[str, Sequence[Sequence[float | None]]]) -> Figure:
     """Hallucination against position: the share of first, second, … mentions that are invented.
 
     Args:
         rows: who -> one row of shares for each seed (or a single one); None where nothing was mentioned.
     """
-    with style():
-        figure = Figure(figsize=(7.4, 3.3), layout="constrained")
-        axes = figure.add_subplot()
-        looks = zip(rows.items(), (BLUE, ORANGE, INK, GREY), ("o-", "s--", "^-.", "D:"), strict=False)
-        for (who, seeds), colour, mark in looks:
-            columns = [[share for share in column if share is not None] for column in zip(*seeds, strict=True)]
-            told = [(place, found) for place, found in enumerate(columns, 1) if found]  # some mention was the n-th
-            x = [place for place, _ in told]
-            lowest, highest = ([end(found) for _, found in told] for end in (min, max))
-            axes.fill_between(x, lowest, highest, color=colour, alpha=0.15)
-            axes.plot(x, [sum(found) / len(found) for _, found in told], mark, color=colour, linewidth=2, label=who)
-        last = max(len(seed) for seeds in rows.values() for seed in seeds)
-        axes.set_xticks(range(1, last + 1), [*map(str, range(1, last)), f"{last} and later"])
-        axes.set(xlabel="mention in the answer", ylim=(0, None))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.set_title("Share of the n-th mentions that are invented")
-        axes.grid(axis="y", color=GRID)
-        axes.legend(frameon=False)
+    figure = Figure(figsize=(7.4, 3.3), layout="constrained")
+    axes = figure.add_subplot()
+    looks = zip(rows.items(), (BLUE, ORANGE, INK, GREY), ("o-", "s--", "^-.", "D:"), strict=False)
+    for (who, seeds), colour, mark in looks:
+        columns = [[share for share in column if share is not None] for column in zip(*seeds, strict=True)]
+        told = [(place, found) for place, found in enumerate(columns, 1) if found]  # some mention was the n-th
+        x = [place for place, _ in told]
+        lowest, highest = ([end(found) for _, found in told] for end in (min, max))
+        axes.fill_between(x, lowest, highest, color=colour, alpha=0.15)
+        axes.plot(x, [sum(found) / len(found) for _, found in told], mark, color=colour, linewidth=2, label=who)
+    last = max(len(seed) for seeds in rows.values() for seed in seeds)
+    axes.set_xticks(range(1, last + 1), [*map(str, range(1, last)), f"{last} and later"])
+    axes.set(xlabel="mention in the answer", ylim=(0, None))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_title("Share of the n-th mentions that are invented")
+    axes.grid(axis="y", color=GRID)
+    axes.legend(frameon=False)
     return figure
 
 
@@ -244,6 +244,7 @@ def word_chances(
     return chosen.sum(dim=(1, 2)).exp().tolist()
 
 
+@style()
 def occlusion_plate(scene: Scene, index: int, found: Occlusion, texts: Mapping[str, str]) -> Figure:
     """A picture whole, with a thing under a grey box, and without it, each with its answer; and which patches matter.
 
@@ -252,17 +253,16 @@ def occlusion_plate(scene: Scene, index: int, found: Occlusion, texts: Mapping[s
         texts: a title and an answer for the whole picture, the box and the empty place.
     """
     pictures = (draw(scene), hide(scene, index, grey=True), hide(scene, index))
-    with style():
-        figure = Figure(figsize=(11.4, 4.1), layout="constrained")
-        panels = figure.subplots(1, 4)
-        for axes, picture, (title, text) in zip(panels, pictures, texts.items(), strict=False):
-            axes.imshow(np.asarray(picture))
-            axes.set_title(title)
-            axes.set_xlabel(textwrap.fill(text, 31), fontsize=8.5, loc="left")
-        _heat(panels[3], pictures[0], found)
-        for axes in panels:
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
+    figure = Figure(figsize=(11.4, 4.1), layout="constrained")
+    panels = figure.subplots(1, 4)
+    for axes, picture, (title, text) in zip(panels, pictures, texts.items(), strict=False):
+        axes.imshow(np.asarray(picture))
+        axes.set_title(title)
+        axes.set_xlabel(textwrap.fill(text, 31), fontsize=8.5, loc="left")
+    _heat(panels[3], pictures[0], found)
+    for axes in panels:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
     return figure
 
 
@@ -283,6 +283,7 @@ def _heat(axes: Axes, picture: Image.Image, found: Occlusion) -> None:
 # ---- the experiments
 
 
+@style()
 def experiment_panels(results: Mapping[str, Any], live: Mapping[str, Mapping[str, float]] | None = None) -> Figure:
     """The shipped experiments: one column each, one row a measure; circles are seeds, bars their means.
 
@@ -290,27 +291,22 @@ def experiment_panels(results: Mapping[str, Any], live: Mapping[str, Mapping[str
         results: `data/results/experiments.json`.
         live: arm -> measure -> value of a run made just now: a star.
     """
-    with style():
-        figure = Figure(figsize=(10.5, 7.2), layout="constrained")
-        panels = figure.subplots(len(MEASURES), len(EXPERIMENTS), sharey="row")
-        for row, (measure, title) in enumerate(MEASURES.items()):
-            for column, (name, arms) in enumerate(EXPERIMENTS.items()):
-                axes = panels[row, column]
-                _arms(axes, results, arms, measure, live or {})
-                axes.set_title(f"{name}: {title}")
-                if name == "lm":
-                    axes.set_xticks(range(len(arms)), [arm if "lm" in arm else "large lm" for arm in arms])
-            if "chair" in measure:
-                panels[row, 0].set_ylim(0, None)
+    figure = Figure(figsize=(10.5, 7.2), layout="constrained")
+    panels = figure.subplots(len(MEASURES), len(EXPERIMENTS), sharey="row")
+    for row, (measure, title) in enumerate(MEASURES.items()):
+        for column, (name, arms) in enumerate(EXPERIMENTS.items()):
+            axes = panels[row, column]
+            _arms(axes, results, arms, measure, live or {})
+            axes.set_title(f"{name}: {title}")
+            if name == "lm":
+                axes.set_xticks(range(len(arms)), [arm if "lm" in arm else "large lm" for arm in arms])
+        if "chair" in measure:
+            panels[row, 0].set_ylim(0, None)
     return figure
 
 
 def _arms(
-    axes: Axes,
-    results: Mapping[str, Any],
-    arms: Sequence[str],
-    measure: str,
-    live: Mapping[str, Mapping[str, float]],
+    axes: Axes, results: Mapping[str, Any], arms: Sequence[str], measure: str, live: Mapping[str, Mapping[str, float]]
 ) -> None:
     base = values(results, arms[0], measure)
     for place, arm in enumerate(arms):

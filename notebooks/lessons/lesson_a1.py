@@ -194,6 +194,7 @@ def show_matching(pictures: Sequence[Image.Image], captions: Sequence[str], cosi
     show(matching(pictures, captions, cosines), alt, summary)
 
 
+@style()
 def matching(pictures: Sequence[Image.Image], captions: Sequence[str], cosines: np.ndarray) -> Figure:
     """CLIP's square: a row for each picture, a column for each caption, how well they go together.
 
@@ -205,20 +206,19 @@ def matching(pictures: Sequence[Image.Image], captions: Sequence[str], cosines: 
         cosines: (I, I).
     """
     count = len(pictures)
-    with style():
-        figure = Figure(figsize=(11, 5.2))
-        axes = figure.add_axes((0.07, 0.02, 0.44, 0.9))
-        _square(axes, cosines)
-        for row, picture in enumerate(pictures):
-            inset = axes.inset_axes((-1.5, row - 0.47, 0.94, 0.94), transform=axes.transData)
-            inset.imshow(np.asarray(picture))
-            inset.axis("off")
-        beside = figure.add_axes((0.53, 0.02, 0.46, 0.9))
-        beside.set(xlim=(0, 1), ylim=(count - 0.5, -0.5))
-        beside.axis("off")
-        for place, line in enumerate(captions):
-            beside.text(0.03, place, f"{place + 1}", va="center", ha="right", fontsize=11, fontweight="bold")
-            beside.text(0.06, place, line, va="center", fontsize=11)
+    figure = Figure(figsize=(11, 5.2))
+    axes = figure.add_axes((0.07, 0.02, 0.44, 0.9))
+    _square(axes, cosines)
+    for row, picture in enumerate(pictures):
+        inset = axes.inset_axes((-1.5, row - 0.47, 0.94, 0.94), transform=axes.transData)
+        inset.imshow(np.asarray(picture))
+        inset.axis("off")
+    beside = figure.add_axes((0.53, 0.02, 0.46, 0.9))
+    beside.set(xlim=(0, 1), ylim=(count - 0.5, -0.5))
+    beside.axis("off")
+    for place, line in enumerate(captions):
+        beside.text(0.03, place, f"{place + 1}", va="center", ha="right", fontsize=11, fontweight="bold")
+        beside.text(0.06, place, line, va="center", fontsize=11)
     return figure
 
 
@@ -253,6 +253,7 @@ def show_learnt_when(moments: Mapping[int, Mapping[str, float]], title: str, lab
     show(learnt_when(moments, title, label), alt, f"Step {midway}: {told[midway]}. Step {end}: {told[end]}.")
 
 
+@style()
 def learnt_when(moments: Mapping[int, Mapping[str, float]], title: str, label: str) -> Figure:
     """Shares over the steps of a training, each line with its name at its end.
 
@@ -262,21 +263,20 @@ def learnt_when(moments: Mapping[int, Mapping[str, float]], title: str, label: s
     """
     steps, names = list(moments), list(next(iter(moments.values())))
     ends = _apart([moments[steps[-1]][name] for name in names], 0.055)
-    with style():
-        figure = Figure(figsize=(9, 4.2), layout="constrained")
-        axes = figure.add_subplot()
-        for (colour, dashes, mark), name, end in zip(STROKES, names, ends, strict=False):
-            shares = [moment[name] for moment in moments.values()]
-            axes.plot(steps, shares, dashes, color=colour, marker=mark, markersize=5, linewidth=2)
-            axes.annotate(f"{shares[-1]:.0%} {name}", (steps[-1], end), (9, 0), textcoords="offset points",
-                          va="center", color=colour if colour != PALE_BLUE else BLUE)  # fmt: skip
-        axes.set(xlim=(0, steps[-1] * 1.3), ylim=(-0.02, 1.12), xlabel="step", ylabel=label)
-        axes.set_xticks([step for step in axes.get_xticks() if step <= steps[-1]])
-        axes.set_yticks(np.linspace(0, 1, 5), [f"{share:.0%}" for share in np.linspace(0, 1, 5)])
-        axes.spines["bottom"].set_bounds(0, steps[-1])
-        axes.grid(axis="y", color=GRID)
-        axes.set_axisbelow(True)
-        axes.set_title(title)
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    for (colour, dashes, mark), name, end in zip(STROKES, names, ends, strict=False):
+        shares = [moment[name] for moment in moments.values()]
+        axes.plot(steps, shares, dashes, color=colour, marker=mark, markersize=5, linewidth=2)
+        axes.annotate(f"{shares[-1]:.0%} {name}", (steps[-1], end), (9, 0), textcoords="offset points",
+                      va="center", color=colour if colour != PALE_BLUE else BLUE)  # fmt: skip
+    axes.set(xlim=(0, steps[-1] * 1.3), ylim=(-0.02, 1.12), xlabel="step", ylabel=label)
+    axes.set_xticks([step for step in axes.get_xticks() if step <= steps[-1]])
+    axes.set_yticks(np.linspace(0, 1, 5), [f"{share:.0%}" for share in np.linspace(0, 1, 5)])
+    axes.spines["bottom"].set_bounds(0, steps[-1])
+    axes.grid(axis="y", color=GRID)
+    axes.set_axisbelow(True)
+    axes.set_title(title)
     return figure
 
 
@@ -427,6 +427,7 @@ def show_rounds(log: Sequence[Mapping], title: str) -> None:
     show(rounds(log, title), alt, f"The loss in the last round, in the median: {told}.")
 
 
+@style()
 def rounds(log: Sequence[Mapping], title: str) -> Figure:
     """The loss of a language model over its rounds, one mark for each form of batch.
 
@@ -434,19 +435,18 @@ def rounds(log: Sequence[Mapping], title: str) -> Figure:
         log: rows with "step", "loss" and "kind"; the steps of each round begin at 0.
     """
     starts, steps = _one_after_the_other([row["step"] for row in log])
-    with style():
-        figure = Figure(figsize=(9, 3.8), layout="constrained")
-        axes = figure.add_subplot()
-        for name, (mark, colour) in FORMS.items():
-            chosen = [i for i, row in enumerate(log) if form_of(row["kind"]) == name]
-            axes.plot([steps[i] for i in chosen], [log[i]["loss"] for i in chosen], mark,
-                      color=colour, markersize=5, label=TITLES[name])  # fmt: skip
-        for number, start in enumerate(starts, start=1):
-            axes.axvline(start, color=GREY, linewidth=1)
-            axes.text(start + 15, 1.02, f"round {number}", transform=axes.get_xaxis_transform(), fontsize=9)
-        axes.set(xlim=(-20, steps[-1] * 1.02), xlabel="step", ylabel="loss (logarithmic)", yscale="log")
-        axes.legend(frameon=False, ncols=4, loc="upper right")
-        axes.set_title(title, pad=20)
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    axes = figure.add_subplot()
+    for name, (mark, colour) in FORMS.items():
+        chosen = [i for i, row in enumerate(log) if form_of(row["kind"]) == name]
+        axes.plot([steps[i] for i in chosen], [log[i]["loss"] for i in chosen], mark,
+                  color=colour, markersize=5, label=TITLES[name])  # fmt: skip
+    for number, start in enumerate(starts, start=1):
+        axes.axvline(start, color=GREY, linewidth=1)
+        axes.text(start + 15, 1.02, f"round {number}", transform=axes.get_xaxis_transform(), fontsize=9)
+    axes.set(xlim=(-20, steps[-1] * 1.02), xlabel="step", ylabel="loss (logarithmic)", yscale="log")
+    axes.legend(frameon=False, ncols=4, loc="upper right")
+    axes.set_title(title, pad=20)
     return figure
 
 
@@ -472,6 +472,7 @@ def show_two_tongues(losses: Mapping[str, Sequence[Sequence[float]]], named: Map
     show(two_tongues(losses, named), alt, f"{summary}; the seeds of one lie within {gap.seed_range:.0%}.")
 
 
+@style()
 def two_tongues(losses: Mapping[str, Sequence[Sequence[float]]], found: Mapping[str, Sequence[float]]) -> Figure:
     """The same W trained on different language models: its loss, one line a seed, and what is named rightly.
 
@@ -479,22 +480,21 @@ def two_tongues(losses: Mapping[str, Sequence[Sequence[float]]], found: Mapping[
         losses: language model -> for each seed the losses of its steps.
         found: language model -> for each seed the share of things that are named.
     """
-    with style():
-        figure = Figure(figsize=(10.5, 3.6), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-        for place, (name, (colour, dashes, mark)) in enumerate(zip(losses, STROKES[::4], strict=False)):
-            for curve in losses[name]:
-                mean = smoothed(curve, window=8)
-                left.plot(np.arange(1, len(mean) + 1), mean, dashes, color=colour, linewidth=1.6)
-            left.plot([], [], dashes, color=colour, label=name)
-            right.plot(found[name], [place] * len(found[name]), mark, color=colour, markersize=9, alpha=0.8)
-            right.text(0, place - 0.18, name, color=colour)
-        left.set(ylim=(0, None), xlabel="step", ylabel="loss", title="Training W: a line for each seed")
-        right.set(xlim=(-0.03, 1.03), ylim=(len(losses) - 0.6, -0.6), title="Things named, held-out pictures")
-        left.legend(frameon=False, loc="upper right")
-        right.set_yticks([])
-        right.set_xticks(np.linspace(0, 1, 5), [f"{share:.0%}" for share in np.linspace(0, 1, 5)])
-        for axes, axis in ((left, "y"), (right, "x")):
-            axes.grid(axis=axis, color=GRID)
-            axes.set_axisbelow(True)
+    figure = Figure(figsize=(10.5, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    for place, (name, (colour, dashes, mark)) in enumerate(zip(losses, STROKES[::4], strict=False)):
+        for curve in losses[name]:
+            mean = smoothed(curve, window=8)
+            left.plot(np.arange(1, len(mean) + 1), mean, dashes, color=colour, linewidth=1.6)
+        left.plot([], [], dashes, color=colour, label=name)
+        right.plot(found[name], [place] * len(found[name]), mark, color=colour, markersize=9, alpha=0.8)
+        right.text(0, place - 0.18, name, color=colour)
+    left.set(ylim=(0, None), xlabel="step", ylabel="loss", title="Training W: a line for each seed")
+    right.set(xlim=(-0.03, 1.03), ylim=(len(losses) - 0.6, -0.6), title="Things named, held-out pictures")
+    left.legend(frameon=False, loc="upper right")
+    right.set_yticks([])
+    right.set_xticks(np.linspace(0, 1, 5), [f"{share:.0%}" for share in np.linspace(0, 1, 5)])
+    for axes, axis in ((left, "y"), (right, "x")):
+        axes.grid(axis=axis, color=GRID)
+        axes.set_axisbelow(True)
     return figure

@@ -105,28 +105,28 @@ def left_out(
     return steps
 
 
+@style()
 def strip(parts: Mapping[str, int]) -> Figure:
     """The tokens of an example as a strip, cut into its parts, to scale."""
     looks = ((BLUE, ""), (INK, ""), (ORANGE, ""), ("#F1F0EE", "///"))
-    with style():
-        figure = Figure(figsize=(10.5, 1.75))
-        axes = figure.add_axes((0.01, 0.3, 0.98, 0.36))
-        start = 0
-        for number, ((name, count), (colour, pattern)) in enumerate(zip(parts.items(), looks, strict=True)):
-            axes.barh(0, count, left=start, color=colour, hatch=pattern, edgecolor="white" if not pattern else GREY)
-            above = number % 2 == 0
-            axes.annotate(
-                f"{name}: {count:,}",
-                (start + count / 2, 0.4 if above else -0.4),
-                (0, 7 if above else -7),
-                textcoords="offset points",
-                ha="center",
-                va="bottom" if above else "top",
-                fontweight="bold",
-            )
-            start += count
-        axes.set(xlim=(0, start), ylim=(-0.4, 0.4))
-        axes.axis("off")
+    figure = Figure(figsize=(10.5, 1.75))
+    axes = figure.add_axes((0.01, 0.3, 0.98, 0.36))
+    start = 0
+    for number, ((name, count), (colour, pattern)) in enumerate(zip(parts.items(), looks, strict=True)):
+        axes.barh(0, count, left=start, color=colour, hatch=pattern, edgecolor="white" if not pattern else GREY)
+        above = number % 2 == 0
+        axes.annotate(
+            f"{name}: {count:,}",
+            (start + count / 2, 0.4 if above else -0.4),
+            (0, 7 if above else -7),
+            textcoords="offset points",
+            ha="center",
+            va="bottom" if above else "top",
+            fontweight="bold",
+        )
+        start += count
+    axes.set(xlim=(0, start), ylim=(-0.4, 0.4))
+    axes.axis("off")
     return figure
 
 
@@ -223,33 +223,33 @@ def joined(first: Sequence[Timing], second: Sequence[Timing]) -> list[Timing]:
     return [*first, *(replace(timing, seconds=timing.seconds * scale) for timing in second[1:])]
 
 
+@style()
 def timings_figure(timings: Sequence[Timing]) -> Figure:
     """How many times less than the first variant: operations as diamonds, time as dots, one line for each variant."""
     first = timings[0]
     gains = [(first.operations / timing.operations, first.seconds / timing.seconds) for timing in timings]
     least, most = min(map(min, gains)), max(map(max, gains))
-    with style():
-        figure = Figure(figsize=(10.5, 0.62 * len(timings) + 1.5), layout="constrained")
-        axes = figure.add_subplot()
-        for y, (timing, (fewer, faster)) in enumerate(zip(timings, gains, strict=True)):
-            axes.plot([fewer, faster], [y, y], color=PALE, linewidth=5, solid_capstyle="round", zorder=1)
-            axes.plot(fewer, y, "D", color="white", markeredgecolor=INK, markersize=8, zorder=3)
-            axes.plot(faster, y, "o", color=BLUE, markersize=9, zorder=2)
-            text = f"{1e3 * timing.seconds:,.0f} ms, {timing.operations / 1e9:,.0f} billion operations"
-            axes.annotate(text, (max(fewer, faster), y), (12, 0), textcoords="offset points", va="center", fontsize=9)
-        axes.set_yticks(range(len(timings)), [timing.title for timing in timings])
-        axes.set_xscale("log")
-        ticks = [tick for tick in (0.5, 1, 2, 4, 8, 16, 32, 64) if tick <= 1.3 * most]
-        axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
-        axes.set_xticks([], minor=True)
-        axes.set(xlim=(0.85 * least, most * most**0.55), ylim=(len(timings) - 0.5, -0.6))
-        axes.set_xlabel("how many times less than the old recipe, for one example")
-        axes.grid(axis="x", color="#E8E8E8")
-        axes.set_axisbelow(True)
-        axes.tick_params(axis="y", length=0)
-        axes.plot([], [], "D", color="white", markeredgecolor=INK, markersize=8, label="operations, counted")
-        axes.plot([], [], "o", color=BLUE, markersize=9, label="time, measured")
-        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure = Figure(figsize=(10.5, 0.62 * len(timings) + 1.5), layout="constrained")
+    axes = figure.add_subplot()
+    for y, (timing, (fewer, faster)) in enumerate(zip(timings, gains, strict=True)):
+        axes.plot([fewer, faster], [y, y], color=PALE, linewidth=5, solid_capstyle="round", zorder=1)
+        axes.plot(fewer, y, "D", color="white", markeredgecolor=INK, markersize=8, zorder=3)
+        axes.plot(faster, y, "o", color=BLUE, markersize=9, zorder=2)
+        text = f"{1e3 * timing.seconds:,.0f} ms, {timing.operations / 1e9:,.0f} billion operations"
+        axes.annotate(text, (max(fewer, faster), y), (12, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set_yticks(range(len(timings)), [timing.title for timing in timings])
+    axes.set_xscale("log")
+    ticks = [tick for tick in (0.5, 1, 2, 4, 8, 16, 32, 64) if tick <= 1.3 * most]
+    axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set(xlim=(0.85 * least, most * most**0.55), ylim=(len(timings) - 0.5, -0.6))
+    axes.set_xlabel("how many times less than the old recipe, for one example")
+    axes.grid(axis="x", color="#E8E8E8")
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    axes.plot([], [], "D", color="white", markeredgecolor=INK, markersize=8, label="operations, counted")
+    axes.plot([], [], "o", color=BLUE, markersize=9, label="time, measured")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -328,6 +328,7 @@ class Dot:
         return self.work.operations / self.seconds
 
 
+@style()
 def roofline(dots: Sequence[Dot], rates: Mapping[str, float], memory: float, cache: float) -> Figure:
     """Operations a second against operations a byte, under the roof of this machine.
 
@@ -338,26 +339,25 @@ def roofline(dots: Sequence[Dot], rates: Mapping[str, float], memory: float, cac
     """
     least = min(dot.work.intensity for dot in dots) / 2
     most = 3 * max(dot.work.intensity for dot in dots)
-    with style():
-        figure = Figure(figsize=(10.5, 6.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set(xscale="log", yscale="log", xlim=(least, most))
-        _roofs(axes, least, most, rates, memory, cache)
-        for kind in SHAPES:
-            alike = [dot for dot in dots if dot.kind == kind]
-            axes.plot([d.work.intensity for d in alike], [d.rate / 1e9 for d in alike], color=GREY, zorder=3)
-            for dot in alike:
-                edge, face = LOOKS[dot.variant]
-                axes.plot(
-                    dot.work.intensity, dot.rate / 1e9, SHAPES[kind], color=face, markeredgecolor=edge,
-                    markeredgewidth=1.8, markersize=10, zorder=4,
-                )  # fmt: skip
-        axes.set_ylim(min(dot.rate for dot in dots) / 2.5e9, 2.5 * max(rates.values()) / 1e9)
-        axes.set_xlabel("operations for each byte that is moved")
-        axes.set_ylabel("billions of operations a second")
-        axes.grid(color="#EEEEEE")
-        axes.set_axisbelow(True)
-        _roofline_legend(axes, {dot.variant for dot in dots})
+    figure = Figure(figsize=(10.5, 6.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xscale="log", yscale="log", xlim=(least, most))
+    _roofs(axes, least, most, rates, memory, cache)
+    for kind in SHAPES:
+        alike = [dot for dot in dots if dot.kind == kind]
+        axes.plot([d.work.intensity for d in alike], [d.rate / 1e9 for d in alike], color=GREY, zorder=3)
+        for dot in alike:
+            edge, face = LOOKS[dot.variant]
+            axes.plot(
+                dot.work.intensity, dot.rate / 1e9, SHAPES[kind], color=face, markeredgecolor=edge,
+                markeredgewidth=1.8, markersize=10, zorder=4,
+            )  # fmt: skip
+    axes.set_ylim(min(dot.rate for dot in dots) / 2.5e9, 2.5 * max(rates.values()) / 1e9)
+    axes.set_xlabel("operations for each byte that is moved")
+    axes.set_ylabel("billions of operations a second")
+    axes.grid(color="#EEEEEE")
+    axes.set_axisbelow(True)
+    _roofline_legend(axes, {dot.variant for dot in dots})
     return figure
 
 

@@ -96,6 +96,7 @@ def ledger_of(model: MiniVLMForConditionalGeneration, names: Collection[str], ti
     return Ledger(title, tuple(rows))
 
 
+@style()
 def strips(model: MiniVLMForConditionalGeneration, rows: Mapping[str, Collection[str]]) -> Figure:
     """The model as strips, its blocks as wide as they have parameters; those that train are filled and hatched.
 
@@ -108,13 +109,12 @@ def strips(model: MiniVLMForConditionalGeneration, rows: Mapping[str, Collection
     sizes = {name: size(model, prefixes) for name, prefixes in blocks(model).items()}
     if unknown := [name for names in rows.values() for name in names if name not in sizes]:
         raise ValueError(f"no block {', '.join(unknown)}; the blocks are {', '.join(sizes)}")
-    with style():
-        figure = Figure(figsize=(11.5, 0.2 + 1.1 * len(rows)))
-        ax = figure.add_axes((0, 0, 1, 1))
-        for number, (title, names) in enumerate(rows.items()):
-            _strip(ax, -number, title, sizes, names)
-        ax.set(xlim=(-0.14, 1.01), ylim=(-len(rows) + 0.5, 0.52))
-        ax.axis("off")
+    figure = Figure(figsize=(11.5, 0.2 + 1.1 * len(rows)))
+    ax = figure.add_axes((0, 0, 1, 1))
+    for number, (title, names) in enumerate(rows.items()):
+        _strip(ax, -number, title, sizes, names)
+    ax.set(xlim=(-0.14, 1.01), ylim=(-len(rows) + 0.5, 0.52))
+    ax.axis("off")
     return figure
 
 
@@ -155,22 +155,22 @@ def show_strips(model: MiniVLMForConditionalGeneration) -> None:
     )
 
 
+@style()
 def rates_figure(stage: Stage) -> Figure:
     """The learning rate of each part over a stage's steps, each line named at its end."""
     steps = range(stage.steps)
     rates = [learning_rates(step, stage) for step in steps]
     looks = {"projector": (ORANGE, "--", "W"), "language_model": (BLUE, "-", "language model")}
-    with style():
-        figure = Figure(figsize=(7, 2.6))
-        axes = figure.add_subplot()
-        for part in stage.trains:
-            colour, line, name = looks[part]
-            values = [rate[part] for rate in rates]
-            peak = values.index(max(values))
-            axes.plot([step + 1 for step in steps], values, color=colour, linestyle=line, linewidth=2)
-            at, label = (peak + 1, max(values)), f"{name}: at most {max(values):g}"
-            axes.annotate(label, at, (4, 4), textcoords="offset points", color=INK)
-        axes.set(xlim=(0, stage.steps * 1.02), ylim=(0, None), xlabel="step", ylabel="learning rate")
-        axes.grid(axis="y", color="#E8E8E8")
-        axes.set_axisbelow(True)
+    figure = Figure(figsize=(7, 2.6))
+    axes = figure.add_subplot()
+    for part in stage.trains:
+        colour, line, name = looks[part]
+        values = [rate[part] for rate in rates]
+        peak = values.index(max(values))
+        axes.plot([step + 1 for step in steps], values, color=colour, linestyle=line, linewidth=2)
+        at, label = (peak + 1, max(values)), f"{name}: at most {max(values):g}"
+        axes.annotate(label, at, (4, 4), textcoords="offset points", color=INK)
+    axes.set(xlim=(0, stage.steps * 1.02), ylim=(0, None), xlabel="step", ylabel="learning rate")
+    axes.grid(axis="y", color="#E8E8E8")
+    axes.set_axisbelow(True)
     return figure

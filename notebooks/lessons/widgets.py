@@ -16,16 +16,7 @@ import torch
 from IPython.display import display
 from matplotlib.figure import Figure
 
-from lessons.lenses import (
-    NO_WORD,
-    NearWord,
-    PatchWord,
-    listed,
-    nearest_few,
-    read_aloud,
-    read_patches,
-    things_patches,
-)
+from lessons.lenses import NO_WORD, NearWord, PatchWord, listed, nearest_few, read_aloud, read_patches, things_patches
 from lessons.plots import BLUE, INK, ORANGE, border, data_uri, flow_figure, png
 from lessons.stages import OWN, TITLES, blocks, blocks_of, ledger_of, strips
 from minivlm.config import PROMPTS, STAGES

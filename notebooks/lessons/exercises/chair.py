@@ -147,9 +147,7 @@ WRONG_S: tuple[tuple[Formula, str], ...] = (
     ),
     (lambda m, p: 1 - chair_s(m, p), "is the share of answers that invent *nothing*; CHAIR_s is the other part"),
     (
-        lambda m, p: _share(
-            [(set(_kinds(a)) != set(_kinds(b)), 1) for a, b in zip(m, p, strict=True)],
-        ),
+        lambda m, p: _share([(set(_kinds(a)) != set(_kinds(b)), 1) for a, b in zip(m, p, strict=True)]),
         "counts an answer that leaves something out. Only what is invented makes it count",
     ),
 )

@@ -76,10 +76,7 @@ LANGUAGE_MODEL: tuple[tuple[Formula, str], ...] = (
     (Formula(final_norm=False), "lacks one norm of Dl numbers: the one behind the last layer"),
     (Formula(norms=0, final_norm=False), "lacks all norms: two of Dl numbers in each layer, one behind the last"),
     (Formula(biases=True), "has biases. No matrix of a Llama has one"),
-    (
-        Formula(repeated=False),
-        "has one layer only; there are `num_hidden_layers` of them",
-    ),
+    (Formula(repeated=False), "has one layer only; there are `num_hidden_layers` of them"),
 )
 
 

@@ -174,20 +174,20 @@ def smoothed(losses: Sequence[float], window: int = 20) -> np.ndarray:
     return (total[steps] - total[start]) / (steps - start)
 
 
+@style()
 def loss_curve(losses: Sequence[float], steps: int, title: str) -> Figure:
     """Each step's loss, pale, and the mean of the last twenty."""
-    with style():
-        figure = Figure(figsize=(7, 2.9))
-        axes = figure.add_subplot()
-        done, mean = np.arange(1, len(losses) + 1), smoothed(losses)
-        axes.plot(done, losses, color=GREY, linewidth=0.7)
-        axes.plot(done, mean, color=BLUE, linewidth=2)
-        axes.plot(done[-1], mean[-1], "o", color=BLUE, markersize=5)
-        axes.annotate(f"{mean[-1]:.2f}", (done[-1], mean[-1]), (6, 6), textcoords="offset points", color=BLUE)
-        axes.set(xlim=(0, steps * 1.06), ylim=(0, None), xlabel="step", ylabel="loss")
-        axes.set_title(title)
-        axes.grid(axis="y", color="#E8E8E8")
-        axes.set_axisbelow(True)
+    figure = Figure(figsize=(7, 2.9))
+    axes = figure.add_subplot()
+    done, mean = np.arange(1, len(losses) + 1), smoothed(losses)
+    axes.plot(done, losses, color=GREY, linewidth=0.7)
+    axes.plot(done, mean, color=BLUE, linewidth=2)
+    axes.plot(done[-1], mean[-1], "o", color=BLUE, markersize=5)
+    axes.annotate(f"{mean[-1]:.2f}", (done[-1], mean[-1]), (6, 6), textcoords="offset points", color=BLUE)
+    axes.set(xlim=(0, steps * 1.06), ylim=(0, None), xlabel="step", ylabel="loss")
+    axes.set_title(title)
+    axes.grid(axis="y", color="#E8E8E8")
+    axes.set_axisbelow(True)
     return figure
 
 
@@ -216,22 +216,22 @@ def patches(picture: Image.Image, count: int) -> list[np.ndarray]:
     return list(rows.reshape(count, size, size, 3))
 
 
+@style()
 def bars(shares: Mapping[str, float], title: str, label: str) -> Figure:
     """Horizontal bars with their values written out; an exact zero says so."""
-    with style():
-        figure = Figure(figsize=(8, 0.34 * len(shares) + 1.1), layout="constrained")
-        axes = figure.add_subplot()
-        values = list(shares.values())
-        colours = [GREY if value == 0 else BLUE for value in values]
-        axes.barh(list(shares), values, color=colours, height=0.7)
-        axes.invert_yaxis()
-        for place, value in enumerate(values):
-            text = "exactly 0: frozen" if value == 0 else f"{value:.1%}"
-            axes.annotate(text, (value, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
-        axes.set(xlabel=label, xlim=(0, max(values) * 1.2 or 1))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.tick_params(axis="y", length=0)
-        axes.set_title(title)
+    figure = Figure(figsize=(8, 0.34 * len(shares) + 1.1), layout="constrained")
+    axes = figure.add_subplot()
+    values = list(shares.values())
+    colours = [GREY if value == 0 else BLUE for value in values]
+    axes.barh(list(shares), values, color=colours, height=0.7)
+    axes.invert_yaxis()
+    for place, value in enumerate(values):
+        text = "exactly 0: frozen" if value == 0 else f"{value:.1%}"
+        axes.annotate(text, (value, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set(xlabel=label, xlim=(0, max(values) * 1.2 or 1))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(title)
     return figure
 
 
@@ -248,6 +248,7 @@ def scale_rows(values: np.ndarray) -> np.ndarray:
     return values / np.abs(values).max(axis=1, keepdims=True)
 
 
+@style()
 def intervals(rows: Mapping[str, Mapping[str, Mapping[str, float | None]]], titles: Mapping[str, str]) -> Figure:
     """Estimates with their intervals: a line for each model, a panel for each measure.
 
@@ -255,29 +256,28 @@ def intervals(rows: Mapping[str, Mapping[str, Mapping[str, float | None]]], titl
         rows: model -> measure -> estimate: `value`, `low`, `high`; the value is None where nothing was counted.
         titles: measure -> title of its panel.
     """
-    with style():
-        figure = Figure(figsize=(2.3 * len(titles) + 1.8, 0.36 * len(rows) + 1.1), layout="constrained")
-        panels = np.atleast_1d(figure.subplots(1, len(titles), sharey=True))
-        positions = np.arange(len(rows))[::-1]
-        for axes, (measure, title) in zip(panels, titles.items(), strict=True):
-            for y, estimate in zip(positions, (row[measure] for row in rows.values()), strict=True):
-                if estimate["value"] is None:
-                    axes.text(0, y, "names nothing", va="center", fontsize=8.5, style="italic")
-                    continue
-                axes.plot([estimate["low"], estimate["high"]], [y, y], color=BLUE, linewidth=3, alpha=0.35)
-                axes.plot(estimate["value"], y, "o", color=BLUE, markersize=5)
-                digits = ".0f" if measure == "length" else ".2f"
-                axes.annotate(
-                    f"{estimate['value']:{digits}}",
-                    (estimate["value"], y),
-                    (0, 5),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=8,
-                )
-            axes.set_title(title)
-            axes.grid(axis="x", color="#E8E8E8")
-            axes.set(xlim=(-0.04, 1.06) if measure != "length" else (0, None), ylim=(-0.6, len(rows) - 0.2))
-            axes.tick_params(axis="y", length=0)
-        panels[0].set_yticks(positions, list(rows))
+    figure = Figure(figsize=(2.3 * len(titles) + 1.8, 0.36 * len(rows) + 1.1), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(titles), sharey=True))
+    positions = np.arange(len(rows))[::-1]
+    for axes, (measure, title) in zip(panels, titles.items(), strict=True):
+        for y, estimate in zip(positions, (row[measure] for row in rows.values()), strict=True):
+            if estimate["value"] is None:
+                axes.text(0, y, "names nothing", va="center", fontsize=8.5, style="italic")
+                continue
+            axes.plot([estimate["low"], estimate["high"]], [y, y], color=BLUE, linewidth=3, alpha=0.35)
+            axes.plot(estimate["value"], y, "o", color=BLUE, markersize=5)
+            digits = ".0f" if measure == "length" else ".2f"
+            axes.annotate(
+                f"{estimate['value']:{digits}}",
+                (estimate["value"], y),
+                (0, 5),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+        axes.set_title(title)
+        axes.grid(axis="x", color="#E8E8E8")
+        axes.set(xlim=(-0.04, 1.06) if measure != "length" else (0, None), ylim=(-0.6, len(rows) - 0.2))
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(positions, list(rows))
     return figure

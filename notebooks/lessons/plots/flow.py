@@ -40,6 +40,7 @@ LETTERS = (
 )
 
 
+@style()
 def flow_figure(lit: Sequence[str] = (), notes: Mapping[str, str] | None = None) -> Figure:
     """The one way everything flows, drawn as boxes and arrows.
 
@@ -53,18 +54,17 @@ def flow_figure(lit: Sequence[str] = (), notes: Mapping[str, str] | None = None)
     notes = notes or {}
     if unknown := [name for name in (*lit, *notes) if name not in BOXES]:
         raise ValueError(f"no box {', '.join(unknown)}; the boxes are {', '.join(BOXES)}")
-    with style():
-        figure = Figure(figsize=(11.5, 3.3))
-        page = figure.add_axes((0, 0, 1, 1))
-        for start, end, what, shape in ARROWS:
-            _arrow(page, start, end, what, shape)
-        for name in BOXES:
-            _box(page, name, name in lit, notes.get(name, ""))
-        for line, (letter, meaning) in enumerate(LETTERS):
-            page.text(88.5, 31.2 - 2.3 * line, letter, ha="right", va="center", fontsize=9, fontweight="bold")
-            page.text(89.5, 31.2 - 2.3 * line, meaning, va="center", fontsize=9)
-        page.set(xlim=(-1, 123), ylim=(-0.8, 33.5), aspect="auto")
-        page.axis("off")
+    figure = Figure(figsize=(11.5, 3.3))
+    page = figure.add_axes((0, 0, 1, 1))
+    for start, end, what, shape in ARROWS:
+        _arrow(page, start, end, what, shape)
+    for name in BOXES:
+        _box(page, name, name in lit, notes.get(name, ""))
+    for line, (letter, meaning) in enumerate(LETTERS):
+        page.text(88.5, 31.2 - 2.3 * line, letter, ha="right", va="center", fontsize=9, fontweight="bold")
+        page.text(89.5, 31.2 - 2.3 * line, meaning, va="center", fontsize=9)
+    page.set(xlim=(-1, 123), ylim=(-0.8, 33.5), aspect="auto")
+    page.axis("off")
     return figure
 
 
@@ -101,13 +101,7 @@ def _box(page: Axes, name: str, lit: bool, note: str) -> None:
     page.text(middle, bottom + 1.9, name, ha="center", va="center", fontsize=size, fontweight=weight, zorder=3)
     aside = -1.2 if name == "W" else 0  # an arrow leaves W downwards
     page.text(
-        middle + aside,
-        bottom - 0.9,
-        note,
-        ha="right" if aside else "center",
-        va="top",
-        fontsize=9,
-        style="italic",
+        middle + aside, bottom - 0.9, note, ha="right" if aside else "center", va="top", fontsize=9, style="italic"
     )
 
 
