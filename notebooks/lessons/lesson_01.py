@@ -63,62 +63,62 @@ def anatomy(
     (n, dv), (t, dl) = patch_features.shape, inputs_embeds.shape
     side = int(n**0.5)
     figure = Figure(figsize=(11.5, 5.4))
-    page = figure.add_axes((0, 0, 1, 1))
-    _picture(page, (1, 30, 22, 22), picture, side)
-    _part(page, (29, 34, 16, 14), "vision", parameters["vision"], "frozen, always", BLUE)
-    draw_matrix(page, (51, 30, 12, 22), patch_features)
-    _part(page, (69, 34, 16, 14), "projector W", parameters["projector"], "trains in both stages", ORANGE)
-    draw_matrix(page, (91, 30, 16, 22), image_embeds)
-    _label(page, 12, 29, "pixel values", f"{side} × {side} = {n} patches")
-    _label(page, 57, 29, "patch features", f"N × Dv = {n} × {dv}")
-    _label(page, 99, 29, "image embeds", f"N × Dl = {n} × {dl}")
+    ax = figure.add_axes((0, 0, 1, 1))
+    _picture(ax, (1, 30, 22, 22), picture, side)
+    _part(ax, (29, 34, 16, 14), "vision", parameters["vision"], "frozen, always", BLUE)
+    draw_matrix(ax, (51, 30, 12, 22), patch_features)
+    _part(ax, (69, 34, 16, 14), "projector W", parameters["projector"], "trains in both stages", ORANGE)
+    draw_matrix(ax, (91, 30, 16, 22), image_embeds)
+    _label(ax, 12, 29, "pixel values", f"{side} × {side} = {n} patches")
+    _label(ax, 57, 29, "patch features", f"N × Dv = {n} × {dv}")
+    _label(ax, 99, 29, "image embeds", f"N × Dl = {n} × {dl}")
     for start, end in ((23.8, 28.2), (45.8, 50.2), (63.8, 68.2), (85.8, 90.2)):
-        _arrow(page, (start, 41), (end, 41))
+        _arrow(ax, (start, 41), (end, 41))
     strip = (1, 7.5, 64, 9)
-    draw_matrix(page, strip, scale_rows(inputs_embeds).T)
-    runs = _runs(page, strip, is_image)
-    _arrow(page, (runs[-1], 4.5), (runs[-1], 7.3))
-    page.text(runs[-1], 4.2, "words: looked up\nin the embedding table", ha="center", va="top", fontsize=8.5)
-    _label(page, 27, 6.5, "inputs embeds: words and patches in one line", f"T × Dl = {t} × {dl}, drawn lying down")
+    draw_matrix(ax, strip, scale_rows(inputs_embeds).T)
+    runs = _runs(ax, strip, is_image)
+    _arrow(ax, (runs[-1], 4.5), (runs[-1], 7.3))
+    ax.text(runs[-1], 4.2, "words: looked up\nin the embedding table", ha="center", va="top", fontsize=8.5)
+    _label(ax, 27, 6.5, "inputs embeds: words and patches in one line", f"T × Dl = {t} × {dl}, drawn lying down")
     bend = "angle,angleA=180,angleB=90,rad=8"  # sideways first, then down
-    _arrow(page, (99, 23.5), (runs[len(runs) // 2], 19.6), connectionstyle=bend)
-    _part(page, (69, 5, 20, 14), "language model", parameters["language_model"], "trains in stage 2", GREY)
-    _arrow(page, (65.4, 12), (68.4, 12))
-    _arrow(page, (89.6, 12), (92.6, 12))
-    page.text(93.4, 12, textwrap.fill(answer, 26), va="center", fontsize=10 if len(answer) < 80 else 8.5)
-    page.set(xlim=(0, 115), ylim=(0, 54), aspect="auto")
-    page.axis("off")
+    _arrow(ax, (99, 23.5), (runs[len(runs) // 2], 19.6), connectionstyle=bend)
+    _part(ax, (69, 5, 20, 14), "language model", parameters["language_model"], "trains in stage 2", GREY)
+    _arrow(ax, (65.4, 12), (68.4, 12))
+    _arrow(ax, (89.6, 12), (92.6, 12))
+    ax.text(93.4, 12, textwrap.fill(answer, 26), va="center", fontsize=10 if len(answer) < 80 else 8.5)
+    ax.set(xlim=(0, 115), ylim=(0, 54), aspect="auto")
+    ax.axis("off")
     return figure
 
 
-def _part(page: Axes, box: Box, name: str, parameters: int, role: str, colour: str) -> None:
+def _part(ax: Axes, box: Box, name: str, parameters: int, role: str, colour: str) -> None:
     """A box of the diagram: its name, its parameters, whether it trains."""
     left, bottom, width, height = box
     look = {"facecolor": GROUND[colour], "edgecolor": colour, "linewidth": 1.8, "zorder": 2}
-    page.add_patch(FancyBboxPatch((left, bottom), width, height, boxstyle="round,pad=0,rounding_size=1.2", **look))
+    ax.add_patch(FancyBboxPatch((left, bottom), width, height, boxstyle="round,pad=0,rounding_size=1.2", **look))
     x, y, middle = left + width / 2, bottom + height / 2, {"ha": "center", "va": "center", "zorder": 3}
-    page.text(x, y + 3, name, fontsize=12, fontweight="bold", **middle)
-    page.text(x, y - 2.2, f"{parameters:,} parameters\n{role}", fontsize=8, linespacing=1.6, **middle)
+    ax.text(x, y + 3, name, fontsize=12, fontweight="bold", **middle)
+    ax.text(x, y - 2.2, f"{parameters:,} parameters\n{role}", fontsize=8, linespacing=1.6, **middle)
 
 
-def _label(page: Axes, x: float, y: float, name: str, shape: str) -> None:
-    page.text(x, y, name, ha="center", va="top", fontsize=10, fontweight="bold")
-    page.text(x, y - 2.2, shape, ha="center", va="top", fontsize=9)
+def _label(ax: Axes, x: float, y: float, name: str, shape: str) -> None:
+    ax.text(x, y, name, ha="center", va="top", fontsize=10, fontweight="bold")
+    ax.text(x, y - 2.2, shape, ha="center", va="top", fontsize=9)
 
 
-def _arrow(page: Axes, start: tuple[float, float], end: tuple[float, float], **look) -> None:
-    page.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, color=INK, linewidth=1.4, **look))
+def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], **look) -> None:
+    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, color=INK, linewidth=1.4, **look))
 
 
-def _runs(page: Axes, box: Box, is_image: np.ndarray) -> list[float]:
+def _runs(ax: Axes, box: Box, is_image: np.ndarray) -> list[float]:
     """Bars over the parts of a sequence: text, picture, text. Returns the middles of the bars."""
     left, bottom, width, height = box
     edges = [0, *(np.flatnonzero(np.diff(is_image.astype(int))) + 1), len(is_image)]
     middles, top = [], bottom + height + 0.7
     for start, end in pairwise(edges):
         a, b = (left + width * edge / len(is_image) for edge in (start, end))
-        page.plot([a + 0.2, b - 0.2], [top, top], color=ORANGE if is_image[start] else BLUE, linewidth=3)
-        page.text((a + b) / 2, top + 0.8, "picture" if is_image[start] else "text", ha="center", fontsize=8.5)
+        ax.plot([a + 0.2, b - 0.2], [top, top], color=ORANGE if is_image[start] else BLUE, linewidth=3)
+        ax.text((a + b) / 2, top + 0.8, "picture" if is_image[start] else "text", ha="center", fontsize=8.5)
         middles.append((a + b) / 2)
     return middles
 
@@ -132,23 +132,23 @@ def to_scale(models: Mapping[str, Mapping[str, int]]) -> Figure:
     """
     largest = max(count for parts in models.values() for count in parts.values())
     figure = Figure(figsize=(11.5, 4.9))
-    page, left = figure.add_axes((0, 0, 1, 1)), 0.0
+    ax, left = figure.add_axes((0, 0, 1, 1)), 0.0
     for name, parts in models.items():
         start = left
         for part, colour in PART_COLOURS.items():
             side = (parts[part] / largest) ** 0.5
             room = max(side, 0.27)
             x = left + (room - side) / 2
-            page.add_patch(Rectangle((x, 0), side, side, facecolor=colour, edgecolor="white", linewidth=0.5))
+            ax.add_patch(Rectangle((x, 0), side, side, facecolor=colour, edgecolor="white", linewidth=0.5))
             label = f"{PART_NAMES[part]}\n{parts[part]:,}"
-            page.text(left + room / 2, -0.03, label, ha="center", va="top", fontsize=9.5, linespacing=1.4)
+            ax.text(left + room / 2, -0.03, label, ha="center", va="top", fontsize=9.5, linespacing=1.4)
             left += room + 0.06
-        page.plot([start, left - 0.06], [-0.19, -0.19], color=INK, linewidth=1)
+        ax.plot([start, left - 0.06], [-0.19, -0.19], color=INK, linewidth=1)
         title = f"{name}: {sum(parts.values()):,} parameters"
-        page.text((start + left - 0.06) / 2, -0.22, title, ha="center", va="top", fontsize=11, fontweight="bold")
+        ax.text((start + left - 0.06) / 2, -0.22, title, ha="center", va="top", fontsize=11, fontweight="bold")
         left += 0.12
-    page.set(xlim=(-0.05, left - 0.13), ylim=(-0.32, 1.03), aspect="equal")
-    page.axis("off")
+    ax.set(xlim=(-0.05, left - 0.13), ylim=(-0.32, 1.03), aspect="equal")
+    ax.axis("off")
     return figure
 
 
@@ -216,8 +216,7 @@ def probe_curve(accuracies: Mapping[str, Sequence[float]], guessing: Mapping[str
     axes.set(xlim=(-0.55, last + 0.6), ylim=(0, 1.1), ylabel="read right, held-out pictures")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
-    axes.grid(axis="y", color="#E8E8E8")
-    axes.set_axisbelow(True)
+    axes.grid(axis="y")
     return figure
 
 

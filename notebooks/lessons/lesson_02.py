@@ -66,23 +66,23 @@ def swap(
     """
     length, positions = len(tokens), np.flatnonzero(is_image)
     figure = Figure(figsize=(11.5, 4.6))
-    page = figure.add_subplot()
+    ax = figure.add_subplot()
     for bottom, values in ((7.0, looked_up), (0.0, swapped)):
-        draw_matrix(page, (0, bottom, length, 5), scale_rows(values).T)
+        draw_matrix(ax, (0, bottom, length, 5), scale_rows(values).T)
     for position, patch in zip(positions, patches(picture, len(positions)), strict=True):
-        page.imshow(patch, extent=(position, position + 1, 13.3, 13.3 + PATCH_HEIGHT))
+        ax.imshow(patch, extent=(position, position + 1, 13.3, 13.3 + PATCH_HEIGHT))
     for position in np.flatnonzero(~is_image):
-        page.text(position + 0.5, 12.3, tokens[position], rotation=90, ha="center", va="bottom", fontsize=8)
-    page.text(
+        ax.text(position + 0.5, 12.3, tokens[position], rotation=90, ha="center", va="bottom", fontsize=8)
+    ax.text(
         positions.mean() + 0.5, 12.2, f"{len(positions)} placeholders, one for each patch", ha="center", fontsize=9
     )
     for edge in (positions[0], positions[-1] + 1):
-        page.plot([edge, edge], [-0.4, 12], color=ORANGE, linewidth=1.5)
-    page.text(-1, 9.5, "after\nthe look-up", ha="right", va="center")
-    page.text(-1, 2.5, "after\nthe swap", ha="right", va="center")
-    page.text(positions.mean() + 0.5, -1.6, "only these have changed", ha="center", fontsize=9)
-    page.set(xlim=(0, length), ylim=(-2, 16.5), aspect="auto")
-    page.axis("off")
+        ax.plot([edge, edge], [-0.4, 12], color=ORANGE, linewidth=1.5)
+    ax.text(-1, 9.5, "after\nthe look-up", ha="right", va="center")
+    ax.text(-1, 2.5, "after\nthe swap", ha="right", va="center")
+    ax.text(positions.mean() + 0.5, -1.6, "only these have changed", ha="center", fontsize=9)
+    ax.set(xlim=(0, length), ylim=(-2, 16.5), aspect="auto")
+    ax.axis("off")
     return figure
 
 
@@ -102,38 +102,38 @@ def rows_plate(
     image, padding = (input_ids == image_token_id).numpy(), (attention_mask == 0).numpy()
     kinds = np.select([padding, image], ["padding", "placeholders"], "words")
     figure = Figure(figsize=(11.5, 0.52 * rows + 0.75))
-    page = figure.add_axes((0.06, 0.02, 0.72 if any(beside) else 0.92, 0.96))
+    ax = figure.add_axes((0.06, 0.02, 0.72 if any(beside) else 0.92, 0.96))
     for row in range(rows):
-        page.text(-0.012 * length, row + ROW / 2, f"row {row}", ha="right", va="center", fontsize=10)
-        _strip(page, row, kinds[row].tolist())
+        ax.text(-0.012 * length, row + ROW / 2, f"row {row}", ha="right", va="center", fontsize=10)
+        _strip(ax, row, kinds[row].tolist())
         if row < len(beside):
-            page.text(1.012 * length, row + ROW / 2, beside[row], va="center", fontsize=9.5)
-    _legend(page, length, rows)
-    page.set(xlim=(0, length), ylim=(rows + 0.42, -0.1))
-    page.axis("off")
+            ax.text(1.012 * length, row + ROW / 2, beside[row], va="center", fontsize=9.5)
+    _legend(ax, length, rows)
+    ax.set(xlim=(0, length), ylim=(rows + 0.42, -0.1))
+    ax.axis("off")
     return figure
 
 
-def _strip(page: Axes, row: int, kinds: Sequence[str]) -> None:
+def _strip(ax: Axes, row: int, kinds: Sequence[str]) -> None:
     """One row: a bar for each run of equal positions, with its length where there is room."""
     start = 0
     for kind, run in groupby(kinds):
         count = len(list(run))
         look = {"edgecolor": GREY if kind == "padding" else "white", "linewidth": 1.2} | LOOKS[kind]
-        page.add_patch(Rectangle((start, row), count, ROW, **look))
+        ax.add_patch(Rectangle((start, row), count, ROW, **look))
         if count >= len(kinds) / 30:
             frame = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
             look = {"color": "white" if kind == "words" else INK, "bbox": frame if kind == "padding" else None}
             middle = {"ha": "center", "va": "center", "fontsize": 10, "fontweight": "bold"}
-            page.text(start + count / 2, row + ROW / 2, str(count), **middle, **look)
+            ax.text(start + count / 2, row + ROW / 2, str(count), **middle, **look)
         start += count
 
 
-def _legend(page: Axes, length: int, rows: int) -> None:
+def _legend(ax: Axes, length: int, rows: int) -> None:
     for place, (kind, look) in enumerate(LOOKS.items()):
         left = length * 0.17 * place
-        page.add_patch(Rectangle((left, rows), length * 0.02, 0.3, edgecolor=GREY, linewidth=0.8, **look))
-        page.text(left + length * 0.028, rows + 0.15, kind, va="center", fontsize=9)
+        ax.add_patch(Rectangle((left, rows), length * 0.02, 0.3, edgecolor=GREY, linewidth=0.8, **look))
+        ax.text(left + length * 0.028, rows + 0.15, kind, va="center", fontsize=9)
 
 
 @style()

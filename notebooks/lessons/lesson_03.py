@@ -305,8 +305,7 @@ def intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> Figure:
     axes.set(xlim=(-0.02, 1.22), xlabel=label)
     axes.set_xticks(np.linspace(0, 1, 6))
     axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color="#E8E8E8")
-    axes.set_axisbelow(True)
+    axes.grid(axis="x")
     return figure
 
 

@@ -194,8 +194,7 @@ def forgetting_figure(results: Mapping[str, Any], live: dict[str, float] | None 
     axes.set_yticks([-place for place in range(len(TEXT_TASKS))], TEXT_TASKS)
     axes.set(xlim=(-0.02, 1.03), ylim=(-len(TEXT_TASKS) + 0.4, 0.6), xlabel="share of exact answers, text alone")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.grid(axis="x", color="#E8E8E8")
-    axes.set_axisbelow(True)
+    axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
     axes.legend(loc="upper center", bbox_to_anchor=(0.45, 1.2), ncols=4, frameon=False, fontsize=9)
     return figure
@@ -223,8 +222,7 @@ def choices_figure(results: Mapping[str, Any], measures: Mapping[str, str]) -> F
         axes.set_ylim(-len(names) + 0.5, 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(lambda value, _, measure=measure: _written(measure, value))
-        axes.grid(axis="x", color="#E8E8E8")
-        axes.set_axisbelow(True)
+        axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
         labels = [f"{name}\n{results['variants'][name]['parameters']:,}" for name in names] if number == 0 else []
         axes.set_yticks([-place for place in range(len(labels))], labels, fontsize=9, color=INK)

@@ -30,7 +30,6 @@ from minivlm.scenes.vocabulary import KIND_WORDS
 
 GREY_BOX = (128, 128, 128)
 SHADOW = 0.18  # of its width that a thing's shadow reaches beyond its box
-GRID = "#E8E8E8"
 MEASURES = {"sampled chair_i": "CHAIR_i, sampled", "chair_i": "CHAIR_i, greedy", "recall": "recall, greedy"}
 
 # ---- answers with their errors marked
@@ -86,7 +85,7 @@ def two_losses(losses: Mapping[str, Sequence[float]], nothing_known: float) -> F
         axes.set(yscale="log", xlabel="step")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_title(name)
-        axes.grid(axis="y", color=GRID)
+        axes.grid(axis="y")
     first = figure.axes[0]
     first.set_ylabel("loss per learnt token")
     first.annotate("ln V: knows nothing", (len(next(iter(losses.values()))), nothing_known), (0, -12),
@@ -116,7 +115,7 @@ def by_mention(rows: Mapping[str, Sequence[Sequence[float | None]]]) -> Figure:
     axes.set(xlabel="mention in the answer", ylim=(0, None))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_title("Share of the n-th mentions that are invented")
-    axes.grid(axis="y", color=GRID)
+    axes.grid(axis="y")
     axes.legend(frameon=False)
     return figure
 
@@ -324,5 +323,4 @@ def _arms(
     axes.set_xticks(range(len(arms)), arms)
     axes.set(xlim=(-0.5, len(arms) - 0.2))
     axes.margins(y=0.25)
-    axes.grid(axis="y", color=GRID)
-    axes.set_axisbelow(True)
+    axes.grid(axis="y")

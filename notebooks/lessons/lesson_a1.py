@@ -46,7 +46,6 @@ from minivlm.train import Trainer, text_probe
 Pair = tuple[str, str]
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # GPT-2's alphabet: a character a byte
 ANOTHER = 5_000_000  # so many scenes further on is another scene, and no caption is of that one
-GRID = "#E8E8E8"
 PALE_BLUE = "#5F9ED1"
 STROKES = ((BLUE, "-", "o"), (PALE_BLUE, "--", "s"), (INK, ":", "^"), (ORANGE, "-", "D"), ("#C85200", "--", "v"))
 FORMS = {"drill": ("o", BLUE), "roll call": ("s", ORANGE), "mosaic": ("^", INK), "text": ("x", GREY)}
@@ -274,8 +273,7 @@ def learnt_when(moments: Mapping[int, Mapping[str, float]], title: str, label: s
     axes.set_xticks([step for step in axes.get_xticks() if step <= steps[-1]])
     axes.set_yticks(np.linspace(0, 1, 5), [f"{share:.0%}" for share in np.linspace(0, 1, 5)])
     axes.spines["bottom"].set_bounds(0, steps[-1])
-    axes.grid(axis="y", color=GRID)
-    axes.set_axisbelow(True)
+    axes.grid(axis="y")
     axes.set_title(title)
     return figure
 
@@ -495,6 +493,5 @@ def two_tongues(losses: Mapping[str, Sequence[Sequence[float]]], found: Mapping[
     right.set_yticks([])
     right.set_xticks(np.linspace(0, 1, 5), [f"{share:.0%}" for share in np.linspace(0, 1, 5)])
     for axes, axis in ((left, "y"), (right, "x")):
-        axes.grid(axis=axis, color=GRID)
-        axes.set_axisbelow(True)
+        axes.grid(axis=axis)
     return figure

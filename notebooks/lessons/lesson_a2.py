@@ -244,8 +244,7 @@ def timings_figure(timings: Sequence[Timing]) -> Figure:
     axes.set_xticks([], minor=True)
     axes.set(xlim=(0.85 * least, most * most**0.55), ylim=(len(timings) - 0.5, -0.6))
     axes.set_xlabel("how many times less than the old recipe, for one example")
-    axes.grid(axis="x", color="#E8E8E8")
-    axes.set_axisbelow(True)
+    axes.grid(axis="x")
     axes.tick_params(axis="y", length=0)
     axes.plot([], [], "D", color="white", markeredgecolor=INK, markersize=8, label="operations, counted")
     axes.plot([], [], "o", color=BLUE, markersize=9, label="time, measured")
@@ -356,7 +355,6 @@ def roofline(dots: Sequence[Dot], rates: Mapping[str, float], memory: float, cac
     axes.set_xlabel("operations for each byte that is moved")
     axes.set_ylabel("billions of operations a second")
     axes.grid(color="#EEEEEE")
-    axes.set_axisbelow(True)
     _roofline_legend(axes, {dot.variant for dot in dots})
     return figure
 

@@ -171,6 +171,5 @@ def rates_figure(stage: Stage) -> Figure:
         at, label = (peak + 1, max(values)), f"{name}: at most {max(values):g}"
         axes.annotate(label, at, (4, 4), textcoords="offset points", color=INK)
     axes.set(xlim=(0, stage.steps * 1.02), ylim=(0, None), xlabel="step", ylabel="learning rate")
-    axes.grid(axis="y", color="#E8E8E8")
-    axes.set_axisbelow(True)
+    axes.grid(axis="y")
     return figure

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 from IPython.display import display
 from PIL import Image
@@ -37,10 +38,9 @@ def show_answers(
     """A table of pictures and the answers about each.
 
     Args:
-        pictures: one per row.
         alts: what there is to see in each picture, for those who do not see it.
         columns: a heading and one text per picture for each column; text is shown as it is, never as HTML.
-        side: of a picture in the table, in pixels.
+        side: of a picture, in pixels.
 
     Raises:
         ValueError: a picture has no alternative text, or a column has more or fewer texts than there are pictures.
@@ -81,12 +81,11 @@ def show_taught(
     tokenizer: PreTrainedTokenizerFast,
     side: int = 100,
 ) -> None:
-    """A table of examples, each with its picture and its supervision mask, as `show_supervision` draws it.
+    """A table of named examples, each with its picture and its supervision mask, as `show_supervision` draws it.
 
     Args:
-        rows: a name for each example, and the example.
         pictures: for each example its picture and alternative text, or None if it has no picture.
-        side: of a picture in the table, in pixels.
+        side: of a picture, in pixels.
 
     Raises:
         ValueError: there are not as many pictures as examples; a picture has no alternative text.
@@ -109,15 +108,10 @@ def _counted(row: Example) -> str:
 
 def _marked(row: Example, tokenizer: PreTrainedTokenizerFast) -> str:
     """The text as HTML, its supervised tokens underlined and bold."""
-    runs: list[tuple[bool, list[int]]] = []
-    for token_id, label in zip(row.input_ids, row.labels, strict=True):
-        supervised = label != IGNORE_INDEX
-        if not runs or runs[-1][0] != supervised:
-            runs.append((supervised, []))
-        runs[-1][1].append(token_id)
     image = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     parts = []
-    for supervised, ids in runs:
+    for supervised, run in groupby(zip(row.input_ids, row.labels, strict=True), lambda pair: pair[1] != IGNORE_INDEX):
+        ids = [token_id for token_id, _ in run]
         text = tokenizer.decode([i for k, i in enumerate(ids) if i != image or ids[k - 1] != image])
         text = html.escape(text.replace(IMAGE_TOKEN, f"{IMAGE_TOKEN} × {ids.count(image)}")).replace("\n", "↵<br>")
         mark = 'style="background:#FFF0E2;color:#3B3B3B;text-decoration:underline;font-weight:bold"'
