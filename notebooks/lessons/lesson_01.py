@@ -3,7 +3,6 @@
 Letters as in `config.py`.
 """
 
-import base64
 import html
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from PIL import Image
 
-from lessons.plots import BLUE, GREY, INK, ORANGE, draw_matrix, png, scale_rows, style
+from lessons.plots import BLUE, GREY, INK, ORANGE, draw_matrix, figure_html, note, patches, scale_rows, style
 from lessons.probes import (  # noqa: F401 (for the notebook)
     cosines,
     fit_probe,
@@ -54,9 +53,7 @@ def anatomy(
     """The whole model at work on one picture, with its real numbers: vision above, language below.
 
     Args:
-        patch_features: (N, Dv).
-        image_embeds: (N, Dl).
-        inputs_embeds: (T, Dl).
+        patch_features, image_embeds, inputs_embeds: (N, Dv), (N, Dl), (T, Dl).
         is_image: (T,), True at a patch.
         parameters: those of "vision", "projector" and "language_model".
     """
@@ -128,7 +125,7 @@ def to_scale(models: Mapping[str, Mapping[str, int]]) -> Figure:
     """Every part of every model as a square whose area is its number of parameters, all on one scale.
 
     Args:
-        models: for each model's name the parameters of "vision", "language_model" and "projector".
+        models: for each model the parameters of "vision", "language_model" and "projector".
     """
     largest = max(count for parts in models.values() for count in parts.values())
     figure = Figure(figsize=(11.5, 4.9))
@@ -157,21 +154,14 @@ def to_scale(models: Mapping[str, Mapping[str, int]]) -> Figure:
 
 @style()
 def cut_plate(picture: Image.Image, side: int, pulled: Sequence[int]) -> Figure:
-    """A picture, its patches pulled apart, and some of them large, as the line of patches that the encoder reads.
-
-    Args:
-        picture: square.
-        side: patches along an edge.
-        pulled: four patches that are shown large, with their numbers.
-    """
-    size = picture.width // side
-    pixels = np.asarray(picture.resize((size * side, size * side)))
+    """A square picture of side x side patches, these pulled apart, and four of them, `pulled`, large."""
+    cuts = patches(picture, side * side)
     figure = Figure(figsize=(11.5, 4.3))
     whole, apart = figure.add_axes((0.005, 0.02, 0.36, 0.9)), figure.add_axes((0.385, 0.02, 0.36, 0.9))
     _picture(whole, (0, 0, side, side), picture, side)
     for patch in range(side * side):
         y, x = divmod(patch, side)
-        apart.imshow(_cut(pixels, patch, side), extent=(x + 0.06, x + 0.94, y + 0.94, y + 0.06))
+        apart.imshow(cuts[patch], extent=(x + 0.06, x + 0.94, y + 0.94, y + 0.06))
         if patch in pulled:
             apart.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=ORANGE, linewidth=2.2))
     for axes, title in ((whole, "one picture"), (apart, f"{side} × {side} = {side * side} patches")):
@@ -179,36 +169,25 @@ def cut_plate(picture: Image.Image, side: int, pulled: Sequence[int]) -> Figure:
         axes.axis("off")
     for place, patch in enumerate(pulled):
         one = figure.add_axes((0.765 + 0.12 * (place % 2), 0.52 - 0.4 * (place // 2), 0.11, 0.3))
-        one.imshow(_cut(pixels, patch, side), interpolation="nearest")
+        one.imshow(cuts[patch], interpolation="nearest")
         one.set_title(f"patch {patch}", fontsize=10)
         one.axis("off")
     return figure
 
 
-def _cut(pixels: np.ndarray, patch: int, side: int) -> np.ndarray:
-    """One patch (size, size, 3) of a picture."""
-    (y, x), size = divmod(patch, side), pixels.shape[0] // side
-    return pixels[y * size : (y + 1) * size, x * size : (x + 1) * size]
-
-
 @style()
 def probe_curve(accuracies: Mapping[str, Sequence[float]], guessing: Mapping[str, float]) -> Figure:
-    """How well each fact can be read at each depth: one line per fact, and what guessing would give.
-
-    Args:
-        accuracies: for each fact its accuracy at depth 0, 1, 2, …
-        guessing: for each fact the accuracy of a guess.
-    """
+    """How well each fact can be read at depth 0, 1, 2, …: one line per fact, and what guessing would give."""
     figure = Figure(figsize=(7.6, 3.6), layout="constrained")
-    axes, offset = figure.add_subplot(), {"textcoords": "offset points"}
+    axes = figure.add_subplot()
     for (fact, line), colour, marker in zip(accuracies.items(), (BLUE, ORANGE), ("o", "s"), strict=False):
         axes.plot(line, color=colour, marker=marker, markersize=7, linewidth=2.2)
         axes.axhline(guessing[fact], color=colour, linewidth=1.2, linestyle=":")
         lower = line[0] < max(values[0] for values in accuracies.values())
         for depth, value in enumerate(line):
             shift = (0, -17) if lower and depth else (0, 9)
-            axes.annotate(f"{value:.0%}", (depth, value), shift, ha="center", fontsize=9, **offset)
-        axes.annotate(fact, (0, line[0]), (-12, 0), ha="right", va="center", fontsize=11, **offset)
+            note(axes, f"{value:.0%}", (depth, value), shift, ha="center", fontsize=9)
+        note(axes, fact, (0, line[0]), (-12, 0), ha="right", va="center", fontsize=11)
     last = len(line) - 1
     axes.text(last + 0.58, max(guessing.values()) + 0.02, "guessing", ha="right", va="bottom", fontsize=9)
     layers = [f"layer {depth}" for depth in range(1, last)]
@@ -226,7 +205,6 @@ def reading_plate(picture: Image.Image, readings: Mapping[str, Mapping[int, tupl
 
     Args:
         readings: for each panel's title, patch → (word, whether it is right).
-        side: patches along an edge.
     """
     figure = Figure(figsize=(5.6 * len(readings), 5.9), layout="constrained")
     panels = figure.subplots(1, len(readings), squeeze=False)[0]
@@ -238,9 +216,9 @@ def reading_plate(picture: Image.Image, readings: Mapping[str, Mapping[int, tupl
         axes.axis("off")
         for patch, (word, right) in words.items():
             y, x = divmod(patch, side)
-            frame = Rectangle((x + 0.03, y + 0.2), 0.94, 0.6, facecolor="white", alpha=0.88)
-            frame.set(edgecolor=BLUE if right else ORANGE, linewidth=1.6, linestyle="-" if right else "--")
-            axes.add_patch(frame)
+            look = {"edgecolor": BLUE, "linestyle": "-"} if right else {"edgecolor": ORANGE, "linestyle": "--"}
+            frame = {"facecolor": "white", "alpha": 0.88, "linewidth": 1.6} | look
+            axes.add_patch(Rectangle((x + 0.03, y + 0.2), 0.94, 0.6, **frame))
             text = word if right else "\u0336".join([*word, ""])
             size, weight = min(10, 68 / max(5, len(word))), "normal" if right else "bold"
             axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=size, fontweight=weight)
@@ -308,10 +286,8 @@ def twin_chooser(picture: Image.Image, cosine: torch.Tensor, patch: int) -> ipyw
         patch: chosen at first.
     """
     side = int(len(cosine) ** 0.5)
-    row, column = (
-        ipywidgets.IntSlider(value, 0, side - 1, description=name)
-        for name, value in zip(("row", "column"), divmod(patch, side), strict=True)
-    )
+    row = ipywidgets.IntSlider(patch // side, 0, side - 1, description="row")
+    column = ipywidgets.IntSlider(patch % side, 0, side - 1, description="column")
     view = ipywidgets.HTML()
 
     def redraw(_=None) -> None:
@@ -321,12 +297,9 @@ def twin_chooser(picture: Image.Image, cosine: torch.Tensor, patch: int) -> ipyw
             f"Patch {chosen} (row {row.value}, column {column.value}): most like patch {similar} "
             f"(row {similar // side}, column {similar % side}), cosine {cosine[chosen, similar]:.2f}."
         )
-        content = base64.b64encode(png(twin_plate([Twin(picture, cosine, chosen, f"like patch {chosen}")]))).decode()
+        plate = twin_plate([Twin(picture, cosine, chosen, f"like patch {chosen}")])
         alt = f"The picture, lit where a patch is like the chosen one. {text}"
-        view.value = (
-            f'<img src="data:image/png;base64,{content}" alt="{html.escape(alt)}" style="width:380px;max-width:100%">'
-            f'<p role="status">{html.escape(text)}</p>'
-        )
+        view.value = f'{figure_html(plate, alt, 380)}<p role="status">{html.escape(text)}</p>'
 
     for slider in (row, column):
         slider.observe(redraw, "value")

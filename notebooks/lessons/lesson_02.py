@@ -60,8 +60,7 @@ def swap(
 
     Args:
         tokens: the T tokens as text; those of the picture are not written.
-        looked_up: (T, Dl) embeddings from the table.
-        swapped: (T, Dl) embeddings after the replacement.
+        looked_up, swapped: (T, Dl) embeddings from the table, and after the replacement.
         is_image: (T,), True at a placeholder.
     """
     length, positions = len(tokens), np.flatnonzero(is_image)
@@ -73,9 +72,7 @@ def swap(
         ax.imshow(patch, extent=(position, position + 1, 13.3, 13.3 + PATCH_HEIGHT))
     for position in np.flatnonzero(~is_image):
         ax.text(position + 0.5, 12.3, tokens[position], rotation=90, ha="center", va="bottom", fontsize=8)
-    ax.text(
-        positions.mean() + 0.5, 12.2, f"{len(positions)} placeholders, one for each patch", ha="center", fontsize=9
-    )
+    ax.text(positions.mean() + 0.5, 12.2, f"{len(positions)} placeholders, one for each patch", ha="center", fontsize=9)
     for edge in (positions[0], positions[-1] + 1):
         ax.plot([edge, edge], [-0.4, 12], color=ORANGE, linewidth=1.5)
     ax.text(-1, 9.5, "after\nthe look-up", ha="right", va="center")
@@ -93,9 +90,7 @@ def rows_plate(
     """A batch, row below row: words, placeholders and padding to scale, each run with its length.
 
     Args:
-        input_ids: (B, T).
-        image_token_id: the id of `<image>`.
-        attention_mask: (B, T), 0 at padding.
+        input_ids, attention_mask: (B, T), the mask 0 at padding.
         beside: a few words to the right of each row.
     """
     rows, length = input_ids.shape
@@ -108,7 +103,10 @@ def rows_plate(
         _strip(ax, row, kinds[row].tolist())
         if row < len(beside):
             ax.text(1.012 * length, row + ROW / 2, beside[row], va="center", fontsize=9.5)
-    _legend(ax, length, rows)
+    for place, (kind, look) in enumerate(LOOKS.items()):
+        left = length * 0.17 * place
+        ax.add_patch(Rectangle((left, rows), length * 0.02, 0.3, edgecolor=GREY, linewidth=0.8, **look))
+        ax.text(left + length * 0.028, rows + 0.15, kind, va="center", fontsize=9)
     ax.set(xlim=(0, length), ylim=(rows + 0.42, -0.1))
     ax.axis("off")
     return figure
@@ -129,20 +127,12 @@ def _strip(ax: Axes, row: int, kinds: Sequence[str]) -> None:
         start += count
 
 
-def _legend(ax: Axes, length: int, rows: int) -> None:
-    for place, (kind, look) in enumerate(LOOKS.items()):
-        left = length * 0.17 * place
-        ax.add_patch(Rectangle((left, rows), length * 0.02, 0.3, edgecolor=GREY, linewidth=0.8, **look))
-        ax.text(left + length * 0.028, rows + 0.15, kind, va="center", fontsize=9)
-
-
 @style()
 def cache_plate(is_image: Sequence[bool], steps: int) -> Figure:
-    """The positions that are computed for each new token, without a cache and with one.
+    """The positions that are computed for each of `steps` new tokens, without a cache and with one.
 
     Args:
         is_image: (T,), True where the prompt has a patch.
-        steps: number of new tokens.
     """
     prompt, total = len(is_image), len(is_image) + steps - 1
     colours = np.array([to_rgb(ORANGE if image else BLUE) for image in [*is_image, *[False] * (steps - 1)]])
@@ -166,6 +156,5 @@ def cache_plate(is_image: Sequence[bool], steps: int) -> Figure:
         axes.set_title(f"{title}: {sum(counts)} positions computed")
         axes.set(xlabel="position in the sequence", xlim=(0, total + 6), yticks=[])
         axes.set_ylabel("" if cached else "new token →", rotation=270, labelpad=12)
-        for side in ("left", "bottom"):
-            axes.spines[side].set_visible(False)
+        axes.spines[:].set_visible(False)
     return figure

@@ -28,7 +28,7 @@ from lessons.lenses import (
     things_patches,
     typed_image,  # noqa: F401
 )
-from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, border, patches, readable, show, style
+from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, border, note, patches, readable, show, style
 from lessons.widgets import Album, Moment, PatchExplorer, StepExplorer  # noqa: F401
 from minivlm.config import IGNORE_INDEX
 from minivlm.evaluation import Estimate, Reply, score_questions
@@ -38,6 +38,7 @@ from minivlm.scenes.facts import Scene
 from minivlm.scenes.language import noun_phrase
 
 ZH = "ᶻʰ"  # marks an English word that stands for a Chinese one
+SHARE = 0.38  # of an image's colours that are left below the words; the rest is white
 FAINTEST = 0.002  # of a layer's largest gradient: what is below is drawn alike
 MARKERS = "os^Dv"
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "")  # so that bars differ without colour, too
@@ -50,27 +51,28 @@ def show_words(
     """The nearest words of an image's patches, once for each variant of them, and the model's answer to each.
 
     Args:
-        image: what is shown.
         scene: its facts; its things are outlined.
         panels: a name and N words for each variant.
         answers: one for each, or none.
     """
     sentences = [f": “{sentence}”" for sentence in answers] or [""] * len(panels)
     outlines = [
-        (noun_phrase(thing.kind, thing.colour, "en"), patches)
-        for thing, patches in things_patches(scene, len(next(iter(panels.values()))))
+        (noun_phrase(thing.kind, thing.colour, "en"), covered)
+        for thing, covered in things_patches(scene, len(next(iter(panels.values()))))
     ]
     titles = {f"{name}{sentence}": panels[name] for name, sentence in zip(panels, sentences, strict=True)}
-    true = {title: sorted({word.english for word in words if word.true}) for title, words in titles.items()}
-    counts = {title: sum(word.true for word in words) for title, words in titles.items()}
     alt = (
         f"A pale picture ({listed(scene)}), {len(panels)} times, its things outlined, a word on each patch; words "
-        "that are true of their patch are bold and framed. "
-    ) + " ".join(f"{title}: {counts[title]} true, {', '.join(true[title]) or 'none'}." for title in titles)
-    summary = "; ".join(f"{title}: {counts[title]} of {len(words)} words are true" for title, words in titles.items())
-    note = "" if readable("中") else f" ({ZH} marks a Chinese word, written in English here)"
+        "that are true of their patch are bold and framed."
+    )
+    counts = []
+    for title, words in titles.items():
+        true = [word.english for word in words if word.true]
+        alt += f" {title}: {len(true)} true, {', '.join(sorted(set(true))) or 'none'}."
+        counts.append(f"{title}: {len(true)} of {len(words)} words are true")
+    remark = "" if readable("中") else f" ({ZH} marks a Chinese word, written in English here)"
     wrapped = {textwrap.fill(title, 52): words for title, words in titles.items()}
-    show(patch_words(image, wrapped, outlines), alt, f"{summary}.{note}")
+    show(patch_words(image, wrapped, outlines), alt, f"{'; '.join(counts)}.{remark}")
 
 
 def show_gradient_path(
@@ -83,10 +85,8 @@ def show_gradient_path(
     """The gradient's way through the language model, from `lenses.gradient_map`.
 
     Args:
-        image: what the row shows.
         norms: (L + 1, T).
-        batch: the one row that was learnt from.
-        processor: made the row.
+        batch: the one example, made by `processor`, that was learnt from.
         kept: W's gradient.
     """
     ids = batch["input_ids"][0]
@@ -121,12 +121,11 @@ def show_lighting_up(image: Image.Image, moments: Mapping[int, Moment]) -> None:
 def show_facts(rows: Mapping[str, Mapping[str, int]]) -> None:
     """What the nearest words of things' patches say; see `facts_bars`."""
     true = {name: 1 - counts[UNTRUE] / sum(counts.values()) for name, counts in rows.items()}
-    line = " ".join(
-        f"{name}: " + ", ".join(f"{fact} {counts[fact] / sum(counts.values()):.0%}" for fact in (*FACTS, UNTRUE)) + "."
-        for name, counts in rows.items()
-    )
+    alt = "Stacked bars of what the nearest word says of the thing on its patch."
+    for name, counts in rows.items():
+        shares = (f"{fact} {counts[fact] / sum(counts.values()):.0%}" for fact in (*FACTS, UNTRUE))
+        alt += f" {name}: {', '.join(shares)}."
     summary = ", ".join(f"{name} {share:.0%}" for name, share in true.items())
-    alt = f"Stacked bars of what the nearest word says of the thing on its patch. {line}"
     show(facts_bars(rows), alt, f"Patches of things whose nearest word is true of the thing: {summary}.")
 
 
@@ -154,7 +153,6 @@ def gradient_path(
     """The gradient's way from the caption's words down through the language model to the patches, and on to W.
 
     Args:
-        image: what the row shows.
         norms: (L + 1, T) from `lenses.gradient_map`; each row is drawn against its own largest.
         tokens: the T tokens as text; those of the image are not written.
         is_image: (T,), True where a patch stands.
@@ -192,33 +190,30 @@ def _down_to_w(figure: Figure, ax: Axes, image: Image.Image, last: np.ndarray, a
     """Below the map: the gradient over the image's own patches, and W, where the way ends."""
     box, side = ax.get_position(), len(last)
     left = box.x0 + 0.16
-    seen = figure.add_axes((left, 0.0, 0.125, 0.295))
-    seen.imshow(np.asarray(image), extent=(0, side, side, 0), interpolation="bicubic")
-    seen.imshow(np.ones((1, 1, 3)), extent=(0, side, side, 0), alpha=0.45)
+    whole = figure.add_axes((left, 0.0, 0.125, 0.295))
+    whole.imshow(np.asarray(image), extent=(0, side, side, 0), interpolation="bicubic")
+    whole.imshow(np.ones((1, 1, 3)), extent=(0, side, side, 0), alpha=0.45)
     y, x = np.mgrid[:side, :side] + 0.5
-    seen.scatter(x, y, s=70 * last / last.max(), color=BLUE, edgecolors="white", linewidths=0.6)
-    seen.axis("off")
+    whole.scatter(x, y, s=70 * last / last.max(), color=BLUE, edgecolors="white", linewidths=0.6)
+    whole.axis("off")
     way = {"arrowstyle": "-|>", "mutation_scale": 14, "color": INK, "linewidth": 1.4}
     middle = left + 0.0625
     figure.add_artist(FancyArrowPatch((middle, box.y0 - 0.008), (middle, 0.305), transform=figure.transFigure, **way))
-    note = figure.add_axes((left + 0.135, 0.0, 0.58, 0.295))
-    note.set(xlim=(0, 100), ylim=(0, 10))
-    note.axis("off")
-    note.text(0, 9.4, "a dot's area: how much\narrives at its patch", va="top", fontsize=8.5)
-    note.add_patch(FancyArrowPatch((0, 3.2), (24, 3.2), **way))
-    note.add_patch(Rectangle((25, 0.6), 11, 5.4, facecolor="#FFE3C8", edgecolor=ORANGE, linewidth=2.4))
-    note.text(30.5, 3.3, "W", ha="center", va="center", fontsize=15, fontweight="bold")
-    note.text(38, 3.3, f"keeps a gradient of norm {arrives:.3g};\nthe layers above keep none", va="center", fontsize=10)
+    beside = figure.add_axes((left + 0.135, 0.0, 0.58, 0.295))
+    beside.set(xlim=(0, 100), ylim=(0, 10))
+    beside.axis("off")
+    beside.text(0, 9.4, "a dot's area: how much\narrives at its patch", va="top", fontsize=8.5)
+    beside.add_patch(FancyArrowPatch((0, 3.2), (24, 3.2), **way))
+    beside.add_patch(Rectangle((25, 0.6), 11, 5.4, facecolor="#FFE3C8", edgecolor=ORANGE, linewidth=2.4))
+    beside.text(30.5, 3.3, "W", ha="center", va="center", fontsize=15, fontweight="bold")
+    beside.text(
+        38, 3.3, f"keeps a gradient of norm {arrives:.3g};\nthe layers above keep none", va="center", fontsize=10
+    )
 
 
 @style()
 def lighting_up(image: Image.Image, moments: Mapping[int, Moment]) -> Figure:
-    """The same image at several steps: only patches whose nearest word is true are shown in their colours.
-
-    Args:
-        image: what is looked at.
-        moments: steps and where W was, the first first.
-    """
+    """The same image at several steps: only patches whose nearest word is true are shown in their colours."""
     figure = Figure(figsize=(2.3 * len(moments), 3.7), layout="constrained")
     for number, (step, moment) in enumerate(moments.items(), start=1):
         axes = figure.add_subplot(1, len(moments), number)
@@ -249,23 +244,18 @@ def _lit(axes: Axes, image: Image.Image, lit: Sequence[bool]) -> None:
 
 @style()
 def facts_bars(rows: Mapping[str, Mapping[str, int]]) -> Figure:
-    """What the nearest words of things' patches say: one bar for each way to come by the patches.
-
-    Args:
-        rows: a name, and counts as `lenses.facts_named` gives them.
-    """
+    """What the nearest words of things' patches say: a bar for each row of counts from `lenses.facts_named`."""
     figure = Figure(figsize=(9.6, 0.55 * len(rows) + 1.5), layout="constrained")
     axes = figure.add_subplot()
     for place, (name, counts) in enumerate(rows.items()):
         start, total = 0.0, sum(counts.values())
         for fact, shade, hatch in zip((*FACTS, UNTRUE), SHADES, HATCHES, strict=True):
             share = counts[fact] / total
-            label = {"label": fact} if place == 0 else {}
-            bar = {"color": shade, "hatch": hatch, "edgecolor": "white", "height": 0.72}
-            axes.barh(name, share, left=start, **bar, **label)
+            label = fact if place == 0 else None
+            axes.barh(name, share, 0.72, start, color=shade, hatch=hatch, edgecolor="white", label=label)
             start += share
         true = 1 - counts[UNTRUE] / total
-        axes.annotate(f"{true:.0%} true", (1, place), (6, 0), textcoords="offset points", va="center")
+        note(axes, f"{true:.0%} true", (1, place), (6, 0), va="center")
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="share of the patches that things cover, by what their nearest word says of the thing")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -277,12 +267,7 @@ def facts_bars(rows: Mapping[str, Mapping[str, int]]) -> Figure:
 
 @style()
 def intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> Figure:
-    """Shares as points with their intervals, and their counts written out.
-
-    Args:
-        rows: who is measured -> what is measured -> the estimate.
-        label: of the axis.
-    """
+    """Shares (who -> what -> estimate) as points with their intervals, and their counts written out."""
     measured = list(next(iter(rows.values())))
     figure = Figure(figsize=(9.2, 0.3 * len(rows) * (len(measured) + 0.45) + 1.0), layout="constrained")
     axes = figure.add_subplot()
@@ -292,14 +277,13 @@ def intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> Figure:
             y = place * (len(measured) + 0.45) + number
             ticks.append((y, who if len(measured) == 1 else f"{who}: {what}" if number == 0 else what))
             if share["value"] is None:
-                axes.annotate("nothing named", (0, y), (6, 0), textcoords="offset points", va="center", fontsize=9)
+                note(axes, "nothing named", (0, y), (6, 0), va="center", fontsize=9)
                 continue
             colour = BLUE if place == 0 else GREY
             axes.plot([share["low"], share["high"]], [y, y], color=colour, linewidth=5, alpha=0.45)
             axes.plot(share["value"], y, MARKERS[number % len(MARKERS)], color=colour, markersize=8)
             text = f"{share['value']:.2f}   ({share['numerator']} of {share['denominator']})"
-            end = (max(share["high"], share["value"]), y)
-            axes.annotate(text, end, (9, 0), textcoords="offset points", va="center", fontsize=9)
+            note(axes, text, (max(share["high"], share["value"]), y), (9, 0), va="center", fontsize=9)
     axes.set_yticks(*zip(*ticks, strict=True))
     axes.invert_yaxis()
     axes.set(xlim=(-0.02, 1.22), xlabel=label)
@@ -318,14 +302,14 @@ def patch_words(
     Without a Chinese font, a Chinese word is written in English and marked "zh".
 
     Args:
-        image: what is looked at.
         panels: a title and N words for each panel.
         outlines: a label and the patches of each thing, to be drawn around them.
     """
     figure = Figure(figsize=(5.9 * len(panels), 6.4), layout="constrained")
     for number, (title, words) in enumerate(panels.items(), start=1):
         axes, side = figure.add_subplot(1, len(panels), number), int(len(words) ** 0.5)
-        axes.imshow(_pale(image), extent=(0, side, side, 0), interpolation="bicubic")
+        pale = np.round(255 - (255 - np.asarray(image, dtype=float)) * SHARE).astype(np.uint8)
+        axes.imshow(pale, extent=(0, side, side, 0), interpolation="bicubic")
         for label, covered in outlines:
             _outline(axes, covered, side, label)
         for place, word in enumerate(words):
@@ -344,32 +328,15 @@ def written(word: PatchWord) -> str:
     return word.english if word.english == NO_WORD else f"{word.english}{ZH}"
 
 
-def _pale(image: Image.Image, share: float = 0.38) -> np.ndarray:
-    """An image faded towards white, so that words can be read on it."""
-    return np.round(255 - (255 - np.asarray(image, dtype=float)) * share).astype(np.uint8)
-
-
 def _patch_word(axes: Axes, x: float, y: float, word: PatchWord) -> None:
     """One word in its patch: framed and bold if it is true."""
     text = written(word)
-    axes.text(
-        x,
-        y,
-        text,
-        ha="center",
-        va="center",
-        fontsize=min(9.0, 58 / max(6, len(text.removesuffix(ZH)) + 1)),
-        fontweight="bold" if word.true else "normal",
-        color=INK if word.true else "#5A5A5A",
-        bbox={
-            "boxstyle": "round,pad=0.22",
-            "facecolor": "#FFF6EC" if word.true else "white",
-            "edgecolor": ORANGE if word.true else "none",
-            "alpha": 0.95 if word.true else 0.45,
-            "linewidth": 1.5,
-        },
-        zorder=4 if word.true else 3,
-    )
+    plain = {"facecolor": "white", "edgecolor": "none", "alpha": 0.45}
+    frame = {"facecolor": "#FFF6EC", "edgecolor": ORANGE, "alpha": 0.95} if word.true else plain
+    size = min(9.0, 58 / max(6, len(text.removesuffix(ZH)) + 1))
+    look = {"color": INK, "fontweight": "bold", "zorder": 4} if word.true else {"color": "#5A5A5A", "zorder": 3}
+    box = {"boxstyle": "round,pad=0.22", "linewidth": 1.5, **frame}
+    axes.text(x, y, text, ha="center", va="center", fontsize=size, bbox=box, **look)
 
 
 def _outline(axes: Axes, covered: np.ndarray, side: int, label: str) -> None:
@@ -380,17 +347,9 @@ def _outline(axes: Axes, covered: np.ndarray, side: int, label: str) -> None:
             axes.plot([x0, x1], [y0, y1], color=colour, linewidth=width, solid_capstyle="round", zorder=2)
     top = covered.min() // side
     middle = (covered[covered // side == top] % side).mean() + 0.5
-    axes.text(
-        min(max(middle, 1.2), side - 1.2),
-        top if top else 0.02,
-        label,
-        ha="center",
-        va="center" if top else "top",
-        fontsize=8,
-        color="white",
-        bbox={"boxstyle": "round,pad=0.25", "facecolor": BLUE, "edgecolor": "white"},
-        zorder=5,
-    )
+    x, y, align = min(max(middle, 1.2), side - 1.2), top or 0.02, "center" if top else "top"
+    box = {"boxstyle": "round,pad=0.25", "facecolor": BLUE, "edgecolor": "white"}
+    axes.text(x, y, label, ha="center", va=align, fontsize=8, color="white", bbox=box, zorder=5)
 
 
 def questions_right(items: Sequence[Item], answers: Sequence[str]) -> dict[str, Estimate]:

@@ -34,7 +34,7 @@ from lessons.lenses import (
     word_title,
 )
 from lessons.lesson_03 import questions_right  # noqa: F401
-from lessons.plots import BLUE, GREY, INK, ORANGE, show, style
+from lessons.plots import BLUE, GREY, INK, ORANGE, note, show, style
 from lessons.stages import blocks, only, rates_figure, show_strips, size, strips  # noqa: F401
 from lessons.widgets import StageExplorer  # noqa: F401
 from minivlm.checkpoint import load_checkpoint
@@ -172,7 +172,6 @@ def forgetting_figure(results: Mapping[str, Any], live: dict[str, float] | None 
     """Text tasks before stage 2 and after it, with and without text rows: one mark for each seed.
 
     Args:
-        results: from `read_results`.
         live: scores of one more run, made on the spot without text rows; a star.
     """
     looks = {WITH: (BLUE, "o", "after, with text rows", 0.2), WITHOUT: (ORANGE, "^", "after, without", -0.2)}
@@ -202,11 +201,7 @@ def forgetting_figure(results: Mapping[str, Any], live: dict[str, float] | None 
 
 @style()
 def choices_figure(results: Mapping[str, Any], measures: Mapping[str, str]) -> Figure:
-    """Every choice of what to unfreeze, in a panel for each measure: one mark for each seed, a line where it began.
-
-    Args:
-        measures: name of a measure in the results -> the panel's title.
-    """
+    """Every choice of what to unfreeze, a panel for each measure (name -> title); a mark a seed, a line for before."""
     names = _by_size(results)
     figure = Figure(figsize=(11.5, 3.2), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12)
@@ -227,7 +222,7 @@ def choices_figure(results: Mapping[str, Any], measures: Mapping[str, str]) -> F
         labels = [f"{name}\n{results['variants'][name]['parameters']:,}" for name in names] if number == 0 else []
         axes.set_yticks([-place for place in range(len(labels))], labels, fontsize=9, color=INK)
     began = (results["before"][next(iter(measures))], -len(names) + 1.5)
-    figure.axes[0].annotate("before", began, (5, 0), textcoords="offset points", fontsize=8.5, va="center")
+    note(figure.axes[0], "before", began, (5, 0), fontsize=8.5, va="center")
     return figure
 
 
@@ -329,8 +324,6 @@ def compared_figure(image: Image.Image, models: Mapping[str, Looks], chosen: Seq
     """The same words of the same answer as several models read them: a row for each model, a column for each word.
 
     Args:
-        image: the one that the question is about.
-        models: a name, and where its words looked.
         chosen: positions of words.
 
     Raises:
@@ -353,17 +346,11 @@ def compared_figure(image: Image.Image, models: Mapping[str, Looks], chosen: Seq
 
 def show_compared(image: Image.Image, models: Mapping[str, Looks], chosen: Sequence[int]) -> None:
     """`compared_figure` with alternative text and a one-line summary."""
-    lines = []
+    alt = f"The picture once for each of {len(chosen)} words in {len(models)} rows, faded where the word did not look."
+    shares = []
     for name, looks in models.items():
-        patches = looks.patches.shape[1]
-        words = [f"{looks.words[k]}: {where(int(looks.patches[k].argmax()), patches)}" for k in chosen]
-        lines.append(f"{name}, looked at most: {'; '.join(words)}.")
-    alt = f"The picture once for each of {len(chosen)} words in {len(models)} rows, faded where the word did not look. "
-    shares = ", ".join(
-        f"{name} {np.mean([looks.patches[k].sum() for k in chosen]):.0%}" for name, looks in models.items()
-    )
-    show(
-        compared_figure(image, models, chosen),
-        alt + " ".join(lines),
-        f"Of these words' attention on the picture: {shares}.",
-    )
+        places = [f"{looks.words[k]}: {where(int(looks.patches[k].argmax()), looks.patches.shape[1])}" for k in chosen]
+        alt += f" {name}, looked at most: {'; '.join(places)}."
+        shares.append(f"{name} {np.mean([looks.patches[k].sum() for k in chosen]):.0%}")
+    summary = f"Of these words' attention on the picture: {', '.join(shares)}."
+    show(compared_figure(image, models, chosen), alt, summary)

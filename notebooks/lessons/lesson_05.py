@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, image_html, smoothed, style, table_html
+from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, image_html, note, smoothed, style, table_html
 from minivlm.evaluation import EXPERIMENTS, effect, values
 from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration
@@ -81,15 +81,15 @@ def two_losses(losses: Mapping[str, Sequence[float]], nothing_known: float) -> F
         axes.plot(steps, row, color=GREY, linewidth=0.6)
         axes.plot(steps, mean, color=colour, linewidth=2)
         axes.axhline(nothing_known, color=INK, linewidth=1, linestyle=":")
-        axes.annotate(f"{mean[-1]:.3f}", (steps[-1], mean[-1]), (0, 8), textcoords="offset points", ha="right")
+        note(axes, f"{mean[-1]:.3f}", (steps[-1], mean[-1]), (0, 8), ha="right")
         axes.set(yscale="log", xlabel="step")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.set_title(name)
         axes.grid(axis="y")
     first = figure.axes[0]
     first.set_ylabel("loss per learnt token")
-    first.annotate("ln V: knows nothing", (len(next(iter(losses.values()))), nothing_known), (0, -12),
-                   textcoords="offset points", ha="right", fontsize=8.5)  # fmt: skip
+    end = (len(next(iter(losses.values()))), nothing_known)
+    note(first, "ln V: knows nothing", end, (0, -12), ha="right", fontsize=8.5)
     return figure
 
 
@@ -105,11 +105,11 @@ def by_mention(rows: Mapping[str, Sequence[Sequence[float | None]]]) -> Figure:
     looks = zip(rows.items(), (BLUE, ORANGE, INK, GREY), ("o-", "s--", "^-.", "D:"), strict=False)
     for (who, seeds), colour, mark in looks:
         columns = [[share for share in column if share is not None] for column in zip(*seeds, strict=True)]
-        told = [(place, found) for place, found in enumerate(columns, 1) if found]  # some mention was the n-th
-        x = [place for place, _ in told]
-        lowest, highest = ([end(found) for _, found in told] for end in (min, max))
+        x = [place for place, shares in enumerate(columns, 1) if shares]  # some mention was the n-th
+        lowest, highest = ([end(shares) for shares in columns if shares] for end in (min, max))
         axes.fill_between(x, lowest, highest, color=colour, alpha=0.15)
-        axes.plot(x, [sum(found) / len(found) for _, found in told], mark, color=colour, linewidth=2, label=who)
+        means = [sum(shares) / len(shares) for shares in columns if shares]
+        axes.plot(x, means, mark, color=colour, linewidth=2, label=who)
     last = max(len(seed) for seeds in rows.values() for seed in seeds)
     axes.set_xticks(range(1, last + 1), [*map(str, range(1, last)), f"{last} and later"])
     axes.set(xlabel="mention in the answer", ylim=(0, None))
@@ -235,9 +235,8 @@ def word_chances(
     prompt_ids = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True)[0]
     positions = [i for i, (a, b) in enumerate(tokens["offset_mapping"]) if a < span[1] and b > span[0]]
     ids = torch.tensor([prompt_ids + tokens["input_ids"]] * len(patch_features), device=model.device)  # (I, T)
-    kept = torch.tensor(
-        [len(prompt_ids) + position - 1 for position in positions], device=model.device
-    )  # what comes next is them
+    before = [len(prompt_ids) + position - 1 for position in positions]  # what comes next is these characters
+    kept = torch.tensor(before, device=model.device)
     logits = model(input_ids=ids, patch_features=patch_features, logits_to_keep=kept).logits  # (I, K, V)
     chosen = logits.log_softmax(dim=-1).gather(-1, ids[:, kept + 1, None])  # (I, K, 1)
     return chosen.sum(dim=(1, 2)).exp().tolist()
@@ -248,7 +247,6 @@ def occlusion_plate(scene: Scene, index: int, found: Occlusion, texts: Mapping[s
     """A picture whole, with a thing under a grey box, and without it, each with its answer; and which patches matter.
 
     Args:
-        index: the thing that is hidden.
         texts: a title and an answer for the whole picture, the box and the empty place.
     """
     pictures = (draw(scene), hide(scene, index, grey=True), hide(scene, index))
@@ -265,17 +263,17 @@ def occlusion_plate(scene: Scene, index: int, found: Occlusion, texts: Mapping[s
     return figure
 
 
-def _heat(axes: Axes, picture: Image.Image, found: Occlusion) -> None:
+def _heat(axes: Axes, picture: Image.Image, occlusion: Occlusion) -> None:
     """The loss of a word's probability, patch by patch, over a grey picture; the worst patches are framed."""
-    drops = found.drops.clip(0)
+    drops = occlusion.drops.clip(0)
     side = len(drops)
     axes.imshow(np.asarray(picture.convert("L")), cmap="gray", extent=(0, side, side, 0))
     shown = axes.imshow(drops, cmap=MAP, alpha=0.62, extent=(0, side, side, 0), vmin=0, vmax=max(0.01, drops.max()))
     for y, x in np.argwhere(drops >= 0.5 * max(0.01, drops.max())):
         axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor="white", linewidth=1.6))
-    axes.set_title(f"What “{found.word}” hangs on")
+    axes.set_title(f"What “{occlusion.word}” hangs on")
     axes.figure.colorbar(shown, ax=axes, location="bottom", shrink=0.8, pad=0.02).set_label(
-        f"probability of “{found.word}” lost when hidden\n(framed: at least half of the most)", fontsize=8.5
+        f"probability of “{occlusion.word}” lost when hidden\n(framed: at least half of the most)", fontsize=8.5
     )
 
 
@@ -309,15 +307,14 @@ def _arms(
 ) -> None:
     base = values(results, arms[0], measure)
     for place, arm in enumerate(arms):
-        found = values(results, arm, measure)
-        mean = sum(found) / len(found)
+        reached = values(results, arm, measure)
+        mean = sum(reached) / len(reached)
         axes.plot([place - 0.28, place + 0.28], [mean, mean], color=BLUE, linewidth=3)
-        axes.plot(
-            place + np.linspace(-0.12, 0.12, len(found)), found, "o", color="white", markeredgecolor=INK, markersize=6
-        )
+        x = place + np.linspace(-0.12, 0.12, len(reached))
+        axes.plot(x, reached, "o", color="white", markeredgecolor=INK, markersize=6)
         axes.annotate(f"{mean:.3f}", (place + 0.31, mean), va="center", fontsize=8.5)
-        if place and effect(base, found).claimed:
-            axes.annotate("≠", (place, max(found)), (0, 7), textcoords="offset points", ha="center", color=INK)
+        if place and effect(base, reached).claimed:
+            note(axes, "≠", (place, max(reached)), (0, 7), ha="center", color=INK)
         if measure in live.get(arm, {}):
             axes.plot(place - 0.2, live[arm][measure], "*", color=ORANGE, markersize=14, markeredgecolor=INK)
     axes.set_xticks(range(len(arms)), arms)

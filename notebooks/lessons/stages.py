@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from lessons.plots import BLUE, GREY, INK, ORANGE, show, style
+from lessons.plots import BLUE, GREY, INK, ORANGE, note, show, style
 from minivlm.config import STAGES, Stage
 from minivlm.model import PARTS, Ledger, LedgerRow, MiniVLMForConditionalGeneration
 from minivlm.train import learning_rates
@@ -126,10 +126,10 @@ def _strip(ax: Axes, y: float, title: str, sizes: Mapping[str, int], names: Coll
     ax.text(-0.012, y, share, ha="right", va="top", fontsize=8, linespacing=1.4)
     for name, count in sizes.items():
         width, trains = count / total, name in names
-        ax.barh(
-            y, width, 0.5, left, color=PALE if trains else "white", edgecolor=ORANGE if trains else GREY,
-            hatch="//" if trains else None, linewidth=1.6 if trains else 1.0, zorder=3 if trains else 2,
-        )  # fmt: skip
+        look = {"color": "white", "edgecolor": GREY, "linewidth": 1.0, "zorder": 2}
+        if trains:
+            look = {"color": PALE, "edgecolor": ORANGE, "hatch": "//", "linewidth": 1.6, "zorder": 3}
+        ax.barh(y, width, 0.5, left, **look)
         label = {"ha": "center", "fontsize": 8.5, "fontweight": "bold" if trains else "normal", "zorder": 4}
         if width > LETTERS * len(name):
             ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
@@ -146,13 +146,10 @@ def show_strips(model: MiniVLMForConditionalGeneration) -> None:
     rows = {title: blocks_of(model, STAGES["scenes"][name]) for title, name in TITLES.items()}
     totals = {title: ledger_of(model, names, title).total for title, names in rows.items()}
     shares = {title: total.trained / total.parameters for title, total in totals.items()}
-    lines = [f"{title} trains {', '.join(names)}, {shares[title]:.1%} of all" for title, names in rows.items()]
-    show(
-        strips(model, rows),
-        "Two strips, each the whole model, its blocks as wide as they have parameters. Hatched is what trains: "
-        + "; ".join(lines),
-        f"Stage 1 trains {shares['stage 1']:.1%} of the parameters, stage 2 {shares['stage 2']:.1%}; no encoder ever.",
-    )
+    lines = "; ".join(f"{title} trains {', '.join(names)}, {shares[title]:.1%} of all" for title, names in rows.items())
+    alt = "Two strips, each the whole model, its blocks as wide as they have parameters. Hatched is what trains: "
+    one, two = (f"{shares[title]:.1%}" for title in rows)
+    show(strips(model, rows), alt + lines, f"Stage 1 trains {one} of the parameters, stage 2 {two}; no encoder ever.")
 
 
 @style()
@@ -169,7 +166,7 @@ def rates_figure(stage: Stage) -> Figure:
         peak = values.index(max(values))
         axes.plot([step + 1 for step in steps], values, color=colour, linestyle=line, linewidth=2)
         at, label = (peak + 1, max(values)), f"{name}: at most {max(values):g}"
-        axes.annotate(label, at, (4, 4), textcoords="offset points", color=INK)
+        note(axes, label, at, (4, 4), color=INK)
     axes.set(xlim=(0, stage.steps * 1.02), ylim=(0, None), xlabel="step", ylabel="learning rate")
     axes.grid(axis="y")
     return figure

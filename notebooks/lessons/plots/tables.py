@@ -15,20 +15,26 @@ from minivlm.data.samples import Example
 CELL = "text-align:left;vertical-align:top;padding:6px 14px;max-width:24em;white-space:normal"
 
 
-def table_html(heads: Sequence[str], rows: Sequence[Sequence[str]], widths: Mapping[int, str] | None = None) -> str:
+def table_html(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], widths: Mapping[int, str] | None = None, named: bool = False
+) -> str:
     """A table in HTML.
 
     Args:
         heads: of the columns, as text.
         rows: cells as HTML.
-        widths: the largest width of a column, by its number; 24em if not named.
+        widths: the largest width of a column, by its number; 24em otherwise.
+        named: the first column holds names of rows.
     """
     styles = {column: CELL.replace("24em", width) + ";line-height:1.6" for column, width in (widths or {}).items()}
     titles = "".join(f'<th scope="col" style="{CELL}">{html.escape(name)}</th>' for name in heads)
     body = ""
     for row in rows:
-        cells = (f'<td style="{styles.get(column, CELL)}">{cell}</td>' for column, cell in enumerate(row))
-        body += f"<tr>{''.join(cells)}</tr>"
+        body += "<tr>"
+        for column, cell in enumerate(row):
+            tag, scope = ("th", ' scope="row"') if named and column == 0 else ("td", "")
+            body += f'<{tag}{scope} style="{styles.get(column, CELL)}">{cell}</{tag}>'
+        body += "</tr>"
     return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
 
 
