@@ -137,10 +137,10 @@ def hide(scene: Scene, index: int, grey: bool = False) -> Image.Image:
     A scene without things has the same background to the pixel, because the setting is painted first. So where no
     other thing stands nearby (`stands_alone`) the result is the very scene without the thing.
     """
-    picture, box = draw(scene), reach(layout(scene)[index])
-    behind = Image.new("RGB", picture.size, GREY_BOX) if grey else draw(replace(scene, things=()))
-    picture.paste(behind.crop(box), box)
-    return picture
+    image, box = draw(scene), reach(layout(scene)[index])
+    behind = Image.new("RGB", image.size, GREY_BOX) if grey else draw(replace(scene, things=()))
+    image.paste(behind.crop(box), box)
+    return image
 
 
 def stands_alone(scene: Scene, index: int) -> bool:
@@ -206,11 +206,11 @@ def occlude(
     side = int(model.config.num_image_tokens**0.5)
     size = picture.width // side
     covers = [(x * size, y * size) for y in range(side - window + 1) for x in range(side - window + 1)]
-    pictures = [picture]
+    images = [picture]
     for x, y in covers:
-        pictures.append(picture.copy())
-        pictures[-1].paste(GREY_BOX, (x, y, x + window * size, y + window * size))
-    features = model.vision(processor.pixels(pictures).to(model.device))  # (I, N, Dv)
+        images.append(picture.copy())
+        images[-1].paste(GREY_BOX, (x, y, x + window * size, y + window * size))
+    features = model.vision(processor.pixels(images).to(model.device))  # (I, N, Dv)
     chances = word_chances(model, processor, features, prompt, text, (start, start + len(word)))
     places = side - window + 1
     return Occlusion(text, word, chances[0], np.array(chances[1:]).reshape(places, places), window)
@@ -249,25 +249,25 @@ def occlusion_plate(scene: Scene, index: int, found: Occlusion, texts: Mapping[s
     Args:
         texts: a title and an answer for the whole picture, the box and the empty place.
     """
-    pictures = (draw(scene), hide(scene, index, grey=True), hide(scene, index))
+    images = (draw(scene), hide(scene, index, grey=True), hide(scene, index))
     figure = Figure(figsize=(11.4, 4.1), layout="constrained")
     panels = figure.subplots(1, 4)
-    for axes, picture, (title, text) in zip(panels, pictures, texts.items(), strict=False):
-        axes.imshow(np.asarray(picture))
+    for axes, image, (title, text) in zip(panels, images, texts.items(), strict=False):
+        axes.imshow(np.asarray(image))
         axes.set_title(title)
         axes.set_xlabel(textwrap.fill(text, 31), fontsize=8.5, loc="left")
-    _heat(panels[3], pictures[0], found)
+    _heat(panels[3], images[0], found)
     for axes in panels:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
     return figure
 
 
-def _heat(axes: Axes, picture: Image.Image, occlusion: Occlusion) -> None:
+def _heat(axes: Axes, image: Image.Image, occlusion: Occlusion) -> None:
     """The loss of a word's probability, patch by patch, over a grey picture; the worst patches are framed."""
     drops = occlusion.drops.clip(0)
     side = len(drops)
-    axes.imshow(np.asarray(picture.convert("L")), cmap="gray", extent=(0, side, side, 0))
+    axes.imshow(np.asarray(image.convert("L")), cmap="gray", extent=(0, side, side, 0))
     shown = axes.imshow(drops, cmap=MAP, alpha=0.62, extent=(0, side, side, 0), vmin=0, vmax=max(0.01, drops.max()))
     for y, x in np.argwhere(drops >= 0.5 * max(0.01, drops.max())):
         axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor="white", linewidth=1.6))

@@ -75,7 +75,7 @@ def style():
 def show(figure: Figure, alt: str, summary: str) -> None:
     """Show a figure with alternative text, and a one-line summary of what it says below it.
 
-    Jupyter ignores alternative text in an output's metadata, so the picture goes out as HTML with its bytes inside.
+    Jupyter ignores alternative text in an output's metadata, so the image goes out as HTML with its bytes inside.
 
     Raises:
         ValueError: `alt` or `summary` is empty, or `summary` has several lines.
@@ -104,17 +104,17 @@ def png(figure: Figure) -> bytes:
     raw, small = io.BytesIO(), io.BytesIO()
     with style():
         figure.savefig(raw, format="png", dpi=PIXELS_PER_INCH, bbox_inches="tight", facecolor="white")
-    picture = Image.open(raw).convert("RGB")
+    image = Image.open(raw).convert("RGB")
     # the widest cover of colours: the median cut paints a small yellow thing in the colour of something larger
-    palette = picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    palette = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     palette.save(small, format="png", optimize=True)
     return small.getvalue()
 
 
-def data_uri(picture: Image.Image) -> str:
-    """A picture as the `src` of an `<img>`, its bytes inside: nothing is fetched."""
+def data_uri(image: Image.Image) -> str:
+    """An image as the `src` of an `<img>`, its bytes inside: nothing is fetched."""
     stream = io.BytesIO()
-    picture.save(stream, format="WEBP", quality=82)
+    image.save(stream, format="WEBP", quality=82)
     return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
@@ -206,11 +206,11 @@ def border(covered: np.ndarray, side: int) -> list[tuple[int, int, int, int]]:
     return pieces
 
 
-def patches(picture: Image.Image, count: int) -> list[np.ndarray]:
-    """A square picture cut into `count` squares, row by row, as uint8 arrays."""
+def patches(image: Image.Image, count: int) -> list[np.ndarray]:
+    """A square image cut into `count` squares, row by row, as uint8 arrays."""
     side = int(count**0.5)
-    size = picture.width // side
-    pixels = np.asarray(picture.resize((size * side, size * side)))
+    size = image.width // side
+    pixels = np.asarray(image.resize((size * side, size * side)))
     rows = pixels.reshape(side, size, side, size, 3).swapaxes(1, 2)
     return list(rows.reshape(count, size, size, 3))
 

@@ -125,7 +125,7 @@ def _marked(row: Example, tokenizer: PreTrainedTokenizerFast) -> str:
     return "".join(parts)
 
 
-def image_html(picture: Image.Image, alt: str, side: int) -> str:
+def image_html(image: Image.Image, alt: str, side: int) -> str:
     """An `<img>` with its bytes inside, at twice the pixels it is shown with."""
-    source = data_uri(picture.resize((2 * side, 2 * side), Image.Resampling.LANCZOS))
+    source = data_uri(image.resize((2 * side, 2 * side), Image.Resampling.LANCZOS))
     return f'<img src="{source}" width="{side}" height="{side}" alt="{html.escape(alt)}">'
