@@ -206,9 +206,8 @@ def _down_to_w(figure: Figure, ax: Axes, image: Image.Image, last: np.ndarray, a
     beside.add_patch(FancyArrowPatch((0, 3.2), (24, 3.2), **way))
     beside.add_patch(Rectangle((25, 0.6), 11, 5.4, facecolor="#FFE3C8", edgecolor=ORANGE, linewidth=2.4))
     beside.text(30.5, 3.3, "W", ha="center", va="center", fontsize=15, fontweight="bold")
-    beside.text(
-        38, 3.3, f"keeps a gradient of norm {arrives:.3g};\nthe layers above keep none", va="center", fontsize=10
-    )
+    size = f"keeps a gradient of norm {arrives:.3g};\nthe layers above keep none"
+    beside.text(38, 3.3, size, va="center", fontsize=10)
 
 
 @style()

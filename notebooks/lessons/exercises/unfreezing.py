@@ -67,8 +67,8 @@ def _check_names(model: MiniVLMForConditionalGeneration, prefixes: Any) -> None:
             )
         if not any(name.startswith(prefix) for name in names):
             raise Wrong(f"no parameter's name begins with {prefix!r}; look at the names in model.named_parameters()")
-    if eyes := [prefix for prefix in prefixes if any(name.startswith("vision.") for name in chosen(model, [prefix]))]:
-        raise Wrong(f"{eyes[0]!r} unfreezes the encoder, which stays frozen in every stage; leave it out")
+    if thawed := [prefix for prefix in prefixes if any(name.startswith("vision.") for name in chosen(model, [prefix]))]:
+        raise Wrong(f"{thawed[0]!r} unfreezes the encoder, which stays frozen in every stage; leave it out")
 
 
 def _check_choice(model: MiniVLMForConditionalGeneration, prefixes: Collection[str], budget: int) -> None:

@@ -19,6 +19,7 @@ from lessons.plots.figures import (
     intervals,
     note,
     patches,
+    png,
     readable,
     scale_rows,
     show,
