@@ -99,7 +99,7 @@ def memory_bars(stages: Mapping[str, Memory]) -> Figure:
 
 
 @style()
-def _stack(rows: Mapping[str, Sequence[float]], parts: Sequence[str], form: str, label: str) -> Figure:
+def _stack(rows: Mapping[str, Sequence[float]], parts: Sequence[str], form: str, unit: str) -> Figure:
     """Horizontal bars made of parts; a part that is wide enough bears its value, all stand in the legend."""
     figure = Figure(figsize=(10.5, 0.75 * len(rows) + 1.5), layout="constrained")
     axes = figure.add_subplot()
@@ -116,7 +116,7 @@ def _stack(rows: Mapping[str, Sequence[float]], parts: Sequence[str], form: str,
             start += value
         note(axes, form.format(start), (start, y), (6, 0), va="center", fontweight="bold")
     axes.invert_yaxis()
-    axes.set(xlim=(0, 1.1 * longest), xlabel=label)
+    axes.set(xlim=(0, 1.1 * longest), xlabel=unit)
     axes.tick_params(axis="y", length=0)
     figure.legend(loc="outside lower center", ncols=len(parts), frameon=False, fontsize=9)
     return figure
