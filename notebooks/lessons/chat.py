@@ -14,7 +14,7 @@ from IPython.display import display
 from PIL import Image
 from transformers import TextStreamer
 
-from lessons.lenses import Looks, attention_to_patches, faded, strongest, where
+from lessons.lenses import attention_to_patches, faded, strongest, where
 from lessons.plots import data_uri
 from minivlm.config import PROMPTS
 from minivlm.data.images import ImageError, open_image
@@ -80,9 +80,8 @@ class Chat:
         self.view = widgets.HTML()
         self.word = widgets.Dropdown(options=[WHOLE], description="as seen by", **wide)
         self.log = widgets.HTML()
-        self.question = widgets.Text(
-            placeholder="Ask about the picture", tooltip="Ask about the picture", layout={"width": "26em"}
-        )
+        hint = "Ask about the picture"
+        self.question = widgets.Text(placeholder=hint, tooltip=hint, layout={"width": "26em"})
         self.send = widgets.Button(description="Send", button_style="primary")
         left = widgets.VBox([self.source, self.scene, self.file, self.view, self.word])
         right = widgets.VBox([self.log, widgets.HBox([self.question, self.send])], layout={"max_width": "36em"})
@@ -117,7 +116,7 @@ class Chat:
         answer = reply(self.model, self.processor, messages, streamer=stream)
         self.turns.append(Turn(question, answer))
         self._tell()
-        self._looks = self._looked(messages, answer)
+        self._looks = attention_to_patches(self.model, self.processor, messages, answer) if answer.strip() else None
         self._offer()
         return answer
 
@@ -171,10 +170,6 @@ class Chat:
                 messages.append({"role": "assistant", "content": turn.answer})
         return messages
 
-    def _looked(self, messages: list[dict], answer: str) -> Looks | None:
-        """Where the words of an answer looked; None if it has no word."""
-        return attention_to_patches(self.model, self.processor, messages, answer) if answer.strip() else None
-
     # ---- what is to be seen
 
     def _offer(self) -> None:
@@ -195,8 +190,8 @@ class Chat:
             return
         weights = self._looks.patches[place]  # (N,)
         at, word = where(int(weights.argmax()), len(weights)), self._looks.words[place]
-        said = f"“{word}” looked most at the {at} ({weights.sum():.0%} of its attention was on the picture)"
-        self.view.value = _image(faded(self.picture, weights), f"{self._alt}; {said}") + _line(said)
+        remark = f"“{word}” looked most at the {at} ({weights.sum():.0%} of its attention was on the picture)"
+        self.view.value = _image(faded(self.picture, weights), f"{self._alt}; {remark}") + _line(remark)
 
     def _tell(self, growing: Turn | None = None) -> None:
         """The conversation, with an answer that is still being written at its end."""

@@ -91,8 +91,8 @@ def mask_off_by_one(patch: Patch) -> None:
 
     def shifted(self, pieces):
         ids, labels = encode(self, pieces)
-        learnt = [False, *(label != IGNORE_INDEX for label in labels[:-1])]
-        return ids, [token if yes else IGNORE_INDEX for token, yes in zip(ids, learnt, strict=True)]
+        supervised = [False, *(label != IGNORE_INDEX for label in labels[:-1])]
+        return ids, [token if yes else IGNORE_INDEX for token, yes in zip(ids, supervised, strict=True)]
 
     patch.setattr(processor.MiniVLMProcessor, "_encode", shifted)
 

@@ -6,7 +6,7 @@ Explanation", section 4). Letters as in `config.py`; A words of an answer.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -63,14 +63,7 @@ class NearWord(NamedTuple):
 
 @torch.no_grad()
 def nearest_tokens(model: MiniVLMForConditionalGeneration, image_embeds: torch.Tensor) -> torch.Tensor:
-    """How nearly each projected patch points the way that each token's embedding does.
-
-    Args:
-        image_embeds: (N, Dl) from the projector.
-
-    Returns:
-        Cosines (N, V) between patches and all tokens; `argmax(-1)` is the nearest.
-    """
+    """The cosines (N, V) between projected patches (N, Dl) and the embeddings of all tokens."""
     table = model.get_input_embeddings().weight  # (V, Dl)
     return F.normalize(image_embeds, dim=-1) @ F.normalize(table, dim=-1).T  # (N, V)
 
@@ -83,18 +76,15 @@ def nearest_few(
 ) -> list[list[NearWord]]:
     """The `count` nearest words of each projected patch (N, Dl), the nearest first."""
     cosines, ids = nearest_tokens(model, image_embeds).topk(count, dim=-1)  # (N, count)
-    english = _english(tokenizer, Lexicon.of(tokenizer))
+    named = _namer(tokenizer, Lexicon.of(tokenizer))
     return [
-        [NearWord(*_named(tokenizer, token_id, english), cosine) for token_id, cosine in zip(*row, strict=True)]
+        [NearWord(*named(token_id), cosine) for token_id, cosine in zip(*row, strict=True)]
         for row in zip(ids.tolist(), cosines.tolist(), strict=True)
     ]
 
 
 def read_patches(
-    model: MiniVLMForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerFast,
-    scene: Scene,
-    image_embeds: torch.Tensor,
+    model: MiniVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scene: Scene, image_embeds: torch.Tensor
 ) -> list[PatchWord]:
     """An image read patch by patch: the word nearest to each of its projected patches (N, Dl).
 
@@ -102,22 +92,16 @@ def read_patches(
     setting, in either language. Where no thing is, only the setting is true.
     """
     nearest, lexicon = nearest_tokens(model, image_embeds).argmax(dim=-1).tolist(), Lexicon.of(tokenizer)
-    true = [_setting(scene, lexicon)] * len(nearest)
+    true = [[lexicon.settings[lang][scene.setting] for lang in LANGUAGES]] * len(nearest)
     for thing, patches in things_patches(scene, len(nearest)):
         for patch in patches:
             true[patch] = _names(thing, scene, lexicon).keys()
-    english = _english(tokenizer, lexicon)
-    return [
-        PatchWord(*_named(tokenizer, token_id, english), token_id in names)
-        for token_id, names in zip(nearest, true, strict=True)
-    ]
+    named = _namer(tokenizer, lexicon)
+    return [PatchWord(*named(token_id), token_id in names) for token_id, names in zip(nearest, true, strict=True)]
 
 
 def facts_named(
-    model: MiniVLMForConditionalGeneration,
-    tokenizer: PreTrainedTokenizerFast,
-    scene: Scene,
-    image_embeds: torch.Tensor,
+    model: MiniVLMForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scene: Scene, image_embeds: torch.Tensor
 ) -> Counter:
     """Of the patches (N, Dl) that things cover, how many have a nearest word that says which fact of the thing.
 
@@ -229,8 +213,7 @@ class Looks(NamedTuple):
 
     Attributes:
         words: A words of the answer; Chinese, which has no spaces, token by token.
-        patches: (A, N) how much of each word's attention went to each patch. A row sums to at most 1; the rest went
-            to text.
+        patches: (A, N) float32, how much of each word's attention went to each patch; the rest of a row went to text.
     """
 
     words: list[str]
@@ -267,14 +250,11 @@ def attention_to_patches(
     several tokens gets their mean.
 
     Args:
-        messages: the conversation up to the question, images as image parts.
+        messages: the conversation up to the question.
         answer_text: the answer to it. The model is shown it and need not have written it.
         layer: counted from 0, negative from the end; None is the mean over all layers.
         image: of several images in the conversation, the number of the one that is asked about.
         patch_features: (I, N, Dv) what `vision` made of all its images before; their image parts carry none then.
-
-    Returns:
-        Words and (A, N) attention to the image's patches, in float32.
 
     Raises:
         ValueError: there is no such image or layer, or the answer has no word.
@@ -288,7 +268,9 @@ def attention_to_patches(
     options = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
     batch = processor.apply_chat_template([*messages, answer], continue_final_message=True, **options)
     ids = batch["input_ids"].to(model.device)  # (1, T): the prompt, then the answer
-    columns = _columns(ids, processor, image)
+    images = (ids[0] == processor.image_token_id).nonzero()[:, 0].view(-1, processor.num_image_tokens)  # (I, N)
+    if not 0 <= image < len(images):
+        raise ValueError(f"there is no image {image}; the conversation has {len(images)}, counted from 0")
     words = words_of(processor.tokenizer, answer_text)
     if not words:
         raise ValueError("the answer has no word; give at least one")
@@ -299,7 +281,7 @@ def attention_to_patches(
     chosen = tables if layer is None else [tables[layer]]
     table = torch.stack([one[0].float().mean(dim=0) for one in chosen]).mean(dim=0)  # (T, T)
     writers = [[len(prompt) + token - 1 for token in tokens] for _, tokens in words]
-    rows = [table[positions][:, columns].mean(dim=0) for positions in writers]  # A rows of N
+    rows = [table[positions][:, images[image]].mean(dim=0) for positions in writers]  # A rows of N
     return Looks([word for word, _ in words], torch.stack(rows).cpu().numpy())
 
 
@@ -325,14 +307,6 @@ def words_of(tokenizer: PreTrainedTokenizerFast, text: str) -> list[tuple[str, l
 def _touch(text: str, at: int) -> bool:
     """Whether the characters before and at a position belong to one word of Latin script."""
     return all(character.isascii() and character.isalnum() for character in text[at - 1 : at + 1])
-
-
-def _columns(ids: torch.Tensor, processor: MiniVLMProcessor, image: int) -> torch.Tensor:
-    """The positions (N,) of an image's placeholders in ids (1, T)."""
-    positions = (ids[0] == processor.image_token_id).nonzero()[:, 0].view(-1, processor.num_image_tokens)  # (I, N)
-    if not 0 <= image < len(positions):
-        raise ValueError(f"there is no image {image}; the conversation has {len(positions)}, counted from 0")
-    return positions[image]
 
 
 def faded(image: Image.Image, weights: np.ndarray, side: int = 224) -> Image.Image:
@@ -363,12 +337,11 @@ def strongest(looks: Looks, count: int = ACROSS * ROWS) -> list[int]:
     return sorted([word for word in order if any(map(str.isalnum, looks.words[word]))][:count])
 
 
+@style()
 def attention_figure(image: Image.Image, looks: Looks, chosen: Sequence[int] | None = None) -> Figure:
     """The image once for each word, faded where it did not look; a frame marks the patch looked at most.
 
     Args:
-        image: the one that was asked about.
-        looks: from `attention_to_patches`.
         chosen: places of words; by default those that looked at the image most.
 
     Raises:
@@ -378,27 +351,24 @@ def attention_figure(image: Image.Image, looks: Looks, chosen: Sequence[int] | N
     if not chosen:
         raise ValueError("no word is chosen; give the place of at least one")
     rows = -(-len(chosen) // ACROSS)
-    with style():
-        figure = Figure(figsize=(min(len(chosen), ACROSS) * 2.1, rows * 2.5))
-        for number, place in enumerate(chosen, 1):
-            axes = figure.add_subplot(rows, min(len(chosen), ACROSS), number)
-            draw_attention(axes, image, looks.patches[place])
-            axes.set_title(word_title(looks, place), fontweight="bold", loc="center")
-        figure.subplots_adjust(wspace=0.06, hspace=0.36, left=0, right=1)
+    figure = Figure(figsize=(min(len(chosen), ACROSS) * 2.1, rows * 2.5))
+    for number, place in enumerate(chosen, 1):
+        axes = figure.add_subplot(rows, min(len(chosen), ACROSS), number)
+        draw_attention(axes, image, looks.patches[place])
+        axes.set_title(word_title(looks, place), fontweight="bold", loc="center")
+    figure.subplots_adjust(wspace=0.06, hspace=0.36, left=0, right=1)
     return figure
 
 
 def show_attention(image: Image.Image, looks: Looks, chosen: Sequence[int] | None = None) -> None:
     """`attention_figure` with alternative text and a one-line summary."""
     chosen = strongest(looks) if chosen is None else list(chosen)
-    figure = attention_figure(image, looks, chosen)
     patches = looks.patches.shape[1]
-    places = [(looks.words[place], where(int(looks.patches[place].argmax()), patches)) for place in chosen]
-    alt = "The picture once for each word, faded where the word did not look. Looked at most: " + "; ".join(
-        f"{word}: {at}" for word, at in places
-    )
+    places = [f"{looks.words[place]}: {where(int(looks.patches[place].argmax()), patches)}" for place in chosen]
+    alt = f"The picture once for each word, faded where the word did not look. Looked at most: {'; '.join(places)}"
     most = looks.words[int(looks.patches.sum(axis=1).argmax())]
-    show(figure, alt, f"{len(chosen)} words and where each looked; “{most}” looked at the picture more than any other.")
+    summary = f"{len(chosen)} words and where each looked; “{most}” looked at the picture more than any other."
+    show(attention_figure(image, looks, chosen), alt, summary)
 
 
 def draw_attention(axes: Axes, image: Image.Image, weights: np.ndarray) -> None:
@@ -428,29 +398,23 @@ def _names(thing: Thing, scene: Scene, lexicon: Lexicon) -> dict[int, str]:
     return {table[lang][key]: fact for fact, table, key in facts if key for lang in LANGUAGES}
 
 
-def _setting(scene: Scene, lexicon: Lexicon) -> Sequence[int]:
-    """The tokens that say the setting."""
-    return [lexicon.settings[lang][scene.setting] for lang in LANGUAGES]
-
-
 def _tables(lexicon: Lexicon) -> tuple[dict[str, dict[str, int]], ...]:
     """The lexicon's tables in the order of `FACTS`."""
     return lexicon.kinds, lexicon.colours, lexicon.places, lexicon.distances, lexicon.settings
 
 
-def _english(tokenizer: PreTrainedTokenizerFast, lexicon: Lexicon) -> dict[int, str]:
-    """The English word for each Chinese token of the lexicon."""
+def _namer(tokenizer: PreTrainedTokenizerFast, lexicon: Lexicon) -> Callable[[int], tuple[str, str]]:
+    """Names tokens: as a word, and that word in English; `NO_WORD` where there is none."""
     pairs = [(table["zh"][key], table["en"][key]) for table in _tables(lexicon) for key in table["zh"]]
-    return {chinese: _word(tokenizer, token_id) for chinese, token_id in pairs}
 
+    def word(token_id: int) -> str:
+        text = tokenizer.decode([token_id]).strip()
+        return text if text.isalpha() else NO_WORD
 
-def _named(tokenizer: PreTrainedTokenizerFast, token_id: int, english: Mapping[int, str]) -> tuple[str, str]:
-    """A token as a word, and that word in English."""
-    word = _word(tokenizer, token_id)
-    return word, word if word.isascii() else english.get(token_id, NO_WORD)
+    english = {chinese: word(token_id) for chinese, token_id in pairs}
 
+    def named(token_id: int) -> tuple[str, str]:
+        text = word(token_id)
+        return text, text if text.isascii() else english.get(token_id, NO_WORD)
 
-def _word(tokenizer: PreTrainedTokenizerFast, token_id: int) -> str:
-    """A token as a word, `NO_WORD` if it is none."""
-    text = tokenizer.decode([token_id]).strip()
-    return text if text.isalpha() else NO_WORD
+    return named

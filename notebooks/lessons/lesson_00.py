@@ -29,7 +29,7 @@ from packaging.version import Version
 
 from lessons.chat import Chat  # noqa: F401 (for the notebook)
 from lessons.lenses import attention_to_patches, show_attention  # noqa: F401 (for the notebook)
-from lessons.plots import BLUE, BOXES, GREY, HEIGHT, INK, ORANGE, WIDTH, chinese_font, show, style, table_html
+from lessons.plots import BLUE, BOXES, GREY, HEIGHT, INK, ORANGE, WIDTH, chinese_font, note, show, style, table_html
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.runtime.files import hash_tensors
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
@@ -55,7 +55,9 @@ def look() -> list[Finding]:
     wanted = importlib.metadata.metadata(PACKAGE)["Requires-Python"]
     python = platform.python_version()
     findings = [Finding("Python", python, Requirement(f"python{wanted}").specifier.contains(python), f"needs {wanted}")]
-    findings += [_package(Requirement(line)) for line in importlib.metadata.requires(PACKAGE) if _of_course(line)]
+    packages = map(Requirement, importlib.metadata.requires(PACKAGE))
+    course = {"extra": "course"}  # what the package itself or its notebooks require
+    findings += [_package(one) for one in packages if one.marker is None or one.marker.evaluate(course)]
     findings += [_weights(name) for name in (BASE, PRETRAIN, SFT)]
     free = psutil.virtual_memory().available / 2**30
     advice = f"close other programs: {GIGABYTES:.0f} GB are used"
@@ -88,12 +90,6 @@ def show_environment(findings: list[Finding]) -> None:
     display({"text/html": page, "text/plain": summary}, raw=True)
 
 
-def _of_course(line: str) -> bool:
-    """Whether a requirement belongs to the package itself or to its notebooks."""
-    marker = Requirement(line).marker
-    return marker is None or marker.evaluate({"extra": "course"})
-
-
 def _package(wanted: Requirement) -> Finding:
     advice = f"needs {wanted.specifier}: {AGAIN}"
     try:
@@ -116,8 +112,8 @@ def _writable(folder: Path) -> Finding:
         with tempfile.TemporaryDirectory(dir=folder):
             return Finding("this folder", "can be written", True)
     except OSError as problem:
-        problem_here = problem.strerror or "cannot be written"
-        return Finding("this folder", problem_here, False, "copy the project to a folder of yours")
+        reason = problem.strerror or "cannot be written"
+        return Finding("this folder", reason, False, "copy the project to a folder of yours")
 
 
 # ---- the map of the course
@@ -151,29 +147,25 @@ ACROSS, BETWEEN = 5, 9.0  # cards in a row, and the gap to the row below
 SHORT = {"language model": "LM"}
 
 
+@style()
 def course_map(minutes: dict[str, float]) -> Figure:
-    """The stations in their order; each card shows the boxes that its notebook is about.
-
-    Args:
-        minutes: number -> how long "Run all" takes there; a card without one says nothing about it.
-    """
-    with style():
-        figure = Figure(figsize=(13.6, 7.0))
-        axes = figure.add_axes((0, 0, 1, 1))
-        corners = [_corner(place) for place in range(len(STATIONS))]
-        for station, (left, bottom) in zip(STATIONS, corners, strict=True):
-            _card(axes, station, left, bottom, minutes.get(station.number))
-        for start, end in pairwise(corners[: -len(AFTER)]):
-            _path(axes, start, end)
-        for earlier, (left, bottom) in zip(AFTER.values(), corners[-len(AFTER) :], strict=True):
-            text = f"at any time after {earlier}"
-            axes.text(left + CARD / 2, bottom + HIGH + 1.3, text, ha="center", style="italic", fontsize=9)
-        left, bottom = _corner(len(STATIONS))
-        legend = "The model has these boxes;\na card lights those that\nits notebook is about."
-        axes.text(left, bottom + HIGH - 8, legend, va="top")
-        _boxes(axes, (), left, bottom + 6.3, named=True)
-        axes.set(xlim=(-2, ACROSS * (CARD + GAP) - GAP + 2), ylim=(-2, 2 * HIGH + BETWEEN + 2), aspect="equal")
-        axes.axis("off")
+    """The stations in their order; each card shows the boxes that its notebook is about, and its minutes if known."""
+    figure = Figure(figsize=(13.6, 7.0))
+    axes = figure.add_axes((0, 0, 1, 1))
+    corners = [_corner(place) for place in range(len(STATIONS))]
+    for station, (left, bottom) in zip(STATIONS, corners, strict=True):
+        _card(axes, station, left, bottom, minutes.get(station.number))
+    for start, end in pairwise(corners[: -len(AFTER)]):
+        _path(axes, start, end)
+    for earlier, (left, bottom) in zip(AFTER.values(), corners[-len(AFTER) :], strict=True):
+        text = f"at any time after {earlier}"
+        axes.text(left + CARD / 2, bottom + HIGH + 1.3, text, ha="center", style="italic", fontsize=9)
+    left, bottom = _corner(len(STATIONS))
+    legend = "The model has these boxes;\na card lights those that\nits notebook is about."
+    axes.text(left, bottom + HIGH - 8, legend, va="top")
+    _boxes(axes, (), left, bottom + 6.3, named=True)
+    axes.set(xlim=(-2, ACROSS * (CARD + GAP) - GAP + 2), ylim=(-2, 2 * HIGH + BETWEEN + 2), aspect="equal")
+    axes.axis("off")
     return figure
 
 
@@ -333,34 +325,28 @@ def read_report(folder: str | Path | None = None) -> dict[str, Any]:
     return json.loads(file.read_text("utf-8"))
 
 
+@style()
 def distance_figure(report: dict[str, Any], marked: dict[str, float] | None = None) -> Figure:
-    """The distances of held-out scenes and of photographs, and the threshold between them.
-
-    Args:
-        report: from `read_report`.
-        marked: names and distances of images to be marked in the figure.
-    """
+    """The distances of held-out scenes and of photographs, and the threshold between them; named images are marked."""
     scenes = np.array(report["scenes"])
     photographs = np.array(list(report["photographs"].values()))
-    with style():
-        figure = Figure(figsize=(8.5, 3))
-        axes = figure.add_subplot()
-        edges = np.geomspace(0.95 * scenes.min(), 1.05 * max(photographs.max(), scenes.max()), 60)
-        axes.hist(scenes, edges, color=BLUE, weights=np.full(len(scenes), 100 / len(scenes)))
-        axes.plot(photographs, np.full(len(photographs), 1.1), "D", color=ORANGE, markersize=6, markeredgecolor="white")
-        top = axes.get_ylim()[1] * 1.2
-        axes.set(xscale="log", ylim=(0, top), xlabel="distance from the drawn world", ylabel="% of the scenes")
-        axes.axvline(report["threshold"], color=INK, linewidth=1.2, linestyle="--")
-        note = {"textcoords": "offset points", "va": "top"}
-        axes.annotate(f"far: above {report['threshold']:.2f}", (report["threshold"], top), (6, -2), **note)
-        axes.annotate(f"{len(scenes)} drawn scenes", (np.median(scenes), top), (0, -2), ha="center", color=BLUE, **note)
-        some = f"{len(photographs)} photographs"
-        axes.annotate(some, (photographs.max(), top), (0, -2), ha="right", color="#A64E00", **note)
-        ground = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": GREY, "linewidth": 0.6}
-        for name, distance in (marked or {}).items():
-            arrow = {"arrowstyle": "-|>", "color": INK, "shrinkB": 0}
-            axes.annotate(name, (distance, 1.9), (0, 62), ha="center", bbox=ground, arrowprops=arrow, **note)
-        ticks = [tick for tick in (0.5, 0.7, 1, 1.4, 2, 2.8, 4, 5.6) if edges[0] <= tick <= edges[-1]]
-        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axes.minorticks_off()
+    figure = Figure(figsize=(8.5, 3))
+    axes = figure.add_subplot()
+    edges = np.geomspace(0.95 * scenes.min(), 1.05 * max(photographs.max(), scenes.max()), 60)
+    axes.hist(scenes, edges, color=BLUE, weights=np.full(len(scenes), 100 / len(scenes)))
+    axes.plot(photographs, np.full(len(photographs), 1.1), "D", color=ORANGE, markersize=6, markeredgecolor="white")
+    top = axes.get_ylim()[1] * 1.2
+    axes.set(xscale="log", ylim=(0, top), xlabel="distance from the drawn world", ylabel="% of the scenes")
+    axes.axvline(report["threshold"], color=INK, linewidth=1.2, linestyle="--")
+    note(axes, f"far: above {report['threshold']:.2f}", (report["threshold"], top), (6, -2), va="top")
+    drawn, some = f"{len(scenes)} drawn scenes", f"{len(photographs)} photographs"
+    note(axes, drawn, (np.median(scenes), top), (0, -2), ha="center", va="top", color=BLUE)
+    note(axes, some, (photographs.max(), top), (0, -2), ha="right", va="top", color="#A64E00")
+    ground = {"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": GREY, "linewidth": 0.6}
+    arrow = {"arrowstyle": "-|>", "color": INK, "shrinkB": 0}
+    for name, distance in (marked or {}).items():
+        note(axes, name, (distance, 1.9), (0, 62), ha="center", va="top", bbox=ground, arrowprops=arrow)
+    ticks = [tick for tick in (0.5, 0.7, 1, 1.4, 2, 2.8, 4, 5.6) if edges[0] <= tick <= edges[-1]]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
     return figure

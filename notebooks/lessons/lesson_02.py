@@ -52,6 +52,7 @@ def answers(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor,
     return processor.tokenizer.batch_decode(written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
+@style()
 def swap(
     picture: Image.Image, tokens: Sequence[str], looked_up: np.ndarray, swapped: np.ndarray, is_image: np.ndarray
 ) -> Figure:
@@ -59,113 +60,101 @@ def swap(
 
     Args:
         tokens: the T tokens as text; those of the picture are not written.
-        looked_up: (T, Dl) embeddings from the table.
-        swapped: (T, Dl) embeddings after the replacement.
+        looked_up, swapped: (T, Dl) embeddings from the table, and after the replacement.
         is_image: (T,), True at a placeholder.
     """
     length, positions = len(tokens), np.flatnonzero(is_image)
-    with style():
-        figure = Figure(figsize=(11.5, 4.6))
-        page = figure.add_subplot()
-        for bottom, values in ((7.0, looked_up), (0.0, swapped)):
-            draw_matrix(page, (0, bottom, length, 5), scale_rows(values).T)
-        for position, patch in zip(positions, patches(picture, len(positions)), strict=True):
-            page.imshow(patch, extent=(position, position + 1, 13.3, 13.3 + PATCH_HEIGHT))
-        for position in np.flatnonzero(~is_image):
-            page.text(position + 0.5, 12.3, tokens[position], rotation=90, ha="center", va="bottom", fontsize=8)
-        page.text(
-            positions.mean() + 0.5, 12.2, f"{len(positions)} placeholders, one for each patch", ha="center", fontsize=9
-        )
-        for edge in (positions[0], positions[-1] + 1):
-            page.plot([edge, edge], [-0.4, 12], color=ORANGE, linewidth=1.5)
-        page.text(-1, 9.5, "after\nthe look-up", ha="right", va="center")
-        page.text(-1, 2.5, "after\nthe swap", ha="right", va="center")
-        page.text(positions.mean() + 0.5, -1.6, "only these have changed", ha="center", fontsize=9)
-        page.set(xlim=(0, length), ylim=(-2, 16.5), aspect="auto")
-        page.axis("off")
+    figure = Figure(figsize=(11.5, 4.6))
+    ax = figure.add_subplot()
+    for bottom, values in ((7.0, looked_up), (0.0, swapped)):
+        draw_matrix(ax, (0, bottom, length, 5), scale_rows(values).T)
+    for position, patch in zip(positions, patches(picture, len(positions)), strict=True):
+        ax.imshow(patch, extent=(position, position + 1, 13.3, 13.3 + PATCH_HEIGHT))
+    for position in np.flatnonzero(~is_image):
+        ax.text(position + 0.5, 12.3, tokens[position], rotation=90, ha="center", va="bottom", fontsize=8)
+    ax.text(positions.mean() + 0.5, 12.2, f"{len(positions)} placeholders, one for each patch", ha="center", fontsize=9)
+    for edge in (positions[0], positions[-1] + 1):
+        ax.plot([edge, edge], [-0.4, 12], color=ORANGE, linewidth=1.5)
+    ax.text(-1, 9.5, "after\nthe look-up", ha="right", va="center")
+    ax.text(-1, 2.5, "after\nthe swap", ha="right", va="center")
+    ax.text(positions.mean() + 0.5, -1.6, "only these have changed", ha="center", fontsize=9)
+    ax.set(xlim=(0, length), ylim=(-2, 16.5), aspect="auto")
+    ax.axis("off")
     return figure
 
 
+@style()
 def rows_plate(
     input_ids: torch.Tensor, image_token_id: int, attention_mask: torch.Tensor, beside: Sequence[str] = ()
 ) -> Figure:
     """A batch, row below row: words, placeholders and padding to scale, each run with its length.
 
     Args:
-        input_ids: (B, T).
-        image_token_id: the id of `<image>`.
-        attention_mask: (B, T), 0 at padding.
+        input_ids, attention_mask: (B, T), the mask 0 at padding.
         beside: a few words to the right of each row.
     """
     rows, length = input_ids.shape
     image, padding = (input_ids == image_token_id).numpy(), (attention_mask == 0).numpy()
     kinds = np.select([padding, image], ["padding", "placeholders"], "words")
-    with style():
-        figure = Figure(figsize=(11.5, 0.52 * rows + 0.75))
-        page = figure.add_axes((0.06, 0.02, 0.72 if any(beside) else 0.92, 0.96))
-        for row in range(rows):
-            page.text(-0.012 * length, row + ROW / 2, f"row {row}", ha="right", va="center", fontsize=10)
-            _strip(page, row, kinds[row].tolist())
-            if row < len(beside):
-                page.text(1.012 * length, row + ROW / 2, beside[row], va="center", fontsize=9.5)
-        _legend(page, length, rows)
-        page.set(xlim=(0, length), ylim=(rows + 0.42, -0.1))
-        page.axis("off")
+    figure = Figure(figsize=(11.5, 0.52 * rows + 0.75))
+    ax = figure.add_axes((0.06, 0.02, 0.72 if any(beside) else 0.92, 0.96))
+    for row in range(rows):
+        ax.text(-0.012 * length, row + ROW / 2, f"row {row}", ha="right", va="center", fontsize=10)
+        _strip(ax, row, kinds[row].tolist())
+        if row < len(beside):
+            ax.text(1.012 * length, row + ROW / 2, beside[row], va="center", fontsize=9.5)
+    for place, (kind, look) in enumerate(LOOKS.items()):
+        left = length * 0.17 * place
+        ax.add_patch(Rectangle((left, rows), length * 0.02, 0.3, edgecolor=GREY, linewidth=0.8, **look))
+        ax.text(left + length * 0.028, rows + 0.15, kind, va="center", fontsize=9)
+    ax.set(xlim=(0, length), ylim=(rows + 0.42, -0.1))
+    ax.axis("off")
     return figure
 
 
-def _strip(page: Axes, row: int, kinds: Sequence[str]) -> None:
+def _strip(ax: Axes, row: int, kinds: Sequence[str]) -> None:
     """One row: a bar for each run of equal positions, with its length where there is room."""
     start = 0
     for kind, run in groupby(kinds):
         count = len(list(run))
         look = {"edgecolor": GREY if kind == "padding" else "white", "linewidth": 1.2} | LOOKS[kind]
-        page.add_patch(Rectangle((start, row), count, ROW, **look))
+        ax.add_patch(Rectangle((start, row), count, ROW, **look))
         if count >= len(kinds) / 30:
             frame = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
             look = {"color": "white" if kind == "words" else INK, "bbox": frame if kind == "padding" else None}
             middle = {"ha": "center", "va": "center", "fontsize": 10, "fontweight": "bold"}
-            page.text(start + count / 2, row + ROW / 2, str(count), **middle, **look)
+            ax.text(start + count / 2, row + ROW / 2, str(count), **middle, **look)
         start += count
 
 
-def _legend(page: Axes, length: int, rows: int) -> None:
-    for place, (kind, look) in enumerate(LOOKS.items()):
-        left = length * 0.17 * place
-        page.add_patch(Rectangle((left, rows), length * 0.02, 0.3, edgecolor=GREY, linewidth=0.8, **look))
-        page.text(left + length * 0.028, rows + 0.15, kind, va="center", fontsize=9)
-
-
+@style()
 def cache_plate(is_image: Sequence[bool], steps: int) -> Figure:
-    """The positions that are computed for each new token, without a cache and with one.
+    """The positions that are computed for each of `steps` new tokens, without a cache and with one.
 
     Args:
         is_image: (T,), True where the prompt has a patch.
-        steps: number of new tokens.
     """
     prompt, total = len(is_image), len(is_image) + steps - 1
     colours = np.array([to_rgb(ORANGE if image else BLUE) for image in [*is_image, *[False] * (steps - 1)]])
-    with style():
-        figure = Figure(figsize=(11.5, 0.25 * steps + 1.0), layout="constrained")
-        for axes, cached in zip(figure.subplots(1, 2), (False, True), strict=True):
-            cells, counts = np.ones((steps, total, 3)), []
-            for step in range(steps):
-                first = prompt + step - 1 if cached and step else 0
-                cells[step, :first] = to_rgb(KEPT)
-                cells[step, first : prompt + step] = colours[first : prompt + step]
-                counts.append(prompt + step - first)
-            axes.imshow(cells, aspect="auto", interpolation="nearest", extent=(0, total, steps, 0))
-            for step, count in enumerate(counts):
-                axes.plot([0, total], [step, step], color="white", linewidth=2)
-                axes.text(total + 1, step + 0.5, str(count), va="center", fontsize=8.5)
-            middle = np.flatnonzero(is_image).mean() + 0.5
-            axes.text(middle, 0.5, "picture", ha="center", va="center", fontweight="bold")
-            if cached and steps > 1:
-                axes.text(prompt / 2, (steps + 1) / 2, "kept in the cache", ha="center", va="center", fontsize=11)
-            title = "with a cache" if cached else "without a cache"
-            axes.set_title(f"{title}: {sum(counts)} positions computed")
-            axes.set(xlabel="position in the sequence", xlim=(0, total + 6), yticks=[])
-            axes.set_ylabel("" if cached else "new token →", rotation=270, labelpad=12)
-            for side in ("left", "bottom"):
-                axes.spines[side].set_visible(False)
+    figure = Figure(figsize=(11.5, 0.25 * steps + 1.0), layout="constrained")
+    for axes, cached in zip(figure.subplots(1, 2), (False, True), strict=True):
+        cells, counts = np.ones((steps, total, 3)), []
+        for step in range(steps):
+            first = prompt + step - 1 if cached and step else 0
+            cells[step, :first] = to_rgb(KEPT)
+            cells[step, first : prompt + step] = colours[first : prompt + step]
+            counts.append(prompt + step - first)
+        axes.imshow(cells, aspect="auto", interpolation="nearest", extent=(0, total, steps, 0))
+        for step, count in enumerate(counts):
+            axes.plot([0, total], [step, step], color="white", linewidth=2)
+            axes.text(total + 1, step + 0.5, str(count), va="center", fontsize=8.5)
+        middle = np.flatnonzero(is_image).mean() + 0.5
+        axes.text(middle, 0.5, "picture", ha="center", va="center", fontweight="bold")
+        if cached and steps > 1:
+            axes.text(prompt / 2, (steps + 1) / 2, "kept in the cache", ha="center", va="center", fontsize=11)
+        title = "with a cache" if cached else "without a cache"
+        axes.set_title(f"{title}: {sum(counts)} positions computed")
+        axes.set(xlabel="position in the sequence", xlim=(0, total + 6), yticks=[])
+        axes.set_ylabel("" if cached else "new token →", rotation=270, labelpad=12)
+        axes.spines[:].set_visible(False)
     return figure

@@ -28,7 +28,7 @@ from lessons.lenses import (
     things_patches,
     typed_image,  # noqa: F401
 )
-from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, border, patches, readable, show, style
+from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, border, note, patches, readable, show, style
 from lessons.widgets import Album, Moment, PatchExplorer, StepExplorer  # noqa: F401
 from minivlm.config import IGNORE_INDEX
 from minivlm.evaluation import Estimate, Reply, score_questions
@@ -38,6 +38,7 @@ from minivlm.scenes.facts import Scene
 from minivlm.scenes.language import noun_phrase
 
 ZH = "ᶻʰ"  # marks an English word that stands for a Chinese one
+SHARE = 0.38  # of an image's colours that are left below the words; the rest is white
 FAINTEST = 0.002  # of a layer's largest gradient: what is below is drawn alike
 MARKERS = "os^Dv"
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "")  # so that bars differ without colour, too
@@ -50,27 +51,28 @@ def show_words(
     """The nearest words of an image's patches, once for each variant of them, and the model's answer to each.
 
     Args:
-        image: what is shown.
         scene: its facts; its things are outlined.
         panels: a name and N words for each variant.
         answers: one for each, or none.
     """
     sentences = [f": “{sentence}”" for sentence in answers] or [""] * len(panels)
     outlines = [
-        (noun_phrase(thing.kind, thing.colour, "en"), patches)
-        for thing, patches in things_patches(scene, len(next(iter(panels.values()))))
+        (noun_phrase(thing.kind, thing.colour, "en"), covered)
+        for thing, covered in things_patches(scene, len(next(iter(panels.values()))))
     ]
     titles = {f"{name}{sentence}": panels[name] for name, sentence in zip(panels, sentences, strict=True)}
-    true = {title: sorted({word.english for word in words if word.true}) for title, words in titles.items()}
-    counts = {title: sum(word.true for word in words) for title, words in titles.items()}
     alt = (
         f"A pale picture ({listed(scene)}), {len(panels)} times, its things outlined, a word on each patch; words "
-        "that are true of their patch are bold and framed. "
-    ) + " ".join(f"{title}: {counts[title]} true, {', '.join(true[title]) or 'none'}." for title in titles)
-    summary = "; ".join(f"{title}: {counts[title]} of {len(words)} words are true" for title, words in titles.items())
-    note = "" if readable("中") else f" ({ZH} marks a Chinese word, written in English here)"
+        "that are true of their patch are bold and framed."
+    )
+    counts = []
+    for title, words in titles.items():
+        true = [word.english for word in words if word.true]
+        alt += f" {title}: {len(true)} true, {', '.join(sorted(set(true))) or 'none'}."
+        counts.append(f"{title}: {len(true)} of {len(words)} words are true")
+    remark = "" if readable("中") else f" ({ZH} marks a Chinese word, written in English here)"
     wrapped = {textwrap.fill(title, 52): words for title, words in titles.items()}
-    show(patch_words(image, wrapped, outlines), alt, f"{summary}.{note}")
+    show(patch_words(image, wrapped, outlines), alt, f"{'; '.join(counts)}.{remark}")
 
 
 def show_gradient_path(
@@ -83,10 +85,8 @@ def show_gradient_path(
     """The gradient's way through the language model, from `lenses.gradient_map`.
 
     Args:
-        image: what the row shows.
         norms: (L + 1, T).
-        batch: the one row that was learnt from.
-        processor: made the row.
+        batch: the one example, made by `processor`, that was learnt from.
         kept: W's gradient.
     """
     ids = batch["input_ids"][0]
@@ -121,12 +121,11 @@ def show_lighting_up(image: Image.Image, moments: Mapping[int, Moment]) -> None:
 def show_facts(rows: Mapping[str, Mapping[str, int]]) -> None:
     """What the nearest words of things' patches say; see `facts_bars`."""
     true = {name: 1 - counts[UNTRUE] / sum(counts.values()) for name, counts in rows.items()}
-    line = " ".join(
-        f"{name}: " + ", ".join(f"{fact} {counts[fact] / sum(counts.values()):.0%}" for fact in (*FACTS, UNTRUE)) + "."
-        for name, counts in rows.items()
-    )
+    alt = "Stacked bars of what the nearest word says of the thing on its patch."
+    for name, counts in rows.items():
+        shares = (f"{fact} {counts[fact] / sum(counts.values()):.0%}" for fact in (*FACTS, UNTRUE))
+        alt += f" {name}: {', '.join(shares)}."
     summary = ", ".join(f"{name} {share:.0%}" for name, share in true.items())
-    alt = f"Stacked bars of what the nearest word says of the thing on its patch. {line}"
     show(facts_bars(rows), alt, f"Patches of things whose nearest word is true of the thing: {summary}.")
 
 
@@ -142,6 +141,7 @@ def show_intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> No
     show(intervals(rows, label), f"Points with intervals, {label}. {'; '.join(lines)}.", summary)
 
 
+@style()
 def gradient_path(
     image: Image.Image,
     norms: np.ndarray,
@@ -153,7 +153,6 @@ def gradient_path(
     """The gradient's way from the caption's words down through the language model to the patches, and on to W.
 
     Args:
-        image: what the row shows.
         norms: (L + 1, T) from `lenses.gradient_map`; each row is drawn against its own largest.
         tokens: the T tokens as text; those of the image are not written.
         is_image: (T,), True where a patch stands.
@@ -162,29 +161,28 @@ def gradient_path(
     """
     layers, length = len(norms) - 1, norms.shape[1]
     places, side = np.flatnonzero(is_image), int(is_image.sum() ** 0.5)
-    with style():
-        figure = Figure(figsize=(11.8, 5.0))
-        ax = figure.add_axes((0.105, 0.36, 0.885, 0.55))
-        shares = np.ma.masked_equal(norms / norms.max(axis=1, keepdims=True), 0)
-        options = {"norm": LogNorm(FAINTEST, 1), "cmap": MAP, "origin": "lower", "interpolation": "nearest"}
-        ax.imshow(shares, aspect="auto", **options)
-        ax.set_facecolor("white")
-        ax.set_yticks(range(layers + 1), ["what goes in", *(f"out of layer {layer + 1}" for layer in range(layers))])
-        ax.set_xticks(np.flatnonzero(~is_image), [tokens[place] for place in np.flatnonzero(~is_image)])
-        ax.tick_params(axis="x", rotation=90, labelsize=7.5, length=0, pad=2)
-        ax.tick_params(axis="y", length=0)
-        for edge in (places[0] - 0.5, places[-1] + 0.5):
-            ax.axvline(edge, color=ORANGE, linewidth=1.5)
-        for place in np.flatnonzero(supervised):
-            ax.plot(place, layers + 0.72, marker="v", color=INK, markersize=5, clip_on=False)
-        middle, above = np.flatnonzero(supervised).mean(), layers + 1.0
-        ax.text(middle, above, "the loss enters here", ha="center", va="bottom", fontsize=9)
-        ax.text(places.mean(), layers + 0.62, f"the picture's {len(places)} places", ha="center", fontsize=9)
-        legend = "the brighter, the more of its row's largest gradient; white: none"
-        ax.text(-0.5, above, legend, va="bottom", fontsize=8.5)
-        ax.set(xlim=(-0.5, length - 0.5), ylim=(-0.5, layers + 0.5))
-        ax.spines[:].set_visible(False)
-        _down_to_w(figure, ax, image, norms[0][is_image].reshape(side, side), arrives)
+    figure = Figure(figsize=(11.8, 5.0))
+    ax = figure.add_axes((0.105, 0.36, 0.885, 0.55))
+    shares = np.ma.masked_equal(norms / norms.max(axis=1, keepdims=True), 0)
+    options = {"norm": LogNorm(FAINTEST, 1), "cmap": MAP, "origin": "lower", "interpolation": "nearest"}
+    ax.imshow(shares, aspect="auto", **options)
+    ax.set_facecolor("white")
+    ax.set_yticks(range(layers + 1), ["what goes in", *(f"out of layer {layer + 1}" for layer in range(layers))])
+    ax.set_xticks(np.flatnonzero(~is_image), [tokens[place] for place in np.flatnonzero(~is_image)])
+    ax.tick_params(axis="x", rotation=90, labelsize=7.5, length=0, pad=2)
+    ax.tick_params(axis="y", length=0)
+    for edge in (places[0] - 0.5, places[-1] + 0.5):
+        ax.axvline(edge, color=ORANGE, linewidth=1.5)
+    for place in np.flatnonzero(supervised):
+        ax.plot(place, layers + 0.72, marker="v", color=INK, markersize=5, clip_on=False)
+    middle, above = np.flatnonzero(supervised).mean(), layers + 1.0
+    ax.text(middle, above, "the loss enters here", ha="center", va="bottom", fontsize=9)
+    ax.text(places.mean(), layers + 0.62, f"the picture's {len(places)} places", ha="center", fontsize=9)
+    legend = "the brighter, the more of its row's largest gradient; white: none"
+    ax.text(-0.5, above, legend, va="bottom", fontsize=8.5)
+    ax.set(xlim=(-0.5, length - 0.5), ylim=(-0.5, layers + 0.5))
+    ax.spines[:].set_visible(False)
+    _down_to_w(figure, ax, image, norms[0][is_image].reshape(side, side), arrives)
     return figure
 
 
@@ -192,45 +190,41 @@ def _down_to_w(figure: Figure, ax: Axes, image: Image.Image, last: np.ndarray, a
     """Below the map: the gradient over the image's own patches, and W, where the way ends."""
     box, side = ax.get_position(), len(last)
     left = box.x0 + 0.16
-    seen = figure.add_axes((left, 0.0, 0.125, 0.295))
-    seen.imshow(np.asarray(image), extent=(0, side, side, 0), interpolation="bicubic")
-    seen.imshow(np.ones((1, 1, 3)), extent=(0, side, side, 0), alpha=0.45)
+    whole = figure.add_axes((left, 0.0, 0.125, 0.295))
+    whole.imshow(np.asarray(image), extent=(0, side, side, 0), interpolation="bicubic")
+    whole.imshow(np.ones((1, 1, 3)), extent=(0, side, side, 0), alpha=0.45)
     y, x = np.mgrid[:side, :side] + 0.5
-    seen.scatter(x, y, s=70 * last / last.max(), color=BLUE, edgecolors="white", linewidths=0.6)
-    seen.axis("off")
+    whole.scatter(x, y, s=70 * last / last.max(), color=BLUE, edgecolors="white", linewidths=0.6)
+    whole.axis("off")
     way = {"arrowstyle": "-|>", "mutation_scale": 14, "color": INK, "linewidth": 1.4}
     middle = left + 0.0625
     figure.add_artist(FancyArrowPatch((middle, box.y0 - 0.008), (middle, 0.305), transform=figure.transFigure, **way))
-    note = figure.add_axes((left + 0.135, 0.0, 0.58, 0.295))
-    note.set(xlim=(0, 100), ylim=(0, 10))
-    note.axis("off")
-    note.text(0, 9.4, "a dot's area: how much\narrives at its patch", va="top", fontsize=8.5)
-    note.add_patch(FancyArrowPatch((0, 3.2), (24, 3.2), **way))
-    note.add_patch(Rectangle((25, 0.6), 11, 5.4, facecolor="#FFE3C8", edgecolor=ORANGE, linewidth=2.4))
-    note.text(30.5, 3.3, "W", ha="center", va="center", fontsize=15, fontweight="bold")
-    note.text(38, 3.3, f"keeps a gradient of norm {arrives:.3g};\nthe layers above keep none", va="center", fontsize=10)
+    beside = figure.add_axes((left + 0.135, 0.0, 0.58, 0.295))
+    beside.set(xlim=(0, 100), ylim=(0, 10))
+    beside.axis("off")
+    beside.text(0, 9.4, "a dot's area: how much\narrives at its patch", va="top", fontsize=8.5)
+    beside.add_patch(FancyArrowPatch((0, 3.2), (24, 3.2), **way))
+    beside.add_patch(Rectangle((25, 0.6), 11, 5.4, facecolor="#FFE3C8", edgecolor=ORANGE, linewidth=2.4))
+    beside.text(30.5, 3.3, "W", ha="center", va="center", fontsize=15, fontweight="bold")
+    size = f"keeps a gradient of norm {arrives:.3g};\nthe layers above keep none"
+    beside.text(38, 3.3, size, va="center", fontsize=10)
 
 
+@style()
 def lighting_up(image: Image.Image, moments: Mapping[int, Moment]) -> Figure:
-    """The same image at several steps: only patches whose nearest word is true are shown in their colours.
-
-    Args:
-        image: what is looked at.
-        moments: steps and where W was, the first first.
-    """
-    with style():
-        figure = Figure(figsize=(2.3 * len(moments), 3.7), layout="constrained")
-        for number, (step, moment) in enumerate(moments.items(), start=1):
-            axes = figure.add_subplot(1, len(moments), number)
-            side = int(len(moment.words) ** 0.5)
-            _lit(axes, image, [word.true for word in moment.words])
-            lit = sum(word.true for word in moment.words)
-            axes.set_title(f"step {step}", fontsize=11, loc="center")
-            axes.text(side / 2, side + 0.25, f"{lit} of {len(moment.words)} patches", ha="center", va="top", fontsize=9)
-            answer = textwrap.fill(moment.answer, 25)
-            axes.text(side / 2, side + 1.25, f"“{answer}”", ha="center", va="top", fontsize=8.5, style="italic")
-            axes.set(xlim=(-0.05, side + 0.05), ylim=(side + 4.2, -0.05), aspect="equal")
-            axes.axis("off")
+    """The same image at several steps: only patches whose nearest word is true are shown in their colours."""
+    figure = Figure(figsize=(2.3 * len(moments), 3.7), layout="constrained")
+    for number, (step, moment) in enumerate(moments.items(), start=1):
+        axes = figure.add_subplot(1, len(moments), number)
+        side = int(len(moment.words) ** 0.5)
+        _lit(axes, image, [word.true for word in moment.words])
+        lit = sum(word.true for word in moment.words)
+        axes.set_title(f"step {step}", fontsize=11, loc="center")
+        axes.text(side / 2, side + 0.25, f"{lit} of {len(moment.words)} patches", ha="center", va="top", fontsize=9)
+        answer = textwrap.fill(moment.answer, 25)
+        axes.text(side / 2, side + 1.25, f"“{answer}”", ha="center", va="top", fontsize=8.5, style="italic")
+        axes.set(xlim=(-0.05, side + 0.05), ylim=(side + 4.2, -0.05), aspect="equal")
+        axes.axis("off")
     return figure
 
 
@@ -247,98 +241,82 @@ def _lit(axes: Axes, image: Image.Image, lit: Sequence[bool]) -> None:
             axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=ORANGE, linewidth=0.7))
 
 
+@style()
 def facts_bars(rows: Mapping[str, Mapping[str, int]]) -> Figure:
-    """What the nearest words of things' patches say: one bar for each way to come by the patches.
-
-    Args:
-        rows: a name, and counts as `lenses.facts_named` gives them.
-    """
-    with style():
-        figure = Figure(figsize=(9.6, 0.55 * len(rows) + 1.5), layout="constrained")
-        axes = figure.add_subplot()
-        for place, (name, counts) in enumerate(rows.items()):
-            start, total = 0.0, sum(counts.values())
-            for fact, shade, hatch in zip((*FACTS, UNTRUE), SHADES, HATCHES, strict=True):
-                share = counts[fact] / total
-                label = {"label": fact} if place == 0 else {}
-                bar = {"color": shade, "hatch": hatch, "edgecolor": "white", "height": 0.72}
-                axes.barh(name, share, left=start, **bar, **label)
-                start += share
-            true = 1 - counts[UNTRUE] / total
-            axes.annotate(f"{true:.0%} true", (1, place), (6, 0), textcoords="offset points", va="center")
-        axes.invert_yaxis()
-        axes.set(
-            xlim=(0, 1), xlabel="share of the patches that things cover, by what their nearest word says of the thing"
-        )
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.legend(ncols=6, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9, handlelength=1.6)
+    """What the nearest words of things' patches say: a bar for each row of counts from `lenses.facts_named`."""
+    figure = Figure(figsize=(9.6, 0.55 * len(rows) + 1.5), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (name, counts) in enumerate(rows.items()):
+        start, total = 0.0, sum(counts.values())
+        for fact, shade, hatch in zip((*FACTS, UNTRUE), SHADES, HATCHES, strict=True):
+            share = counts[fact] / total
+            label = fact if place == 0 else None
+            axes.barh(name, share, 0.72, start, color=shade, hatch=hatch, edgecolor="white", label=label)
+            start += share
+        true = 1 - counts[UNTRUE] / total
+        note(axes, f"{true:.0%} true", (1, place), (6, 0), va="center")
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1), xlabel="share of the patches that things cover, by what their nearest word says of the thing")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.legend(ncols=6, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9, handlelength=1.6)
     return figure
 
 
+@style()
 def intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> Figure:
-    """Shares as points with their intervals, and their counts written out.
-
-    Args:
-        rows: who is measured -> what is measured -> the estimate.
-        label: of the axis.
-    """
+    """Shares (who -> what -> estimate) as points with their intervals, and their counts written out."""
     measured = list(next(iter(rows.values())))
-    with style():
-        figure = Figure(figsize=(9.2, 0.3 * len(rows) * (len(measured) + 0.45) + 1.0), layout="constrained")
-        axes = figure.add_subplot()
-        ticks = []
-        for place, (who, figures) in enumerate(rows.items()):
-            for number, (what, share) in enumerate(figures.items()):
-                y = place * (len(measured) + 0.45) + number
-                ticks.append((y, who if len(measured) == 1 else f"{who}: {what}" if number == 0 else what))
-                if share["value"] is None:
-                    axes.annotate("nothing named", (0, y), (6, 0), textcoords="offset points", va="center", fontsize=9)
-                    continue
-                colour = BLUE if place == 0 else GREY
-                axes.plot([share["low"], share["high"]], [y, y], color=colour, linewidth=5, alpha=0.45)
-                axes.plot(share["value"], y, MARKERS[number % len(MARKERS)], color=colour, markersize=8)
-                text = f"{share['value']:.2f}   ({share['numerator']} of {share['denominator']})"
-                end = (max(share["high"], share["value"]), y)
-                axes.annotate(text, end, (9, 0), textcoords="offset points", va="center", fontsize=9)
-        axes.set_yticks(*zip(*ticks, strict=True))
-        axes.invert_yaxis()
-        axes.set(xlim=(-0.02, 1.22), xlabel=label)
-        axes.set_xticks(np.linspace(0, 1, 6))
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="x", color="#E8E8E8")
-        axes.set_axisbelow(True)
+    figure = Figure(figsize=(9.2, 0.3 * len(rows) * (len(measured) + 0.45) + 1.0), layout="constrained")
+    axes = figure.add_subplot()
+    ticks = []
+    for place, (who, figures) in enumerate(rows.items()):
+        for number, (what, share) in enumerate(figures.items()):
+            y = place * (len(measured) + 0.45) + number
+            ticks.append((y, who if len(measured) == 1 else f"{who}: {what}" if number == 0 else what))
+            if share["value"] is None:
+                note(axes, "nothing named", (0, y), (6, 0), va="center", fontsize=9)
+                continue
+            colour = BLUE if place == 0 else GREY
+            axes.plot([share["low"], share["high"]], [y, y], color=colour, linewidth=5, alpha=0.45)
+            axes.plot(share["value"], y, MARKERS[number % len(MARKERS)], color=colour, markersize=8)
+            text = f"{share['value']:.2f}   ({share['numerator']} of {share['denominator']})"
+            note(axes, text, (max(share["high"], share["value"]), y), (9, 0), va="center", fontsize=9)
+    axes.set_yticks(*zip(*ticks, strict=True))
+    axes.invert_yaxis()
+    axes.set(xlim=(-0.02, 1.22), xlabel=label)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
     return figure
 
 
+@style()
 def patch_words(
-    image: Image.Image,
-    panels: Mapping[str, Sequence[PatchWord]],
-    outlines: Sequence[tuple[str, np.ndarray]] = (),
+    image: Image.Image, panels: Mapping[str, Sequence[PatchWord]], outlines: Sequence[tuple[str, np.ndarray]] = ()
 ) -> Figure:
     """The word nearest to each projected patch, written over the image; what is true of its patch is framed.
 
     Without a Chinese font, a Chinese word is written in English and marked "zh".
 
     Args:
-        image: what is looked at.
         panels: a title and N words for each panel.
         outlines: a label and the patches of each thing, to be drawn around them.
     """
-    with style():
-        figure = Figure(figsize=(5.9 * len(panels), 6.4), layout="constrained")
-        for number, (title, words) in enumerate(panels.items(), start=1):
-            axes, side = figure.add_subplot(1, len(panels), number), int(len(words) ** 0.5)
-            axes.imshow(_pale(image), extent=(0, side, side, 0), interpolation="bicubic")
-            for label, covered in outlines:
-                _outline(axes, covered, side, label)
-            for place, word in enumerate(words):
-                y, x = divmod(place, side)
-                _patch_word(axes, x + 0.5, y + 0.5, word)
-            axes.set_title(title, fontsize=12, pad=8)
-            axes.set(xlim=(-0.03, side + 0.03), ylim=(side + 0.03, -0.03))
-            axes.axis("off")
+    figure = Figure(figsize=(5.9 * len(panels), 6.4), layout="constrained")
+    for number, (title, words) in enumerate(panels.items(), start=1):
+        axes, side = figure.add_subplot(1, len(panels), number), int(len(words) ** 0.5)
+        pale = np.round(255 - (255 - np.asarray(image, dtype=float)) * SHARE).astype(np.uint8)
+        axes.imshow(pale, extent=(0, side, side, 0), interpolation="bicubic")
+        for label, covered in outlines:
+            _outline(axes, covered, side, label)
+        for place, word in enumerate(words):
+            y, x = divmod(place, side)
+            _patch_word(axes, x + 0.5, y + 0.5, word)
+        axes.set_title(title, fontsize=12, pad=8)
+        axes.set(xlim=(-0.03, side + 0.03), ylim=(side + 0.03, -0.03))
+        axes.axis("off")
     return figure
 
 
@@ -349,32 +327,15 @@ def written(word: PatchWord) -> str:
     return word.english if word.english == NO_WORD else f"{word.english}{ZH}"
 
 
-def _pale(image: Image.Image, share: float = 0.38) -> np.ndarray:
-    """An image faded towards white, so that words can be read on it."""
-    return np.round(255 - (255 - np.asarray(image, dtype=float)) * share).astype(np.uint8)
-
-
 def _patch_word(axes: Axes, x: float, y: float, word: PatchWord) -> None:
     """One word in its patch: framed and bold if it is true."""
     text = written(word)
-    axes.text(
-        x,
-        y,
-        text,
-        ha="center",
-        va="center",
-        fontsize=min(9.0, 58 / max(6, len(text.removesuffix(ZH)) + 1)),
-        fontweight="bold" if word.true else "normal",
-        color=INK if word.true else "#5A5A5A",
-        bbox={
-            "boxstyle": "round,pad=0.22",
-            "facecolor": "#FFF6EC" if word.true else "white",
-            "edgecolor": ORANGE if word.true else "none",
-            "alpha": 0.95 if word.true else 0.45,
-            "linewidth": 1.5,
-        },
-        zorder=4 if word.true else 3,
-    )
+    plain = {"facecolor": "white", "edgecolor": "none", "alpha": 0.45}
+    frame = {"facecolor": "#FFF6EC", "edgecolor": ORANGE, "alpha": 0.95} if word.true else plain
+    size = min(9.0, 58 / max(6, len(text.removesuffix(ZH)) + 1))
+    look = {"color": INK, "fontweight": "bold", "zorder": 4} if word.true else {"color": "#5A5A5A", "zorder": 3}
+    box = {"boxstyle": "round,pad=0.22", "linewidth": 1.5, **frame}
+    axes.text(x, y, text, ha="center", va="center", fontsize=size, bbox=box, **look)
 
 
 def _outline(axes: Axes, covered: np.ndarray, side: int, label: str) -> None:
@@ -385,17 +346,9 @@ def _outline(axes: Axes, covered: np.ndarray, side: int, label: str) -> None:
             axes.plot([x0, x1], [y0, y1], color=colour, linewidth=width, solid_capstyle="round", zorder=2)
     top = covered.min() // side
     middle = (covered[covered // side == top] % side).mean() + 0.5
-    axes.text(
-        min(max(middle, 1.2), side - 1.2),
-        top if top else 0.02,
-        label,
-        ha="center",
-        va="center" if top else "top",
-        fontsize=8,
-        color="white",
-        bbox={"boxstyle": "round,pad=0.25", "facecolor": BLUE, "edgecolor": "white"},
-        zorder=5,
-    )
+    x, y, align = min(max(middle, 1.2), side - 1.2), top or 0.02, "center" if top else "top"
+    box = {"boxstyle": "round,pad=0.25", "facecolor": BLUE, "edgecolor": "white"}
+    axes.text(x, y, label, ha="center", va=align, fontsize=8, color="white", bbox=box, zorder=5)
 
 
 def questions_right(items: Sequence[Item], answers: Sequence[str]) -> dict[str, Estimate]:

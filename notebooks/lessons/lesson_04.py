@@ -34,7 +34,7 @@ from lessons.lenses import (
     word_title,
 )
 from lessons.lesson_03 import questions_right  # noqa: F401
-from lessons.plots import BLUE, GREY, INK, ORANGE, show, style
+from lessons.plots import BLUE, GREY, INK, ORANGE, note, show, style
 from lessons.stages import blocks, only, rates_figure, show_strips, size, strips  # noqa: F401
 from lessons.widgets import StageExplorer  # noqa: F401
 from minivlm.checkpoint import load_checkpoint
@@ -167,69 +167,62 @@ def in_words(name: str, change: Effect) -> str:
     return f"{points}: {'an effect' if change.claimed else 'no effect that three seeds could show'}"
 
 
+@style()
 def forgetting_figure(results: Mapping[str, Any], live: dict[str, float] | None = None) -> Figure:
     """Text tasks before stage 2 and after it, with and without text rows: one mark for each seed.
 
     Args:
-        results: from `read_results`.
         live: scores of one more run, made on the spot without text rows; a star.
     """
     looks = {WITH: (BLUE, "o", "after, with text rows", 0.2), WITHOUT: (ORANGE, "^", "after, without", -0.2)}
-    with style():
-        figure = Figure(figsize=(8.6, 3.2), layout="constrained")
-        axes = figure.add_subplot()
-        for place, task in enumerate(TEXT_TASKS):
-            before = results["before"][task]
-            axes.plot([before] * 2, [-place - 0.4, -place + 0.4], color=GREY, linewidth=3, zorder=1)
-            for variant, (colour, mark, name, up) in looks.items():
-                values = seeds_of(results, variant, task)
-                y = -place + up
-                axes.plot([min(values), max(values)], [y, y], color=colour, linewidth=1.2, zorder=2)
-                label = name if place == 0 else None
-                axes.plot(values, [y] * len(values), mark, color=colour, markersize=8, alpha=0.8, label=label, zorder=3)
-            if live is not None:
-                star = {"markersize": 13, "color": "white", "markeredgecolor": ORANGE, "markeredgewidth": 1.6}
-                axes.plot(live[task], -place - 0.2, "*", label="this run" if place == 0 else None, zorder=4, **star)
-        axes.plot([], [], color=GREY, linewidth=3, label="before stage 2")
-        axes.set_yticks([-place for place in range(len(TEXT_TASKS))], TEXT_TASKS)
-        axes.set(xlim=(-0.02, 1.03), ylim=(-len(TEXT_TASKS) + 0.4, 0.6), xlabel="share of exact answers, text alone")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.grid(axis="x", color="#E8E8E8")
-        axes.set_axisbelow(True)
-        axes.tick_params(axis="y", length=0)
-        axes.legend(loc="upper center", bbox_to_anchor=(0.45, 1.2), ncols=4, frameon=False, fontsize=9)
+    figure = Figure(figsize=(8.6, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    for place, task in enumerate(TEXT_TASKS):
+        before = results["before"][task]
+        axes.plot([before] * 2, [-place - 0.4, -place + 0.4], color=GREY, linewidth=3, zorder=1)
+        for variant, (colour, mark, name, up) in looks.items():
+            values = seeds_of(results, variant, task)
+            y = -place + up
+            axes.plot([min(values), max(values)], [y, y], color=colour, linewidth=1.2, zorder=2)
+            label = name if place == 0 else None
+            axes.plot(values, [y] * len(values), mark, color=colour, markersize=8, alpha=0.8, label=label, zorder=3)
+        if live is not None:
+            star = {"markersize": 13, "color": "white", "markeredgecolor": ORANGE, "markeredgewidth": 1.6}
+            axes.plot(live[task], -place - 0.2, "*", label="this run" if place == 0 else None, zorder=4, **star)
+    axes.plot([], [], color=GREY, linewidth=3, label="before stage 2")
+    axes.set_yticks([-place for place in range(len(TEXT_TASKS))], TEXT_TASKS)
+    axes.set(xlim=(-0.02, 1.03), ylim=(-len(TEXT_TASKS) + 0.4, 0.6), xlabel="share of exact answers, text alone")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, 1.2), ncols=4, frameon=False, fontsize=9)
     return figure
 
 
+@style()
 def choices_figure(results: Mapping[str, Any], measures: Mapping[str, str]) -> Figure:
-    """Every choice of what to unfreeze, in a panel for each measure: one mark for each seed, a line where it began.
-
-    Args:
-        measures: name of a measure in the results -> the panel's title.
-    """
+    """Every choice of what to unfreeze, a panel for each measure (name -> title); a mark a seed, a line for before."""
     names = _by_size(results)
-    with style():
-        figure = Figure(figsize=(11.5, 3.2), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12)
-        for number, (measure, title) in enumerate(measures.items()):
-            axes = figure.add_subplot(1, len(measures), number + 1)
-            axes.axvline(results["before"][measure], color=GREY, linewidth=2, linestyle="--")
-            for place, name in enumerate(names):
-                values = seeds_of(results, name, measure)
-                axes.plot([min(values), max(values)], [-place] * 2, color=BLUE, linewidth=1.2)
-                axes.plot(values, [-place] * len(values), "o", color=BLUE, markersize=7, alpha=0.7)
-            axes.set_title(title)
-            axes.margins(x=0.12)
-            axes.set_ylim(-len(names) + 0.5, 0.5)
-            axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-            axes.xaxis.set_major_formatter(lambda value, _, measure=measure: _written(measure, value))
-            axes.grid(axis="x", color="#E8E8E8")
-            axes.set_axisbelow(True)
-            axes.tick_params(axis="y", length=0)
-            labels = [f"{name}\n{results['variants'][name]['parameters']:,}" for name in names] if number == 0 else []
-            axes.set_yticks([-place for place in range(len(labels))], labels, fontsize=9, color=INK)
-        began = (results["before"][next(iter(measures))], -len(names) + 1.5)
-        figure.axes[0].annotate("before", began, (5, 0), textcoords="offset points", fontsize=8.5, va="center")
+    figure = Figure(figsize=(11.5, 3.2), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12)
+    for number, (measure, title) in enumerate(measures.items()):
+        axes = figure.add_subplot(1, len(measures), number + 1)
+        axes.axvline(results["before"][measure], color=GREY, linewidth=2, linestyle="--")
+        for place, name in enumerate(names):
+            values = seeds_of(results, name, measure)
+            axes.plot([min(values), max(values)], [-place] * 2, color=BLUE, linewidth=1.2)
+            axes.plot(values, [-place] * len(values), "o", color=BLUE, markersize=7, alpha=0.7)
+        axes.set_title(title)
+        axes.margins(x=0.12)
+        axes.set_ylim(-len(names) + 0.5, 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(lambda value, _, measure=measure: _written(measure, value))
+        axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
+        labels = [f"{name}\n{results['variants'][name]['parameters']:,}" for name in names] if number == 0 else []
+        axes.set_yticks([-place for place in range(len(labels))], labels, fontsize=9, color=INK)
+    began = (results["before"][next(iter(measures))], -len(names) + 1.5)
+    note(figure.axes[0], "before", began, (5, 0), fontsize=8.5, va="center")
     return figure
 
 
@@ -326,12 +319,11 @@ def attention_to_things(
     return AtThings(*(float(value) for value in np.mean(shares, axis=0)))
 
 
+@style()
 def compared_figure(image: Image.Image, models: Mapping[str, Looks], chosen: Sequence[int]) -> Figure:
     """The same words of the same answer as several models read them: a row for each model, a column for each word.
 
     Args:
-        image: the one that the question is about.
-        models: a name, and where its words looked.
         chosen: positions of words.
 
     Raises:
@@ -340,32 +332,25 @@ def compared_figure(image: Image.Image, models: Mapping[str, Looks], chosen: Seq
     first = next(iter(models.values()))
     if not chosen or any(looks.words != first.words for looks in models.values()):
         raise ValueError("choose at least one word, of an answer that is the same for all")
-    with style():
-        figure = Figure(figsize=(0.6 + 1.85 * len(chosen), 2.25 * len(models)))
-        panels = figure.subplots(len(models), len(chosen), squeeze=False)
-        for line, (name, looks) in zip(panels, models.items(), strict=True):
-            for axes, word in zip(line, chosen, strict=True):
-                draw_attention(axes, image, looks.patches[word])
-                if looks is first:
-                    axes.set_title(word_title(looks, word), fontweight="bold", loc="center")
-            line[0].set_ylabel(name, fontweight="bold", labelpad=8)
-        figure.subplots_adjust(wspace=0.06, hspace=0.2, left=0.03, right=1)
+    figure = Figure(figsize=(0.6 + 1.85 * len(chosen), 2.25 * len(models)))
+    panels = figure.subplots(len(models), len(chosen), squeeze=False)
+    for line, (name, looks) in zip(panels, models.items(), strict=True):
+        for axes, word in zip(line, chosen, strict=True):
+            draw_attention(axes, image, looks.patches[word])
+            if looks is first:
+                axes.set_title(word_title(looks, word), fontweight="bold", loc="center")
+        line[0].set_ylabel(name, fontweight="bold", labelpad=8)
+    figure.subplots_adjust(wspace=0.06, hspace=0.2, left=0.03, right=1)
     return figure
 
 
 def show_compared(image: Image.Image, models: Mapping[str, Looks], chosen: Sequence[int]) -> None:
     """`compared_figure` with alternative text and a one-line summary."""
-    lines = []
+    alt = f"The picture once for each of {len(chosen)} words in {len(models)} rows, faded where the word did not look."
+    shares = []
     for name, looks in models.items():
-        patches = looks.patches.shape[1]
-        words = [f"{looks.words[k]}: {where(int(looks.patches[k].argmax()), patches)}" for k in chosen]
-        lines.append(f"{name}, looked at most: {'; '.join(words)}.")
-    alt = f"The picture once for each of {len(chosen)} words in {len(models)} rows, faded where the word did not look. "
-    shares = ", ".join(
-        f"{name} {np.mean([looks.patches[k].sum() for k in chosen]):.0%}" for name, looks in models.items()
-    )
-    show(
-        compared_figure(image, models, chosen),
-        alt + " ".join(lines),
-        f"Of these words' attention on the picture: {shares}.",
-    )
+        places = [f"{looks.words[k]}: {where(int(looks.patches[k].argmax()), looks.patches.shape[1])}" for k in chosen]
+        alt += f" {name}, looked at most: {'; '.join(places)}."
+        shares.append(f"{name} {np.mean([looks.patches[k].sum() for k in chosen]):.0%}")
+    summary = f"Of these words' attention on the picture: {', '.join(shares)}."
+    show(compared_figure(image, models, chosen), alt, summary)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, image_html, smoothed, style, table_html
+from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, image_html, note, smoothed, style, table_html
 from minivlm.evaluation import EXPERIMENTS, effect, values
 from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration
@@ -30,7 +30,6 @@ from minivlm.scenes.vocabulary import KIND_WORDS
 
 GREY_BOX = (128, 128, 128)
 SHADOW = 0.18  # of its width that a thing's shadow reaches beyond its box
-GRID = "#E8E8E8"
 MEASURES = {"sampled chair_i": "CHAIR_i, sampled", "chair_i": "CHAIR_i, greedy", "recall": "recall, greedy"}
 
 # ---- answers with their errors marked
@@ -71,53 +70,53 @@ def facts_of(scene: Scene) -> str:
 # ---- curves
 
 
+@style()
 def two_losses(losses: Mapping[str, Sequence[float]], nothing_known: float) -> Figure:
     """Two loss curves on one logarithmic scale, side by side, with the loss of a model that knows nothing."""
-    with style():
-        figure = Figure(figsize=(9, 3), layout="constrained")
-        for axes, (name, row), colour in zip(
-            figure.subplots(1, 2, sharey=True), losses.items(), (BLUE, ORANGE), strict=True
-        ):
-            steps, mean = np.arange(1, len(row) + 1), smoothed(row)
-            axes.plot(steps, row, color=GREY, linewidth=0.6)
-            axes.plot(steps, mean, color=colour, linewidth=2)
-            axes.axhline(nothing_known, color=INK, linewidth=1, linestyle=":")
-            axes.annotate(f"{mean[-1]:.3f}", (steps[-1], mean[-1]), (0, 8), textcoords="offset points", ha="right")
-            axes.set(yscale="log", xlabel="step")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.set_title(name)
-            axes.grid(axis="y", color=GRID)
-        first = figure.axes[0]
-        first.set_ylabel("loss per learnt token")
-        first.annotate("ln V: knows nothing", (len(next(iter(losses.values()))), nothing_known), (0, -12),
-                       textcoords="offset points", ha="right", fontsize=8.5)  # fmt: skip
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    for axes, (name, row), colour in zip(
+        figure.subplots(1, 2, sharey=True), losses.items(), (BLUE, ORANGE), strict=True
+    ):
+        steps, mean = np.arange(1, len(row) + 1), smoothed(row)
+        axes.plot(steps, row, color=GREY, linewidth=0.6)
+        axes.plot(steps, mean, color=colour, linewidth=2)
+        axes.axhline(nothing_known, color=INK, linewidth=1, linestyle=":")
+        note(axes, f"{mean[-1]:.3f}", (steps[-1], mean[-1]), (0, 8), ha="right")
+        axes.set(yscale="log", xlabel="step")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_title(name)
+        axes.grid(axis="y")
+    first = figure.axes[0]
+    first.set_ylabel("loss per learnt token")
+    end = (len(next(iter(losses.values()))), nothing_known)
+    note(first, "ln V: knows nothing", end, (0, -12), ha="right", fontsize=8.5)
     return figure
 
 
+@style()
 def by_mention(rows: Mapping[str, Sequence[Sequence[float | None]]]) -> Figure:
     """Hallucination against position: the share of first, second, … mentions that are invented.
 
     Args:
         rows: who -> one row of shares for each seed (or a single one); None where nothing was mentioned.
     """
-    with style():
-        figure = Figure(figsize=(7.4, 3.3), layout="constrained")
-        axes = figure.add_subplot()
-        looks = zip(rows.items(), (BLUE, ORANGE, INK, GREY), ("o-", "s--", "^-.", "D:"), strict=False)
-        for (who, seeds), colour, mark in looks:
-            columns = [[share for share in column if share is not None] for column in zip(*seeds, strict=True)]
-            told = [(place, found) for place, found in enumerate(columns, 1) if found]  # some mention was the n-th
-            x = [place for place, _ in told]
-            lowest, highest = ([end(found) for _, found in told] for end in (min, max))
-            axes.fill_between(x, lowest, highest, color=colour, alpha=0.15)
-            axes.plot(x, [sum(found) / len(found) for _, found in told], mark, color=colour, linewidth=2, label=who)
-        last = max(len(seed) for seeds in rows.values() for seed in seeds)
-        axes.set_xticks(range(1, last + 1), [*map(str, range(1, last)), f"{last} and later"])
-        axes.set(xlabel="mention in the answer", ylim=(0, None))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.set_title("Share of the n-th mentions that are invented")
-        axes.grid(axis="y", color=GRID)
-        axes.legend(frameon=False)
+    figure = Figure(figsize=(7.4, 3.3), layout="constrained")
+    axes = figure.add_subplot()
+    looks = zip(rows.items(), (BLUE, ORANGE, INK, GREY), ("o-", "s--", "^-.", "D:"), strict=False)
+    for (who, seeds), colour, mark in looks:
+        columns = [[share for share in column if share is not None] for column in zip(*seeds, strict=True)]
+        x = [place for place, shares in enumerate(columns, 1) if shares]  # some mention was the n-th
+        lowest, highest = ([end(shares) for shares in columns if shares] for end in (min, max))
+        axes.fill_between(x, lowest, highest, color=colour, alpha=0.15)
+        means = [sum(shares) / len(shares) for shares in columns if shares]
+        axes.plot(x, means, mark, color=colour, linewidth=2, label=who)
+    last = max(len(seed) for seeds in rows.values() for seed in seeds)
+    axes.set_xticks(range(1, last + 1), [*map(str, range(1, last)), f"{last} and later"])
+    axes.set(xlabel="mention in the answer", ylim=(0, None))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_title("Share of the n-th mentions that are invented")
+    axes.grid(axis="y")
+    axes.legend(frameon=False)
     return figure
 
 
@@ -138,10 +137,10 @@ def hide(scene: Scene, index: int, grey: bool = False) -> Image.Image:
     A scene without things has the same background to the pixel, because the setting is painted first. So where no
     other thing stands nearby (`stands_alone`) the result is the very scene without the thing.
     """
-    picture, box = draw(scene), reach(layout(scene)[index])
-    behind = Image.new("RGB", picture.size, GREY_BOX) if grey else draw(replace(scene, things=()))
-    picture.paste(behind.crop(box), box)
-    return picture
+    image, box = draw(scene), reach(layout(scene)[index])
+    behind = Image.new("RGB", image.size, GREY_BOX) if grey else draw(replace(scene, things=()))
+    image.paste(behind.crop(box), box)
+    return image
 
 
 def stands_alone(scene: Scene, index: int) -> bool:
@@ -207,11 +206,11 @@ def occlude(
     side = int(model.config.num_image_tokens**0.5)
     size = picture.width // side
     covers = [(x * size, y * size) for y in range(side - window + 1) for x in range(side - window + 1)]
-    pictures = [picture]
+    images = [picture]
     for x, y in covers:
-        pictures.append(picture.copy())
-        pictures[-1].paste(GREY_BOX, (x, y, x + window * size, y + window * size))
-    features = model.vision(processor.pixels(pictures).to(model.device))  # (I, N, Dv)
+        images.append(picture.copy())
+        images[-1].paste(GREY_BOX, (x, y, x + window * size, y + window * size))
+    features = model.vision(processor.pixels(images).to(model.device))  # (I, N, Dv)
     chances = word_chances(model, processor, features, prompt, text, (start, start + len(word)))
     places = side - window + 1
     return Occlusion(text, word, chances[0], np.array(chances[1:]).reshape(places, places), window)
@@ -236,53 +235,52 @@ def word_chances(
     prompt_ids = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True)[0]
     positions = [i for i, (a, b) in enumerate(tokens["offset_mapping"]) if a < span[1] and b > span[0]]
     ids = torch.tensor([prompt_ids + tokens["input_ids"]] * len(patch_features), device=model.device)  # (I, T)
-    kept = torch.tensor(
-        [len(prompt_ids) + position - 1 for position in positions], device=model.device
-    )  # what comes next is them
+    before = [len(prompt_ids) + position - 1 for position in positions]  # what comes next is these characters
+    kept = torch.tensor(before, device=model.device)
     logits = model(input_ids=ids, patch_features=patch_features, logits_to_keep=kept).logits  # (I, K, V)
     chosen = logits.log_softmax(dim=-1).gather(-1, ids[:, kept + 1, None])  # (I, K, 1)
     return chosen.sum(dim=(1, 2)).exp().tolist()
 
 
+@style()
 def occlusion_plate(scene: Scene, index: int, found: Occlusion, texts: Mapping[str, str]) -> Figure:
     """A picture whole, with a thing under a grey box, and without it, each with its answer; and which patches matter.
 
     Args:
-        index: the thing that is hidden.
         texts: a title and an answer for the whole picture, the box and the empty place.
     """
-    pictures = (draw(scene), hide(scene, index, grey=True), hide(scene, index))
-    with style():
-        figure = Figure(figsize=(11.4, 4.1), layout="constrained")
-        panels = figure.subplots(1, 4)
-        for axes, picture, (title, text) in zip(panels, pictures, texts.items(), strict=False):
-            axes.imshow(np.asarray(picture))
-            axes.set_title(title)
-            axes.set_xlabel(textwrap.fill(text, 31), fontsize=8.5, loc="left")
-        _heat(panels[3], pictures[0], found)
-        for axes in panels:
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
+    images = (draw(scene), hide(scene, index, grey=True), hide(scene, index))
+    figure = Figure(figsize=(11.4, 4.1), layout="constrained")
+    panels = figure.subplots(1, 4)
+    for axes, image, (title, text) in zip(panels, images, texts.items(), strict=False):
+        axes.imshow(np.asarray(image))
+        axes.set_title(title)
+        axes.set_xlabel(textwrap.fill(text, 31), fontsize=8.5, loc="left")
+    _heat(panels[3], images[0], found)
+    for axes in panels:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
     return figure
 
 
-def _heat(axes: Axes, picture: Image.Image, found: Occlusion) -> None:
+def _heat(axes: Axes, image: Image.Image, occlusion: Occlusion) -> None:
     """The loss of a word's probability, patch by patch, over a grey picture; the worst patches are framed."""
-    drops = found.drops.clip(0)
+    drops = occlusion.drops.clip(0)
     side = len(drops)
-    axes.imshow(np.asarray(picture.convert("L")), cmap="gray", extent=(0, side, side, 0))
+    axes.imshow(np.asarray(image.convert("L")), cmap="gray", extent=(0, side, side, 0))
     shown = axes.imshow(drops, cmap=MAP, alpha=0.62, extent=(0, side, side, 0), vmin=0, vmax=max(0.01, drops.max()))
     for y, x in np.argwhere(drops >= 0.5 * max(0.01, drops.max())):
         axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor="white", linewidth=1.6))
-    axes.set_title(f"What “{found.word}” hangs on")
+    axes.set_title(f"What “{occlusion.word}” hangs on")
     axes.figure.colorbar(shown, ax=axes, location="bottom", shrink=0.8, pad=0.02).set_label(
-        f"probability of “{found.word}” lost when hidden\n(framed: at least half of the most)", fontsize=8.5
+        f"probability of “{occlusion.word}” lost when hidden\n(framed: at least half of the most)", fontsize=8.5
     )
 
 
 # ---- the experiments
 
 
+@style()
 def experiment_panels(results: Mapping[str, Any], live: Mapping[str, Mapping[str, float]] | None = None) -> Figure:
     """The shipped experiments: one column each, one row a measure; circles are seeds, bars their means.
 
@@ -290,43 +288,36 @@ def experiment_panels(results: Mapping[str, Any], live: Mapping[str, Mapping[str
         results: `data/results/experiments.json`.
         live: arm -> measure -> value of a run made just now: a star.
     """
-    with style():
-        figure = Figure(figsize=(10.5, 7.2), layout="constrained")
-        panels = figure.subplots(len(MEASURES), len(EXPERIMENTS), sharey="row")
-        for row, (measure, title) in enumerate(MEASURES.items()):
-            for column, (name, arms) in enumerate(EXPERIMENTS.items()):
-                axes = panels[row, column]
-                _arms(axes, results, arms, measure, live or {})
-                axes.set_title(f"{name}: {title}")
-                if name == "lm":
-                    axes.set_xticks(range(len(arms)), [arm if "lm" in arm else "large lm" for arm in arms])
-            if "chair" in measure:
-                panels[row, 0].set_ylim(0, None)
+    figure = Figure(figsize=(10.5, 7.2), layout="constrained")
+    panels = figure.subplots(len(MEASURES), len(EXPERIMENTS), sharey="row")
+    for row, (measure, title) in enumerate(MEASURES.items()):
+        for column, (name, arms) in enumerate(EXPERIMENTS.items()):
+            axes = panels[row, column]
+            _arms(axes, results, arms, measure, live or {})
+            axes.set_title(f"{name}: {title}")
+            if name == "lm":
+                axes.set_xticks(range(len(arms)), [arm if "lm" in arm else "large lm" for arm in arms])
+        if "chair" in measure:
+            panels[row, 0].set_ylim(0, None)
     return figure
 
 
 def _arms(
-    axes: Axes,
-    results: Mapping[str, Any],
-    arms: Sequence[str],
-    measure: str,
-    live: Mapping[str, Mapping[str, float]],
+    axes: Axes, results: Mapping[str, Any], arms: Sequence[str], measure: str, live: Mapping[str, Mapping[str, float]]
 ) -> None:
     base = values(results, arms[0], measure)
     for place, arm in enumerate(arms):
-        found = values(results, arm, measure)
-        mean = sum(found) / len(found)
+        reached = values(results, arm, measure)
+        mean = sum(reached) / len(reached)
         axes.plot([place - 0.28, place + 0.28], [mean, mean], color=BLUE, linewidth=3)
-        axes.plot(
-            place + np.linspace(-0.12, 0.12, len(found)), found, "o", color="white", markeredgecolor=INK, markersize=6
-        )
+        x = place + np.linspace(-0.12, 0.12, len(reached))
+        axes.plot(x, reached, "o", color="white", markeredgecolor=INK, markersize=6)
         axes.annotate(f"{mean:.3f}", (place + 0.31, mean), va="center", fontsize=8.5)
-        if place and effect(base, found).claimed:
-            axes.annotate("≠", (place, max(found)), (0, 7), textcoords="offset points", ha="center", color=INK)
+        if place and effect(base, reached).claimed:
+            note(axes, "≠", (place, max(reached)), (0, 7), ha="center", color=INK)
         if measure in live.get(arm, {}):
             axes.plot(place - 0.2, live[arm][measure], "*", color=ORANGE, markersize=14, markeredgecolor=INK)
     axes.set_xticks(range(len(arms)), arms)
     axes.set(xlim=(-0.5, len(arms) - 0.2))
     axes.margins(y=0.25)
-    axes.grid(axis="y", color=GRID)
-    axes.set_axisbelow(True)
+    axes.grid(axis="y")

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
 from lessons.cost import PARTS, Memory
-from lessons.plots import BLUE, GREY, INK, ORANGE, style
+from lessons.plots import BLUE, GREY, INK, ORANGE, note, style
 from minivlm.checkpoint import CheckpointError
 from minivlm.convert.hub import build, reachable
 from minivlm.model import MiniVLMForConditionalGeneration
@@ -30,29 +29,26 @@ def fetched(weights: str) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProce
         return str(error)
 
 
+@style()
 def photo_plate(photo: Image.Image, processor: MiniVLMProcessor, side: int) -> Figure:
-    """A photograph: whole with the square that is kept, as the encoder gets it, and cut into its patches.
+    """A photograph: whole with the square that is kept, as the encoder gets it, and cut into side x side patches.
 
-    Args:
-        photo: of any size.
-        processor: its pixels are turned back into an image, so that what is shown is what goes in.
-        side: patches along an edge.
+    The processor's pixels are turned back into an image, so that what is shown is what goes in.
     """
     prepared = as_picture(processor, photo)
-    with style():
-        figure = Figure(figsize=(10.5, 4), layout="constrained")
-        whole, small, cut = figure.subplots(1, 3)
-        whole.imshow(photo)
-        edge = min(photo.size)
-        left, top = ((length - edge) / 2 for length in photo.size)
-        whole.add_patch(Rectangle((left, top), edge, edge, fill=False, edgecolor=ORANGE, linewidth=2.5))
-        whole.set_title(f"the photograph, {photo.width} × {photo.height}\nframed: what is kept")
-        small.imshow(prepared)
-        small.set_title(f"what the encoder gets,\n{prepared.width} × {prepared.height}")
-        cut.imshow(_apart(prepared, side))
-        cut.set_title(f"cut into {side} × {side} = {side**2} patches:\nthe image tokens")
-        for axes in (whole, small, cut):
-            axes.axis("off")
+    figure = Figure(figsize=(10.5, 4), layout="constrained")
+    whole, small, cut = figure.subplots(1, 3)
+    whole.imshow(photo)
+    edge = min(photo.size)
+    left, top = ((length - edge) / 2 for length in photo.size)
+    whole.add_patch(Rectangle((left, top), edge, edge, fill=False, edgecolor=ORANGE, linewidth=2.5))
+    whole.set_title(f"the photograph, {photo.width} × {photo.height}\nframed: what is kept")
+    small.imshow(prepared)
+    small.set_title(f"what the encoder gets,\n{prepared.width} × {prepared.height}")
+    cut.imshow(_apart(prepared, side))
+    cut.set_title(f"cut into {side} × {side} = {side**2} patches:\nthe image tokens")
+    for axes in (whole, small, cut):
+        axes.axis("off")
     return figure
 
 
@@ -73,47 +69,40 @@ def _apart(picture: Image.Image, side: int, gap: int = 3) -> np.ndarray:
     return wide.reshape(side * (patch + gap), side * (patch + gap), 3)[:-gap, :-gap]
 
 
+@style()
 def losses_bars(losses: Mapping[str, float], nothing: float) -> Figure:
     """Losses on the same texts, and the line of a model that knows nothing."""
-    with style():
-        figure = Figure(figsize=(8, 0.5 * len(losses) + 1.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.barh(list(losses), list(losses.values()), color=BLUE, height=0.6)
-        axes.invert_yaxis()
-        for y, value in enumerate(losses.values()):
-            axes.annotate(f"{value:.2f}", (value, y), (5, 0), textcoords="offset points", va="center")
-        axes.axvline(nothing, color=INK, linestyle=":")
-        above = {"textcoords": "offset points", "fontsize": 9, "annotation_clip": False}
-        axes.annotate(f"ln V = {nothing:.2f}", (nothing, -0.5), (4, 6), **above)
-        axes.set(xlabel="loss per supervised token on the same texts", xlim=(0, 1.15 * max(*losses.values(), nothing)))
-        axes.tick_params(axis="y", length=0)
+    figure = Figure(figsize=(8, 0.5 * len(losses) + 1.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(list(losses), list(losses.values()), color=BLUE, height=0.6)
+    axes.invert_yaxis()
+    for y, value in enumerate(losses.values()):
+        note(axes, f"{value:.2f}", (value, y), (5, 0), va="center")
+    axes.axvline(nothing, color=INK, linestyle=":")
+    note(axes, f"ln V = {nothing:.2f}", (nothing, -0.5), (4, 6), fontsize=9, annotation_clip=False)
+    axes.set(xlabel="loss per supervised token on the same texts", xlim=(0, 1.15 * max(*losses.values(), nothing)))
+    axes.tick_params(axis="y", length=0)
     return figure
 
 
 def arithmetic(stages: Mapping[str, Mapping[str, int]]) -> Figure:
     """Stacked bars: operations of one example, part by part (`cost.PARTS`), in billions."""
-    with style():
-        figure = Figure(figsize=(10.5, 0.75 * len(stages) + 1.5), layout="constrained")
-        axes = figure.add_subplot()
-        _stack(axes, {name: [parts[part] / 1e9 for part in PARTS] for name, parts in stages.items()}, PARTS, "{:.0f}")
-        axes.set_xlabel("billions of operations for one example")
-    return figure
+    billions = {name: [parts[part] / 1e9 for part in PARTS] for name, parts in stages.items()}
+    return _stack(billions, PARTS, "{:.0f}", "billions of operations for one example")
 
 
 def memory_bars(stages: Mapping[str, Memory]) -> Figure:
     """Stacked bars: what fills the memory in a step, in gigabytes."""
     kinds = tuple(field.name for field in fields(Memory))
     gigabytes = {name: [getattr(memory, kind) / 1e9 for kind in kinds] for name, memory in stages.items()}
-    with style():
-        figure = Figure(figsize=(10.5, 0.75 * len(stages) + 1.5), layout="constrained")
-        axes = figure.add_subplot()
-        _stack(axes, gigabytes, kinds, "{:.1f}")
-        axes.set_xlabel("gigabytes in a step of the recipe's batch")
-    return figure
+    return _stack(gigabytes, kinds, "{:.1f}", "gigabytes in a step of the recipe's batch")
 
 
-def _stack(axes: Axes, rows: Mapping[str, Sequence[float]], parts: Sequence[str], form: str) -> None:
+@style()
+def _stack(rows: Mapping[str, Sequence[float]], parts: Sequence[str], form: str, unit: str) -> Figure:
     """Horizontal bars made of parts; a part that is wide enough bears its value, all stand in the legend."""
+    figure = Figure(figsize=(10.5, 0.75 * len(rows) + 1.5), layout="constrained")
+    axes = figure.add_subplot()
     longest = max(map(sum, rows.values()))
     for y, (name, values) in enumerate(rows.items()):
         start = 0.0
@@ -125,9 +114,9 @@ def _stack(axes: Axes, rows: Mapping[str, Sequence[float]], parts: Sequence[str]
                 middle = start + value / 2
                 axes.text(middle, y, form.format(value), ha="center", va="center", fontsize=9, bbox=box)
             start += value
-        end = (start, y)
-        axes.annotate(form.format(start), end, (6, 0), textcoords="offset points", va="center", fontweight="bold")
+        note(axes, form.format(start), (start, y), (6, 0), va="center", fontweight="bold")
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.1 * longest)
+    axes.set(xlim=(0, 1.1 * longest), xlabel=unit)
     axes.tick_params(axis="y", length=0)
-    axes.figure.legend(loc="outside lower center", ncols=len(parts), frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=len(parts), frameon=False, fontsize=9)
+    return figure

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 
 from lessons.cost import COPY_CALLS, KINDS, Length, Meter, Work, flops, kind_of
 from lessons.lesson_06 import arithmetic  # noqa: F401 (the notebook uses it)
-from lessons.plots import BLUE, GREY, INK, ORANGE, style
+from lessons.plots import BLUE, GREY, INK, ORANGE, note, style
 from minivlm.config import IGNORE_INDEX, MiniVLMConfig, Stage
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.runtime import WorkingCopy, give_back_memory
@@ -105,28 +106,21 @@ def left_out(
     return steps
 
 
+@style()
 def strip(parts: Mapping[str, int]) -> Figure:
     """The tokens of an example as a strip, cut into its parts, to scale."""
     looks = ((BLUE, ""), (INK, ""), (ORANGE, ""), ("#F1F0EE", "///"))
-    with style():
-        figure = Figure(figsize=(10.5, 1.75))
-        axes = figure.add_axes((0.01, 0.3, 0.98, 0.36))
-        start = 0
-        for number, ((name, count), (colour, pattern)) in enumerate(zip(parts.items(), looks, strict=True)):
-            axes.barh(0, count, left=start, color=colour, hatch=pattern, edgecolor="white" if not pattern else GREY)
-            above = number % 2 == 0
-            axes.annotate(
-                f"{name}: {count:,}",
-                (start + count / 2, 0.4 if above else -0.4),
-                (0, 7 if above else -7),
-                textcoords="offset points",
-                ha="center",
-                va="bottom" if above else "top",
-                fontweight="bold",
-            )
-            start += count
-        axes.set(xlim=(0, start), ylim=(-0.4, 0.4))
-        axes.axis("off")
+    figure = Figure(figsize=(10.5, 1.75))
+    axes = figure.add_axes((0.01, 0.3, 0.98, 0.36))
+    start = 0
+    for number, ((name, count), (colour, pattern)) in enumerate(zip(parts.items(), looks, strict=True)):
+        axes.barh(0, count, left=start, color=colour, hatch=pattern, edgecolor="white" if not pattern else GREY)
+        side, align = (1, "bottom") if number % 2 == 0 else (-1, "top")  # above and below by turns
+        at = (start + count / 2, 0.4 * side)
+        note(axes, f"{name}: {count:,}", at, (0, 7 * side), ha="center", va=align, fontweight="bold")
+        start += count
+    axes.set(xlim=(0, start), ylim=(-0.4, 0.4))
+    axes.axis("off")
     return figure
 
 
@@ -223,33 +217,32 @@ def joined(first: Sequence[Timing], second: Sequence[Timing]) -> list[Timing]:
     return [*first, *(replace(timing, seconds=timing.seconds * scale) for timing in second[1:])]
 
 
+@style()
 def timings_figure(timings: Sequence[Timing]) -> Figure:
     """How many times less than the first variant: operations as diamonds, time as dots, one line for each variant."""
     first = timings[0]
     gains = [(first.operations / timing.operations, first.seconds / timing.seconds) for timing in timings]
     least, most = min(map(min, gains)), max(map(max, gains))
-    with style():
-        figure = Figure(figsize=(10.5, 0.62 * len(timings) + 1.5), layout="constrained")
-        axes = figure.add_subplot()
-        for y, (timing, (fewer, faster)) in enumerate(zip(timings, gains, strict=True)):
-            axes.plot([fewer, faster], [y, y], color=PALE, linewidth=5, solid_capstyle="round", zorder=1)
-            axes.plot(fewer, y, "D", color="white", markeredgecolor=INK, markersize=8, zorder=3)
-            axes.plot(faster, y, "o", color=BLUE, markersize=9, zorder=2)
-            text = f"{1e3 * timing.seconds:,.0f} ms, {timing.operations / 1e9:,.0f} billion operations"
-            axes.annotate(text, (max(fewer, faster), y), (12, 0), textcoords="offset points", va="center", fontsize=9)
-        axes.set_yticks(range(len(timings)), [timing.title for timing in timings])
-        axes.set_xscale("log")
-        ticks = [tick for tick in (0.5, 1, 2, 4, 8, 16, 32, 64) if tick <= 1.3 * most]
-        axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
-        axes.set_xticks([], minor=True)
-        axes.set(xlim=(0.85 * least, most * most**0.55), ylim=(len(timings) - 0.5, -0.6))
-        axes.set_xlabel("how many times less than the old recipe, for one example")
-        axes.grid(axis="x", color="#E8E8E8")
-        axes.set_axisbelow(True)
-        axes.tick_params(axis="y", length=0)
-        axes.plot([], [], "D", color="white", markeredgecolor=INK, markersize=8, label="operations, counted")
-        axes.plot([], [], "o", color=BLUE, markersize=9, label="time, measured")
-        figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    figure = Figure(figsize=(10.5, 0.62 * len(timings) + 1.5), layout="constrained")
+    axes = figure.add_subplot()
+    for y, (timing, (fewer, faster)) in enumerate(zip(timings, gains, strict=True)):
+        axes.plot([fewer, faster], [y, y], color=PALE, linewidth=5, solid_capstyle="round", zorder=1)
+        axes.plot(fewer, y, "D", color="white", markeredgecolor=INK, markersize=8, zorder=3)
+        axes.plot(faster, y, "o", color=BLUE, markersize=9, zorder=2)
+        text = f"{1e3 * timing.seconds:,.0f} ms, {timing.operations / 1e9:,.0f} billion operations"
+        note(axes, text, (max(fewer, faster), y), (12, 0), va="center", fontsize=9)
+    axes.set_yticks(range(len(timings)), [timing.title for timing in timings])
+    axes.set_xscale("log")
+    ticks = [tick for tick in (0.5, 1, 2, 4, 8, 16, 32, 64) if tick <= 1.3 * most]
+    axes.set_xticks(ticks, [f"{tick:g}×" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set(xlim=(0.85 * least, most * most**0.55), ylim=(len(timings) - 0.5, -0.6))
+    axes.set_xlabel("how many times less than the old recipe, for one example")
+    axes.grid(axis="x")
+    axes.tick_params(axis="y", length=0)
+    axes.plot([], [], "D", color="white", markeredgecolor=INK, markersize=8, label="operations, counted")
+    axes.plot([], [], "o", color=BLUE, markersize=9, label="time, measured")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
@@ -292,7 +285,7 @@ def kinds_of_work(config: MiniVLMConfig, batch: int, tokens: int, dtype: torch.d
     return {
         "large product": (F.linear, (hidden, numbers(inner, text.hidden_size))),
         "attention's products": (attention_products, (query, key, value)),
-        "softmax": (softmax, (numbers(batch, heads, tokens, tokens),)),
+        "softmax": (partial(F.softmax, dim=-1), (numbers(batch, heads, tokens, tokens),)),
         "norm": (norm, (hidden,)),
         "SiLU · mul": (silu_mul, (numbers(batch * tokens, inner), numbers(batch * tokens, inner))),
     }
@@ -301,11 +294,6 @@ def kinds_of_work(config: MiniVLMConfig, batch: int, tokens: int, dtype: torch.d
 def attention_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """The two products of attention, without what comes between: (B, G, R, d) and twice (B, G, S, d)."""
     return (query @ key.transpose(2, 3)) @ value
-
-
-def softmax(scores: torch.Tensor) -> torch.Tensor:
-    """Scores become shares, along the last axis."""
-    return scores.softmax(dim=-1)
 
 
 def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -328,68 +316,57 @@ class Dot:
         return self.work.operations / self.seconds
 
 
+@style()
 def roofline(dots: Sequence[Dot], rates: Mapping[str, float], memory: float, cache: float) -> Figure:
     """Operations a second against operations a byte, under the roof of this machine.
 
     Args:
-        dots: what was measured; the variants of a kind are joined by a line in their order.
+        dots: the variants of a kind are joined by a line in their order.
         rates: variant -> operations a second of a large product.
         memory, cache: bytes a second, from memory and near the processor.
     """
     least = min(dot.work.intensity for dot in dots) / 2
     most = 3 * max(dot.work.intensity for dot in dots)
-    with style():
-        figure = Figure(figsize=(10.5, 6.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set(xscale="log", yscale="log", xlim=(least, most))
-        _roofs(axes, least, most, rates, memory, cache)
-        for kind in SHAPES:
-            alike = [dot for dot in dots if dot.kind == kind]
-            axes.plot([d.work.intensity for d in alike], [d.rate / 1e9 for d in alike], color=GREY, zorder=3)
-            for dot in alike:
-                edge, face = LOOKS[dot.variant]
-                axes.plot(
-                    dot.work.intensity, dot.rate / 1e9, SHAPES[kind], color=face, markeredgecolor=edge,
-                    markeredgewidth=1.8, markersize=10, zorder=4,
-                )  # fmt: skip
-        axes.set_ylim(min(dot.rate for dot in dots) / 2.5e9, 2.5 * max(rates.values()) / 1e9)
-        axes.set_xlabel("operations for each byte that is moved")
-        axes.set_ylabel("billions of operations a second")
-        axes.grid(color="#EEEEEE")
-        axes.set_axisbelow(True)
-        _roofline_legend(axes, {dot.variant for dot in dots})
+    figure = Figure(figsize=(10.5, 6.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xscale="log", yscale="log", xlim=(least, most))
+    _roofs(axes, least, most, rates, memory, cache)
+    for kind in SHAPES:
+        alike = [dot for dot in dots if dot.kind == kind]
+        axes.plot([d.work.intensity for d in alike], [d.rate / 1e9 for d in alike], color=GREY, zorder=3)
+        for dot in alike:
+            edge, face = LOOKS[dot.variant]
+            look = {"color": face, "markeredgecolor": edge, "markeredgewidth": 1.8, "markersize": 10, "zorder": 4}
+            axes.plot(dot.work.intensity, dot.rate / 1e9, SHAPES[kind], **look)
+    axes.set_ylim(min(dot.rate for dot in dots) / 2.5e9, 2.5 * max(rates.values()) / 1e9)
+    axes.set_xlabel("operations for each byte that is moved")
+    axes.set_ylabel("billions of operations a second")
+    axes.grid(color="#EEEEEE")
+    _roofline_legend(axes, {dot.variant for dot in dots})
     return figure
 
 
 def _roofs(axes: Axes, least: float, most: float, rates: Mapping[str, float], memory: float, cache: float) -> None:
     """The slopes, as far as the highest flat roof, and the flat roofs from where memory could feed them."""
     highest = max(rates.values())
-    axes.fill_between(
-        [least, highest / memory, most], [least * memory / 1e9, highest / 1e9, highest / 1e9],
-        color="#F4F3F0", zorder=0,
-    )  # fmt: skip
-    for speed, line, name in ((memory, "-", "memory"), (cache, "--", "cache")):
-        end = highest / speed
-        axes.plot([least, end], [least * speed / 1e9, highest / 1e9], line, color=GREY, linewidth=2.5, zorder=1)
-        before = line == "--"  # its name stands before it, the other's behind
-        axes.annotate(
-            f"{name}: {speed / 1e9:.0f} GB a second", (3, 3 * speed / 1e9), (-12, 0) if before else (12, 0),
-            textcoords="offset points", ha="right" if before else "left", va="center", fontsize=9,
-        )  # fmt: skip
+    x, y = [least, highest / memory, most], [least * memory / 1e9, highest / 1e9, highest / 1e9]
+    axes.fill_between(x, y, color="#F4F3F0", zorder=0)
+    # one name stands before its line, the other behind
+    for speed, line, name, shift, align in ((memory, "-", "memory", 12, "left"), (cache, "--", "cache", -12, "right")):
+        axes.plot(
+            [least, highest / speed], [least * speed / 1e9, highest / 1e9], line, color=GREY, linewidth=2.5, zorder=1
+        )
+        text, at = f"{name}: {speed / 1e9:.0f} GB a second", (3, 3 * speed / 1e9)
+        note(axes, text, at, (shift, 0), ha=align, va="center", fontsize=9)
     for variant, rate in rates.items():
-        axes.plot([rate / cache, most], [rate / 1e9] * 2, color=LOOKS[variant][0], linewidth=2.5, zorder=1)
-        above = rate == highest  # the other's name stands below, so that they never meet
-        axes.annotate(
-            f"products, {variant}: {rate / 1e9:,.0f}", (most, rate / 1e9), (-4, 9 if above else -9),
-            textcoords="offset points", ha="right", va="bottom" if above else "top", fontsize=9,
-            color=LOOKS[variant][0],
-        )  # fmt: skip
-
-    for text, side, align in (("memory limits  ", "left", "right"), ("  arithmetic limits", "right", "left")):
-        axes.text(
-            highest / memory, 0.02, f"◂ {text}" if side == "left" else f"{text} ▸", ha=align, fontsize=9,
-            style="italic", transform=axes.get_xaxis_transform(),
-        )  # fmt: skip
+        colour = LOOKS[variant][0]
+        axes.plot([rate / cache, most], [rate / 1e9] * 2, color=colour, linewidth=2.5, zorder=1)
+        shift, align = (9, "bottom") if rate == highest else (-9, "top")  # so that the names never meet
+        text, at = f"products, {variant}: {rate / 1e9:,.0f}", (most, rate / 1e9)
+        note(axes, text, at, (-4, shift), ha="right", va=align, fontsize=9, color=colour)
+    look = {"fontsize": 9, "style": "italic", "transform": axes.get_xaxis_transform()}
+    axes.text(highest / memory, 0.02, "◂ memory limits  ", ha="right", **look)
+    axes.text(highest / memory, 0.02, "  arithmetic limits ▸", ha="left", **look)
     axes.axvline(highest / memory, color=GREY, linestyle=":", linewidth=1, zorder=0)
 
 

@@ -48,7 +48,8 @@ def refresh(file: Path, keep_times: bool = False) -> str:
     entries = json.loads(_record(file).read_text("utf-8")) if _record(file).is_file() else {}
     write_json(_record(file), dict(sorted((entries | {_name(file): entry}).items())))
     line = measured_line(entry)
-    notebook["cells"][0]["source"] = MEASURED.sub(line, _first_cell(notebook)).splitlines(keepends=True)
+    first = notebook["cells"][0]
+    first["source"] = MEASURED.sub(line, "".join(first["source"])).splitlines(keepends=True)
     file.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return line
 
@@ -95,10 +96,6 @@ def _execute(file: Path, folder: str) -> int:
     if status != 0:
         raise RuntimeError(f"{file}: a cell failed, see above; the notebook was left as it was")
     return round(usage.ru_maxrss * MAXRSS_BYTES / 1e6)
-
-
-def _first_cell(notebook: dict[str, Any]) -> str:
-    return "".join(notebook["cells"][0]["source"])
 
 
 def _record(file: Path) -> Path:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from lessons.plots import BLUE, GREY, INK, ORANGE, show, style
+from lessons.plots import BLUE, GREY, INK, ORANGE, note, show, style
 from minivlm.config import STAGES, Stage
 from minivlm.model import PARTS, Ledger, LedgerRow, MiniVLMForConditionalGeneration
 from minivlm.train import learning_rates
@@ -96,6 +96,7 @@ def ledger_of(model: MiniVLMForConditionalGeneration, names: Collection[str], ti
     return Ledger(title, tuple(rows))
 
 
+@style()
 def strips(model: MiniVLMForConditionalGeneration, rows: Mapping[str, Collection[str]]) -> Figure:
     """The model as strips, its blocks as wide as they have parameters; those that train are filled and hatched.
 
@@ -108,13 +109,12 @@ def strips(model: MiniVLMForConditionalGeneration, rows: Mapping[str, Collection
     sizes = {name: size(model, prefixes) for name, prefixes in blocks(model).items()}
     if unknown := [name for names in rows.values() for name in names if name not in sizes]:
         raise ValueError(f"no block {', '.join(unknown)}; the blocks are {', '.join(sizes)}")
-    with style():
-        figure = Figure(figsize=(11.5, 0.2 + 1.1 * len(rows)))
-        ax = figure.add_axes((0, 0, 1, 1))
-        for number, (title, names) in enumerate(rows.items()):
-            _strip(ax, -number, title, sizes, names)
-        ax.set(xlim=(-0.14, 1.01), ylim=(-len(rows) + 0.5, 0.52))
-        ax.axis("off")
+    figure = Figure(figsize=(11.5, 0.2 + 1.1 * len(rows)))
+    ax = figure.add_axes((0, 0, 1, 1))
+    for number, (title, names) in enumerate(rows.items()):
+        _strip(ax, -number, title, sizes, names)
+    ax.set(xlim=(-0.14, 1.01), ylim=(-len(rows) + 0.5, 0.52))
+    ax.axis("off")
     return figure
 
 
@@ -126,10 +126,10 @@ def _strip(ax: Axes, y: float, title: str, sizes: Mapping[str, int], names: Coll
     ax.text(-0.012, y, share, ha="right", va="top", fontsize=8, linespacing=1.4)
     for name, count in sizes.items():
         width, trains = count / total, name in names
-        ax.barh(
-            y, width, 0.5, left, color=PALE if trains else "white", edgecolor=ORANGE if trains else GREY,
-            hatch="//" if trains else None, linewidth=1.6 if trains else 1.0, zorder=3 if trains else 2,
-        )  # fmt: skip
+        look = {"color": "white", "edgecolor": GREY, "linewidth": 1.0, "zorder": 2}
+        if trains:
+            look = {"color": PALE, "edgecolor": ORANGE, "hatch": "//", "linewidth": 1.6, "zorder": 3}
+        ax.barh(y, width, 0.5, left, **look)
         label = {"ha": "center", "fontsize": 8.5, "fontweight": "bold" if trains else "normal", "zorder": 4}
         if width > LETTERS * len(name):
             ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
@@ -146,31 +146,27 @@ def show_strips(model: MiniVLMForConditionalGeneration) -> None:
     rows = {title: blocks_of(model, STAGES["scenes"][name]) for title, name in TITLES.items()}
     totals = {title: ledger_of(model, names, title).total for title, names in rows.items()}
     shares = {title: total.trained / total.parameters for title, total in totals.items()}
-    lines = [f"{title} trains {', '.join(names)}, {shares[title]:.1%} of all" for title, names in rows.items()]
-    show(
-        strips(model, rows),
-        "Two strips, each the whole model, its blocks as wide as they have parameters. Hatched is what trains: "
-        + "; ".join(lines),
-        f"Stage 1 trains {shares['stage 1']:.1%} of the parameters, stage 2 {shares['stage 2']:.1%}; no encoder ever.",
-    )
+    lines = "; ".join(f"{title} trains {', '.join(names)}, {shares[title]:.1%} of all" for title, names in rows.items())
+    alt = "Two strips, each the whole model, its blocks as wide as they have parameters. Hatched is what trains: "
+    one, two = (f"{shares[title]:.1%}" for title in rows)
+    show(strips(model, rows), alt + lines, f"Stage 1 trains {one} of the parameters, stage 2 {two}; no encoder ever.")
 
 
+@style()
 def rates_figure(stage: Stage) -> Figure:
     """The learning rate of each part over a stage's steps, each line named at its end."""
     steps = range(stage.steps)
     rates = [learning_rates(step, stage) for step in steps]
     looks = {"projector": (ORANGE, "--", "W"), "language_model": (BLUE, "-", "language model")}
-    with style():
-        figure = Figure(figsize=(7, 2.6))
-        axes = figure.add_subplot()
-        for part in stage.trains:
-            colour, line, name = looks[part]
-            values = [rate[part] for rate in rates]
-            peak = values.index(max(values))
-            axes.plot([step + 1 for step in steps], values, color=colour, linestyle=line, linewidth=2)
-            at, label = (peak + 1, max(values)), f"{name}: at most {max(values):g}"
-            axes.annotate(label, at, (4, 4), textcoords="offset points", color=INK)
-        axes.set(xlim=(0, stage.steps * 1.02), ylim=(0, None), xlabel="step", ylabel="learning rate")
-        axes.grid(axis="y", color="#E8E8E8")
-        axes.set_axisbelow(True)
+    figure = Figure(figsize=(7, 2.6))
+    axes = figure.add_subplot()
+    for part in stage.trains:
+        colour, line, name = looks[part]
+        values = [rate[part] for rate in rates]
+        peak = values.index(max(values))
+        axes.plot([step + 1 for step in steps], values, color=colour, linestyle=line, linewidth=2)
+        at, label = (peak + 1, max(values)), f"{name}: at most {max(values):g}"
+        note(axes, label, at, (4, 4), color=INK)
+    axes.set(xlim=(0, stage.steps * 1.02), ylim=(0, None), xlabel="step", ylabel="learning rate")
+    axes.grid(axis="y")
     return figure

@@ -4,9 +4,8 @@ All controls work by keyboard; what they show is text in HTML, Chinese included.
 a notebook shows a figure of the same before it. Letters as in `config.py`.
 """
 
-import base64
 import html
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -14,19 +13,9 @@ import ipywidgets as widgets
 import numpy as np
 import torch
 from IPython.display import display
-from matplotlib.figure import Figure
 
-from lessons.lenses import (
-    NO_WORD,
-    NearWord,
-    PatchWord,
-    listed,
-    nearest_few,
-    read_aloud,
-    read_patches,
-    things_patches,
-)
-from lessons.plots import BLUE, INK, ORANGE, border, data_uri, flow_figure, png
+from lessons.lenses import NO_WORD, NearWord, PatchWord, listed, nearest_few, read_aloud, read_patches, things_patches
+from lessons.plots import BLUE, INK, ORANGE, border, data_uri, figure_html, flow_figure
 from lessons.stages import OWN, TITLES, blocks, blocks_of, ledger_of, strips
 from minivlm.config import PROMPTS, STAGES
 from minivlm.model import MiniVLMForConditionalGeneration
@@ -45,7 +34,7 @@ class Album:
 
     Args:
         model: its W, as it is now, is kept as that of step 0.
-        steps: the steps to keep.
+        steps: those to keep.
     """
 
     def __init__(self, model: MiniVLMForConditionalGeneration, steps: Collection[int]):
@@ -95,8 +84,8 @@ class Moment(NamedTuple):
     answer: str
 
 
-class PatchExplorer:
-    """Choose a scene and one of its patches, and see the words that it is nearest to.
+class SceneExplorer:
+    """Controls above a page about one of some scenes; the page is written anew whenever a control moves.
 
     Args:
         model: its W is the one that is looked at.
@@ -113,18 +102,46 @@ class PatchExplorer:
         patch_features: torch.Tensor,
     ):
         self.model, self.processor, self.scenes, self.features = model, processor, scenes, patch_features
-        self.side = int(patch_features.shape[1] ** 0.5)
-        self.scene = _scene_field(len(scenes))
+        self.scene = widgets.BoundedIntText(min=0, max=len(scenes) - 1, description="scene", layout={"width": "12em"})
+        self.page = widgets.HTML()
+        controls = self._controls()
+        self.widget = widgets.VBox([widgets.HBox(controls), self.page])
+        for control in controls:
+            control.observe(lambda _: self._draw(), names="value")
+        self._draw()
+
+    def show(self) -> None:
+        """Show the controls and the page below them."""
+        display(self.widget)
+
+    def _read(self, scene: int) -> tuple[torch.Tensor, list[PatchWord]]:
+        """A scene's projected patches (N, Dl), and the word nearest to each."""
+        with torch.no_grad():
+            embeds = self.model.projector(self.features[scene])
+        return embeds, read_patches(self.model, self.processor.tokenizer, self.scenes[scene], embeds)
+
+    def _write(self, words: Sequence[PatchWord], beside: str, chosen: int | None = None) -> None:
+        """Fill the page: the scene with its words, and what stands beside it."""
+        self.page.value = (
+            '<div style="display:flex;flex-wrap:wrap;gap:1.5em;align-items:flex-start">'
+            f"<div>{drawing(self.scenes[self.scene.value], words, chosen)}</div>"
+            f'<div style="line-height:1.5;max-width:26em">{beside}</div></div>'
+        )
+
+
+class PatchExplorer(SceneExplorer):
+    """Choose a scene and one of its patches, and see the words that it is nearest to."""
+
+    def _controls(self) -> list[widgets.Widget]:
+        self.side = int(self.features.shape[1] ** 0.5)
         self.row = widgets.IntSlider(min=1, max=self.side, description="row")
         self.column = widgets.IntSlider(min=1, max=self.side, description="column")
-        self.page = widgets.HTML()
-        self.widget = widgets.VBox([widgets.HBox([self.scene, self.row, self.column]), self.page])
-        _follow(self._draw, self.scene, self.row, self.column)
+        return [self.scene, self.row, self.column]
 
     def show(self) -> None:
         """Say in a line what is chosen, for where no widget lives, and show the controls and the page below them."""
         print(self.in_words())
-        display(self.widget)
+        super().show()
 
     def in_words(self) -> str:
         """The chosen patch and the words nearest to it, in a line."""
@@ -135,27 +152,23 @@ class PatchExplorer:
     def _chosen(self) -> tuple[int, list[PatchWord], list[NearWord]]:
         """The patch that is chosen, the nearest word of each patch of its scene, and its own nearest few."""
         patch = (self.row.value - 1) * self.side + self.column.value - 1
-        with torch.no_grad():
-            embeds = self.model.projector(self.features[self.scene.value])  # (N, Dl)
-        words = read_patches(self.model, self.processor.tokenizer, self.scenes[self.scene.value], embeds)
+        embeds, words = self._read(self.scene.value)
         return patch, words, nearest_few(self.model, self.processor.tokenizer, embeds[patch, None])[0]
 
     def _place(self) -> str:
         return f"row {self.row.value}, column {self.column.value}"
 
     def _draw(self) -> None:
-        """Write the page for what is chosen."""
         patch, words, nearest = self._chosen()
-        page = drawing(self.scenes[self.scene.value], words, patch)
-        self.page.value = _beside(page, _word_table(nearest, words[patch], self._place()))
+        self._write(words, _word_table(nearest, words[patch], self._place()), patch)
 
 
-class StepExplorer:
+class StepExplorer(SceneExplorer):
     """Move through the training of W: at each step that was kept, what the patches were and what the model answered.
 
     Args:
         album: W at these steps.
-        model, processor, scenes, patch_features: as in `PatchExplorer`.
+        model, processor, scenes, patch_features: as in `SceneExplorer`.
         prompt: what the model is asked about the image.
     """
 
@@ -168,43 +181,29 @@ class StepExplorer:
         patch_features: torch.Tensor,
         prompt: str = PROMPTS["en"],
     ):
-        self.album, self.model, self.processor, self.prompt = album, model, processor, prompt
-        self.scenes, self.features = scenes, patch_features
-        self.step = widgets.SelectionSlider(
-            options=album.steps,
-            value=album.steps[-1],
-            description="training step",
-            style={"description_width": "initial"},
-            layout={"width": "28em"},
-        )
-        self.scene = _scene_field(len(scenes))
-        self.page = widgets.HTML()
-        self.widget = widgets.VBox([widgets.HBox([self.step, self.scene]), self.page])
-        _follow(self._draw, self.step, self.scene)
+        self.album, self.prompt = album, prompt
+        super().__init__(model, processor, scenes, patch_features)
 
-    def show(self) -> None:
-        """Show the slider, the field and the page below them."""
-        display(self.widget)
+    def _controls(self) -> list[widgets.Widget]:
+        steps, wide = self.album.steps, {"style": {"description_width": "initial"}, "layout": {"width": "28em"}}
+        self.step = widgets.SelectionSlider(options=steps, value=steps[-1], description="training step", **wide)
+        return [self.step, self.scene]
 
     def moment(self, step: int, scene: int) -> Moment:
         """The nearest words of a scene's patches at a step, and the model's answer about it."""
-        with self.album.at(step, self.model), torch.no_grad():
-            embeds = self.model.projector(self.features[scene])  # (N, Dl)
-            words = read_patches(self.model, self.processor.tokenizer, self.scenes[scene], embeds)
+        with self.album.at(step, self.model):
+            embeds, words = self._read(scene)
             return Moment(words, read_aloud(self.model, self.processor, embeds[None], self.prompt)[0])
 
     def _draw(self) -> None:
-        """Write the page for what is chosen."""
-        scene, step = self.scenes[self.scene.value], self.step.value
-        words, answer = self.moment(step, self.scene.value)
-        true = sum(word.true for word in words)
-        beside = (
-            f"<p>After <b>step {step}</b> the model says:</p>"
+        words, answer = self.moment(self.step.value, self.scene.value)
+        self._write(
+            words,
+            f"<p>After <b>step {self.step.value}</b> the model says:</p>"
             f'<p style="font-size:1.15em"><b>{html.escape(answer)}</b></p>'
-            f"<p>Drawn: {html.escape(listed(scene))}.</p>"
-            f"<p>The nearest word is true on {true} of {len(words)} patches (framed).</p>"
+            f"<p>Drawn: {html.escape(listed(self.scenes[self.scene.value]))}.</p>"
+            f"<p>The nearest word is true on {sum(word.true for word in words)} of {len(words)} patches (framed).</p>",
         )
-        self.page.value = _beside(drawing(scene, words), beside)
 
 
 def drawing(scene: Scene, words: Sequence[PatchWord], chosen: int | None = None) -> str:
@@ -221,42 +220,24 @@ def drawing(scene: Scene, words: Sequence[PatchWord], chosen: int | None = None)
         *(_cell(patch, side, word) for patch, word in enumerate(words)),
     ]
     if chosen is not None:
-        y, x = divmod(chosen, side)
-        parts.append(
-            f'<rect x="{x * CELL + 1}" y="{y * CELL + 1}" width="{CELL - 2}" height="{CELL - 2}" fill="none" '
-            f'stroke="{INK}" stroke-width="3" stroke-dasharray="6 3"/>'
-        )
+        y, x = (place * CELL + 1 for place in divmod(chosen, side))
+        look = f'fill="none" stroke="{INK}" stroke-width="3" stroke-dasharray="6 3"'
+        parts.append(f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}" {look}/>')
     return "".join([*parts, "</svg>"])
-
-
-def _scene_field(count: int) -> widgets.BoundedIntText:
-    return widgets.BoundedIntText(min=0, max=count - 1, description="scene", layout={"width": "12em"})
-
-
-def _follow(draw_page: Callable[[], None], *controls: widgets.Widget) -> None:
-    """Write the page now, and again whenever a control is moved."""
-    for control in controls:
-        control.observe(lambda _: draw_page(), names="value")
-    draw_page()
-
-
-def _beside(left: str, right: str) -> str:
-    return (
-        '<div style="display:flex;flex-wrap:wrap;gap:1.5em;align-items:flex-start">'
-        f'<div>{left}</div><div style="line-height:1.5;max-width:26em">{right}</div></div>'
-    )
 
 
 def _word_table(nearest: Sequence[NearWord], word: PatchWord, place: str) -> str:
     """The nearest words of a patch with their cosines, also as bars."""
+    own = html.escape(_both(word))
     verdict = "which is true of it" if word.true else "which is not true of it"
     rows = "".join(
-        f'<tr><td style="padding:1px 8px">{_in_both(near)}</td><td style="padding:1px 8px">{near.cosine:.2f}</td>'
+        f'<tr><td style="padding:1px 8px">{html.escape(_both(near))}</td>'
+        f'<td style="padding:1px 8px">{near.cosine:.2f}</td>'
         f'<td><div style="background:{BLUE};height:0.8em;width:{max(0.0, near.cosine) * 10:.2f}em"></div></td></tr>'
         for near in nearest
     )
     return (
-        f"<p>Patch in <b>{place}</b>: nearest to <b>{_in_both(word)}</b>, {verdict}.</p>"
+        f"<p>Patch in <b>{place}</b>: nearest to <b>{own}</b>, {verdict}.</p>"
         f'<table><tr><th scope="col">word</th><th scope="col">cosine</th><th></th></tr>{rows}</table>'
     )
 
@@ -264,10 +245,6 @@ def _word_table(nearest: Sequence[NearWord], word: PatchWord, place: str) -> str
 def _both(word: PatchWord | NearWord) -> str:
     """A word, a Chinese one with its English."""
     return word.word if word.english in (word.word, NO_WORD) else f"{word.word} ({word.english})"
-
-
-def _in_both(word: PatchWord | NearWord) -> str:
-    return html.escape(_both(word))
 
 
 def _cell(patch: int, side: int, word: PatchWord) -> str:
@@ -302,8 +279,8 @@ def _outline(covered: np.ndarray, side: int) -> str:
 class StageExplorer:
     """A stage or a choice of one's own: what it trains, in numbers, to scale, and on the map of the course.
 
-    Everything works by keyboard: Tab goes on, the space bar presses a stage's button or ticks a block. Without a kernel
-    there is no widget; `show_strips` leaves a figure.
+    Tab goes on, the space bar presses a stage's button or ticks a block. Without a kernel there is no widget;
+    `show_strips` leaves a figure.
 
     Attributes:
         widget: to be shown as the last line of a cell.
@@ -357,36 +334,22 @@ class StageExplorer:
             self.stage.value = now
 
     def _draw(self) -> None:
-        self.page.value = explained(self.model, self.names, self.stage.value)
-
-
-def explained(model: MiniVLMForConditionalGeneration, names: Collection[str], title: str) -> str:
-    """What a choice of blocks means, as HTML: the ledger, one sentence, the strip, and the map with what trains lit."""
-    account = ledger_of(model, names, title)
-    share = account.total.trained / account.total.parameters
-    sentence = f"{title}: {', '.join(names) or 'nothing'} trains, {share:.1%} of all parameters."
-    boxes = _training_boxes(names)
-    lit = [box for box, trains in boxes.items() if trains]
-    notes = {box: "trains" if trains else "frozen" for box, trains in boxes.items()}
-    diagram = f"Diagram of the data flow. Lit, because they train: {', '.join(lit) or 'nothing'}."
-    return (
-        f"<pre>{html.escape(str(account))}</pre><p role='status'>{html.escape(sentence)}</p>"
-        f"{_image(strips(model, {title: names}), f'The model as a strip, to scale. {sentence}')}"
-        f"{_image(flow_figure(lit, notes), diagram)}"
-    )
-
-
-def _training_boxes(names: Collection[str]) -> dict[str, bool]:
-    """Which boxes of the map hold something that trains. The head of the language model is the embedding table."""
-    layers = any(name.startswith("layer") for name in names)
-    return {
-        "encoder": "encoder" in names,
-        "W": "W" in names,
-        "look-up": "embeddings" in names,
-        "language model": layers,
-    }
-
-
-def _image(figure: Figure, alt: str) -> str:
-    source = base64.b64encode(png(figure)).decode()
-    return f'<img src="data:image/png;base64,{source}" alt="{html.escape(alt)}" style="width:920px;max-width:100%">'
+        """Say what the choice means: the ledger, one sentence, the strip, and the map with what trains lit."""
+        names, title = self.names, self.stage.value
+        account = ledger_of(self.model, names, title)
+        share = account.total.trained / account.total.parameters
+        sentence = f"{title}: {', '.join(names) or 'nothing'} trains, {share:.1%} of all parameters."
+        boxes = {  # the head of the language model is the embedding table
+            "encoder": "encoder" in names,
+            "W": "W" in names,
+            "look-up": "embeddings" in names,
+            "language model": any(name.startswith("layer") for name in names),
+        }
+        lit = [box for box, trains in boxes.items() if trains]
+        flow = flow_figure(lit, {box: "trains" if trains else "frozen" for box, trains in boxes.items()})
+        diagram = f"Diagram of the data flow. Lit, because they train: {', '.join(lit) or 'nothing'}."
+        strip = f"The model as a strip, to scale. {sentence}"
+        self.page.value = (
+            f"<pre>{html.escape(str(account))}</pre><p role='status'>{html.escape(sentence)}</p>"
+            f"{figure_html(strips(self.model, {title: names}), strip, 920)}{figure_html(flow, diagram, 920)}"
+        )

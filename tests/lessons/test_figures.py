@@ -96,7 +96,7 @@ class TestLiveCurve:
         curve = LiveCurve(steps=3, title="stage", every=1, say=lambda model: next(said))
         for step in range(1, 4):
             curve(step, 1.0, model=None)
-        assert curve.said == {1: "a <b>", 2: "a <b>", 3: "a car"}
+        assert curve.answers == {1: "a <b>", 2: "a <b>", 3: "a car"}
         listed = re.findall(r"<div><b>step (\d)</b>: ([^<]*)</div>", shown[-1]["text/html"])
         assert listed == [("1", "a &lt;b&gt;"), ("3", "a car")]
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from lessons.exercises.checking import Wrong, called, exercise, forbidden
 from minivlm.evaluation import score_descriptions
@@ -10,6 +9,7 @@ from minivlm.evaluation import score_descriptions
 Pair = tuple[str, str | None]  # a kind and its colour, as `read_facts` gives them
 Answers, Pictures = Sequence[Sequence[Pair]], Sequence[Sequence[Pair]]
 Formula = Callable[[Answers, Pictures], float]
+Count = Callable[[Sequence[Pair], Sequence[Pair]], float]  # of one answer and its picture
 
 # Chosen so that no two of the formulas below agree on them.
 PRESENT: Pictures = [
@@ -30,53 +30,37 @@ MENTIONED: Answers = [
     [("flower", "pink")],
     [("tree", "green"), ("reader", "blue")],
 ]
-SILENT = [()]  # an answer that names nothing
 
 
-def _kinds(pairs: Sequence[Pair]) -> list[str]:
-    return [kind for kind, _ in pairs]
+def ratio(of: Count, to: Count = lambda said, there: 1) -> Formula:
+    """A ratio of two sums over all answers; 0 where nothing was counted."""
+
+    def formula(mentioned: Answers, present: Pictures) -> float:
+        pairs = list(zip(mentioned, present, strict=True))
+        whole = sum(to(said, there) for said, there in pairs)
+        return sum(of(said, there) for said, there in pairs) / whole if whole else 0.0
+
+    return formula
 
 
-def _invented(said: Sequence[Pair], there: Sequence[Pair]) -> list[str]:
-    return [kind for kind in _kinds(said) if kind not in _kinds(there)]
+def _kinds(pairs: Sequence[Pair]) -> set[str]:
+    return {kind for kind, _ in pairs}
 
 
-def _share(counts: Sequence[tuple[float, float]]) -> float:
-    """The ratio of two sums; 0 where nothing was counted."""
-    count, of = (sum(column) for column in zip(*counts, strict=True))
-    return count / of if of else 0.0
+def _mentions(said: Sequence[Pair], there: Sequence[Pair]) -> int:
+    return len(said)
 
 
-def chair_i(mentioned: Answers, present: Pictures) -> float:
-    """Of all mentions in all answers, the share whose kind is not in the picture."""
-    return _share([(len(_invented(m, p)), len(m)) for m, p in zip(mentioned, present, strict=True)])
+def _invented(said: Sequence[Pair], there: Sequence[Pair]) -> int:
+    return sum(kind not in _kinds(there) for kind, _ in said)
 
 
-def chair_s(mentioned: Answers, present: Pictures) -> float:
-    """The share of answers with at least one invented kind."""
-    return _share([(bool(_invented(m, p)), 1) for m, p in zip(mentioned, present, strict=True)])
+chair_i = ratio(_invented, _mentions)  # of all mentions in all answers, the share whose kind is not in the picture
+chair_s = ratio(lambda said, there: _invented(said, there) > 0)  # the share of answers with at least one such kind
+mean_of_each = ratio(lambda said, there: chair_i([said], [there]))
 
 
-def _each(mentioned: Answers, present: Pictures) -> list[float]:
-    """CHAIR_i of each answer by itself."""
-    return [chair_i([m], [p]) for m, p in zip(mentioned, present, strict=True)]
-
-
-def _colours_too(mentioned: Answers, present: Pictures) -> float:
-    return _share([(sum(t not in p for t in m), len(m)) for m, p in zip(mentioned, present, strict=True)])
-
-
-def _sets(mentioned: Answers, present: Pictures) -> float:
-    counts = [(set(_invented(m, p)), set(_kinds(m))) for m, p in zip(mentioned, present, strict=True)]
-    return _share([(len(invented), len(said)) for invented, said in counts])
-
-
-def _pooled(mentioned: Answers, present: Pictures) -> float:
-    anywhere = [pair for there in present for pair in there]
-    return chair_i(mentioned, [anywhere] * len(mentioned))
-
-
-def _missed(mentioned: Answers, present: Pictures) -> float:
+def missed(mentioned: Answers, present: Pictures) -> float:
     """The share of present things that are not mentioned."""
     return chair_i(present, mentioned)
 
@@ -84,72 +68,67 @@ def _missed(mentioned: Answers, present: Pictures) -> float:
 # What is typically given for CHAIR_i, and what to say about it.
 WRONG_I: tuple[tuple[Formula, str], ...] = (
     (
-        lambda m, p: _share([(len(_invented(a, b)), len(b)) for a, b in zip(m, p, strict=True)]),
+        ratio(_invented, lambda said, there: len(there)),
         "divides by the things in the pictures. It asks how much of what was *said* is untrue: divide by the mentions",
     ),
     (
-        _sets,
+        ratio(lambda said, there: len(_kinds(said) - _kinds(there)), lambda said, there: len(_kinds(said))),
         "counts a kind once per answer, however often it is named. Every mention counts, above and below the line; "
         "a set drops those that come again",
     ),
     (
-        _colours_too,
+        ratio(lambda said, there: sum(pair not in there for pair in said), _mentions),
         "takes a thing of the wrong colour for an invented one. CHAIR looks at kinds alone: a blue dog where there is "
         "a red one is a mistake, but no invention. Compare the first half of each pair",
     ),
     (
-        lambda m, p: sum(_each(m, p)) / len(m),
+        mean_of_each,
         "is the mean of each answer's own share, so that an answer with one mention weighs as much as one with six. "
         "Add up over all answers first, then divide once",
     ),
     (lambda m, p: 1 - chair_i(m, p), "is the share of mentions that *are* in the picture; CHAIR is the other part"),
     (
-        _missed,
+        missed,
         "is the share of the things there that nobody mentioned. That is what recall lacks; what is left out is no "
         "invention. Look at each mention, and ask whether it is in the picture",
     ),
     (
-        lambda m, p: 1 - _missed(m, p),
+        lambda m, p: 1 - missed(m, p),
         "is recall: the share of the things there that are mentioned. Look at each mention, and ask whether it is in "
         "the picture",
     ),
     (
-        _pooled,
+        lambda m, p: chair_i(m, [[pair for there in p for pair in there]] * len(m)),
         "looks for a mention in all pictures at once. A thing is invented when it is not in the picture that this "
         "answer is about: go through answers and pictures side by side, with zip",
     ),
     (
-        lambda m, p: sum(len(_invented(a, b)) for a, b in zip(m, p, strict=True)) / len(m),
+        ratio(_invented),
         "divides by the number of answers; that is invented things per answer. Divide by the number of mentions",
     ),
 )
 WRONG_S: tuple[tuple[Formula, str], ...] = (
     (
-        lambda m, p: sum(_each(m, p)) / len(m),
+        mean_of_each,
         "is the mean of each answer's CHAIR_i. It asks only whether an answer invents anything: an answer with one "
         "invented thing counts 1, not a third",
     ),
+    (lambda m, p: chair_s(m, p) * len(m), "is a number of answers; divide by how many there are"),
     (
-        lambda m, p: sum(bool(_invented(a, b)) for a, b in zip(m, p, strict=True)),
-        "is a number of answers; divide by how many there are",
-    ),
-    (
-        lambda m, p: sum(len(_invented(a, b)) for a, b in zip(m, p, strict=True)) / len(m),
+        ratio(_invented),
         "counts every invented thing. An answer with three counts as much as one with a single one: 1",
     ),
     (
-        lambda m, p: _share([(bool(_invented(a, b)), len(a)) for a, b in zip(m, p, strict=True)]),
+        ratio(lambda said, there: _invented(said, there) > 0, _mentions),
         "divides by the mentions; it is a share of answers: divide by how many answers there are",
     ),
     (
-        lambda m, p: _share([(any(t not in b for t in a), 1) for a, b in zip(m, p, strict=True)]),
+        ratio(lambda said, there: any(pair not in there for pair in said)),
         "counts an answer that gets only a colour wrong. CHAIR looks at kinds alone",
     ),
     (lambda m, p: 1 - chair_s(m, p), "is the share of answers that invent *nothing*; CHAIR_s is the other part"),
     (
-        lambda m, p: _share(
-            [(set(_kinds(a)) != set(_kinds(b)), 1) for a, b in zip(m, p, strict=True)],
-        ),
+        ratio(lambda said, there: _kinds(said) != _kinds(there)),
         "counts an answer that leaves something out. Only what is invented makes it count",
     ),
 )
@@ -158,29 +137,31 @@ WRONG_S: tuple[tuple[Formula, str], ...] = (
 @exercise
 def chair(answer: Callable[[Answers, Pictures], tuple[float, float]]) -> None:
     """Check `chair(mentioned, present)`, which gives (CHAIR_i, CHAIR_s)."""
+    # an answer that says nothing, among others and alone
+    silent = (([*MENTIONED, ()], [*PRESENT, PRESENT[0]]), ([()], PRESENT[:1]))
     with forbidden(score_descriptions, answer=answer):
-        _compare(*_two_numbers(called(answer, MENTIONED, PRESENT)), MENTIONED, PRESENT)
-        # an answer that says nothing, among others and alone
-        for mentioned, present in (([*MENTIONED, *SILENT], [*PRESENT, PRESENT[0]]), (SILENT, PRESENT[:1])):
-            _compare(*_two_numbers(_called_on_silence(answer, mentioned, present)), mentioned, present)
+        for mentioned, present in ((MENTIONED, PRESENT), *silent):
+            _compare(*_two_numbers(answer, mentioned, present), mentioned, present)
 
 
-def _called_on_silence(answer: Callable, mentioned: Answers, present: Pictures) -> Any:
+def _two_numbers(answer: Callable, mentioned: Answers, present: Pictures) -> tuple[float, float]:
+    """What the reader's function gives."""
     try:
-        return called(answer, mentioned, present)
+        numbers = called(answer, mentioned, present)
     except Wrong as problem:
-        if isinstance(problem.__cause__, ZeroDivisionError):
+        if not all(mentioned) and isinstance(problem.__cause__, ZeroDivisionError):
             raise Wrong(
                 "an answer may name nothing at all, and then your function divides by zero. Such an answer adds no "
                 "mention and invents nothing; where no answer names anything, CHAIR_i is 0"
             ) from problem
         raise
-
-
-def _two_numbers(found: Any) -> tuple[float, float]:
-    if not isinstance(found, tuple | list) or len(found) != 2 or not all(isinstance(v, int | float) for v in found):
-        raise Wrong(f"give two numbers, CHAIR_i and CHAIR_s; this is {found!r}")
-    return found[0], found[1]
+    if (
+        not isinstance(numbers, tuple | list)
+        or len(numbers) != 2
+        or not all(isinstance(v, int | float) for v in numbers)
+    ):
+        raise Wrong(f"give two numbers, CHAIR_i and CHAIR_s; this is {numbers!r}")
+    return numbers[0], numbers[1]
 
 
 def _compare(got_i: float, got_s: float, mentioned: Answers, present: Pictures) -> None:

@@ -4,11 +4,9 @@ The reader is handed a conversation as segments and returns one label per token;
 The rule that is checked is the one of `MiniVLMProcessor.encode`: an answer's own tokens and the end token after it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby, islice
 from typing import Any, NamedTuple
-
-from transformers import PreTrainedTokenizerFast
 
 from lessons.exercises.checking import Wrong, called, exercise, forbidden
 from minivlm.config import IGNORE_INDEX
@@ -92,8 +90,9 @@ def segments(row: Example, processor: MiniVLMProcessor) -> list[Segment]:
     Raises:
         ValueError: the row is no conversation that `processor.encode` made.
     """
-    tokenizer, found = processor.tokenizer, []
-    heads = {role: [tokenizer.bos_token_id, *_encoded(tokenizer, f"{role}\n")] for role in ROLES}
+    tokenizer, stretches = processor.tokenizer, []
+    names = {role: tokenizer.encode(f"{role}\n", add_special_tokens=False) for role in ROLES}
+    heads = {role: [tokenizer.bos_token_id, *ids] for role, ids in names.items()}
     starts = [place for place, token in enumerate(row.input_ids) if token == tokenizer.bos_token_id]
     if starts[:1] != [0]:
         raise ValueError("a conversation begins with the head of a turn; render it by processor.encode")
@@ -103,15 +102,11 @@ def segments(row: Example, processor: MiniVLMProcessor) -> list[Segment]:
         if role is None:
             raise ValueError(f"the turn that begins at token {start} has no known role; render it by processor.encode")
         body = turn[len(heads[role]) :]
-        found.append(Segment(role, "head", heads[role]))
+        stretches.append(Segment(role, "head", heads[role]))
         for part, ids in groupby(body, key={processor.image_token_id: "image", tokenizer.eos_token_id: "end"}.get):
-            behind_the_end = found[-1].part == "end"
-            found.append(Segment(role, part or ("gap" if behind_the_end else "text"), list(ids)))
-    return found
-
-
-def _encoded(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False)
+            behind_the_end = stretches[-1].part == "end"
+            stretches.append(Segment(role, part or ("gap" if behind_the_end else "text"), list(ids)))
+    return stretches
 
 
 def _listed(labels: Any) -> list[int]:
@@ -145,8 +140,7 @@ def _compare(labels: list[int], conversation: Sequence[Segment]) -> None:
         )
     _check_place(labels, ids, right)
     _check_values(labels, ids, right)
-    _check_too_much(labels, conversation)
-    _check_too_little(labels, conversation)
+    _check_segments(labels, conversation)
 
 
 def _check_place(labels: list[int], ids: list[int], right: list[int]) -> None:
@@ -156,10 +150,13 @@ def _check_place(labels: list[int], ids: list[int], right: list[int]) -> None:
             "every label stands one place early, as if the loss did not shift. It does: the output at place t is "
             "compared with the label at t + 1. So a label stands at its own token"
         )
-    learnt = [label != IGNORE_INDEX for label in right]
+    supervised = [label != IGNORE_INDEX for label in right]
     for shifted, what in (
-        ([False, *learnt[:-1]], "begins one token late, so an answer's first token is never learnt, and ends one late"),
-        ([*learnt[1:], False], "begins one token early, at the head's newline, and ends before the end token"),
+        (
+            [False, *supervised[:-1]],
+            "begins one token late, so an answer's first token is never learnt, and ends one late",
+        ),
+        ([*supervised[1:], False], "begins one token early, at the head's newline, and ends before the end token"),
     ):
         moved = [token if yes else IGNORE_INDEX for token, yes in zip(ids, shifted, strict=True)]
         if labels in (moved, [IGNORE_INDEX, *right[:-1]]):
@@ -178,35 +175,23 @@ def _check_values(labels: list[int], ids: list[int], right: list[int]) -> None:
             )
 
 
-def _check_too_much(labels: list[int], conversation: Sequence[Segment]) -> None:
-    """Segments that carry labels though they should not."""
+def _check_segments(labels: list[int], conversation: Sequence[Segment]) -> None:
+    """Segments that carry labels though they should not; then segments of an answer that lack some."""
+    rest = iter(labels)
+    dealt = [(segment, list(islice(rest, len(segment.ids)))) for segment in conversation]
     carrying = {
-        (segment.part, segment.role)
-        for segment, own in _dealt(labels, conversation)
-        if set(expected([segment])) == {IGNORE_INDEX} != set(own)
+        (segment.part, segment.role) for segment, own in dealt if set(expected([segment])) == {IGNORE_INDEX} != set(own)
     }
     for part, message in TOO_MUCH.items():
-        for role in sorted(role for found, role in carrying if found == part):
+        for role in sorted(role for place, role in carrying if place == part):
             raise Wrong(message.format(role=role))
-
-
-def _check_too_little(labels: list[int], conversation: Sequence[Segment]) -> None:
-    """Segments of an answer that lack labels."""
-    dealt = [(segment, own) for segment, own in _dealt(labels, conversation) if segment.role == "assistant"]
-    missing = [segment.part for segment, own in dealt if own != expected([segment])]
-    if "text" not in missing:
+    lacking = [(segment.part, own != expected([segment])) for segment, own in dealt if segment.role == "assistant"]
+    if ("text", True) not in lacking:
         raise Wrong(
             "the end token is not supervised: the model would never learn to stop, and talk until it is cut off"
         )
-    answers = [own != expected([segment]) for segment, own in dealt if segment.part == "text"]
+    answers = [lacks for part, lacks in lacking if part == "text"]
     if not all(answers):
         number = answers.index(True) + 1
         raise Wrong(f"answer {number} of {len(answers)} is not wholly supervised; every turn of the assistant teaches")
     raise Wrong("an answer's own words are not all supervised; from its first token to its last, each is learnt")
-
-
-def _dealt(labels: list[int], conversation: Sequence[Segment]) -> Iterator[tuple[Segment, list[int]]]:
-    """Each segment with its labels."""
-    rest = iter(labels)
-    for segment in conversation:
-        yield segment, list(islice(rest, len(segment.ids)))

@@ -76,10 +76,7 @@ LANGUAGE_MODEL: tuple[tuple[Formula, str], ...] = (
     (Formula(final_norm=False), "lacks one norm of Dl numbers: the one behind the last layer"),
     (Formula(norms=0, final_norm=False), "lacks all norms: two of Dl numbers in each layer, one behind the last"),
     (Formula(biases=True), "has biases. No matrix of a Llama has one"),
-    (
-        Formula(repeated=False),
-        "has one layer only; there are `num_hidden_layers` of them",
-    ),
+    (Formula(repeated=False), "has one layer only; there are `num_hidden_layers` of them"),
 )
 
 
@@ -102,11 +99,7 @@ def odd_config() -> MiniVLMConfig:
 
 
 def _pair(answer: Any) -> tuple[int, int]:
-    """The two numbers.
-
-    Raises:
-        Wrong: they are not two whole numbers.
-    """
+    """The two numbers of an answer, which have to be whole."""
     if not isinstance(answer, tuple | list) or len(answer) != 2:
         raise Wrong(f"return two numbers, W's and the language model's, not {answer!r}")
     if any(isinstance(number, bool) or not isinstance(number, int) for number in answer):
@@ -121,9 +114,8 @@ def _compare(matrix: int, language_model: int, config: MiniVLMConfig) -> None:
         return
     if (matrix, language_model) == right[::-1]:
         raise Wrong("the two numbers stand the other way round; return W's first")
-    if (matrix, language_model) in [
-        (c.vision_width * c.language_width, Formula()(c)) for c in (scenes_config(), clip_26m_config())
-    ]:
+    presets = (scenes_config(), clip_26m_config())
+    if (matrix, language_model) in [(c.vision_width * c.language_width, Formula()(c)) for c in presets]:
         raise Wrong("these are the numbers of one preset; take every size from `config`, so that it holds for any")
     if matrix != right[0]:
         raise Wrong(f"W has {right[0]:,} numbers here, you have {matrix:,}. {_about_w(matrix, config)}")

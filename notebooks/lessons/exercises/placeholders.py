@@ -92,7 +92,7 @@ def _compare(result: torch.Tensor, batch: Batch) -> None:
         raise Wrong(f"the result is {result.dtype}, `inputs_embeds` are {expected.dtype}: keep the type")
     if torch.equal(result, expected):
         return
-    for wrong, message in _typical(batch):
+    for wrong, message in _wrong_order(batch) + _wrong_values(batch):
         if torch.equal(result, wrong):
             raise Wrong(message)
     if not torch.equal(result[~mask], expected[~mask]):
@@ -106,35 +106,6 @@ def _compare(result: torch.Tensor, batch: Batch) -> None:
         f"a placeholder has the wrong embedding, first in row {row} at place {place}. The rule is: the k-th "
         "placeholder of the batch, in reading order, gets the k-th of all I × N embeddings"
     )
-
-
-def _typical(batch: Batch) -> list[tuple[torch.Tensor, str]]:
-    """Wrong results and what is wrong with each."""
-    return _wrong_places(batch) + _wrong_order(batch) + _wrong_values(batch)
-
-
-def _wrong_places(batch: Batch) -> list[tuple[torch.Tensor, str]]:
-    """Not all placeholders are filled."""
-    text, mask, expected = batch.inputs_embeds, batch.mask, by_definition(batch)
-    first = torch.zeros_like(mask)
-    first[0] = mask[0]
-    one_each = mask & (mask.cumsum(1) <= N)
-    return [
-        (
-            text,
-            "the text comes back unchanged. Compare `input_ids` with the `image_token_id` that you are given (it is "
-            f"{IMAGE} here), and return what you have swapped",
-        ),
-        (
-            torch.where(first[..., None], expected, text),
-            "only the first row has its picture; the others still have the placeholders' own embeddings. Use the whole "
-            "mask (B, T), not `mask[0]`",
-        ),
-        (
-            torch.where(one_each[..., None], expected, text),
-            "a row with two pictures gets only the first of them: only its first N placeholders are filled",
-        ),
-    ]
 
 
 def _wrong_order(batch: Batch) -> list[tuple[torch.Tensor, str]]:
@@ -163,9 +134,26 @@ def _wrong_order(batch: Batch) -> list[tuple[torch.Tensor, str]]:
 
 
 def _wrong_values(batch: Batch) -> list[tuple[torch.Tensor, str]]:
-    """The places are right, and what stands there, or elsewhere, is not."""
-    text, images, mask = batch.inputs_embeds, batch.image_embeds, batch.mask
+    """Not all placeholders are filled, or not with patches alone, or something else is."""
+    text, images, mask, expected = batch.inputs_embeds, batch.image_embeds, batch.mask, by_definition(batch)
+    first = torch.zeros_like(mask)
+    first[0] = mask[0]
+    one_each = mask & (mask.cumsum(1) <= N)
     return [
+        (
+            text,
+            "the text comes back unchanged. Compare `input_ids` with the `image_token_id` that you are given (it is "
+            f"{IMAGE} here), and return what you have swapped",
+        ),
+        (
+            torch.where(first[..., None], expected, text),
+            "only the first row has its picture; the others still have the placeholders' own embeddings. Use the whole "
+            "mask (B, T), not `mask[0]`",
+        ),
+        (
+            torch.where(one_each[..., None], expected, text),
+            "a row with two pictures gets only the first of them: only its first N placeholders are filled",
+        ),
         (
             by_definition(batch, images.mean(1, keepdim=True).expand_as(images)),
             "every placeholder got the mean of its picture's patches: what stands where is lost. Patch k goes to "
@@ -177,7 +165,7 @@ def _wrong_values(batch: Batch) -> list[tuple[torch.Tensor, str]]:
             "no row for <image>): put the picture in its place",
         ),
         (
-            by_definition(batch) * mask[..., None],
+            expected * mask[..., None],
             "the words are gone: where no placeholder stands there are zeros now. Begin with the text's embeddings",
         ),
     ]

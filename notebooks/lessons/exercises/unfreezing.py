@@ -67,8 +67,8 @@ def _check_names(model: MiniVLMForConditionalGeneration, prefixes: Any) -> None:
             )
         if not any(name.startswith(prefix) for name in names):
             raise Wrong(f"no parameter's name begins with {prefix!r}; look at the names in model.named_parameters()")
-    if seen := [prefix for prefix in prefixes if any(name.startswith("vision.") for name in chosen(model, [prefix]))]:
-        raise Wrong(f"{seen[0]!r} unfreezes the encoder, which stays frozen in every stage; leave it out")
+    if thawed := [prefix for prefix in prefixes if any(name.startswith("vision.") for name in chosen(model, [prefix]))]:
+        raise Wrong(f"{thawed[0]!r} unfreezes the encoder, which stays frozen in every stage; leave it out")
 
 
 def _check_choice(model: MiniVLMForConditionalGeneration, prefixes: Collection[str], budget: int) -> None:
@@ -133,30 +133,30 @@ def _check_names_of_choices(key: str, names: Any) -> None:
 def _check_prediction(key: str, name: str, predicted: bool, results: Mapping[str, Any]) -> None:
     """One choice under one key: the measurement says whether it happened, and the message says by how much."""
     measure, _ = PREDICTED[key]
-    found = compared(results, name, measure)
-    if predicted == happened(key, found):
+    change = compared(results, name, measure)
+    if predicted == happened(key, change):
         return
     unit = 1 if measure == "words" else 100
-    told = (
-        f"with {name!r}, {measure} went from {unit * found.before:.0f} to {unit * found.after:.0f}, and the seeds "
-        f"spread over {unit * found.seed_range:.1f}"
+    outcome = (
+        f"with {name!r}, {measure} went from {unit * change.before:.0f} to {unit * change.after:.0f}, and the seeds "
+        f"spread over {unit * change.seed_range:.1f}"
     )
     if not predicted:
-        raise Wrong(f"{name!r} belongs under {key!r}, too: {told}")
-    if results["variants"][name]["trains"] == ["W"] and key == "forgets":
+        raise Wrong(f"{name!r} belongs under {key!r}, too: {outcome}")
+    alone = results["variants"][name]["trains"] == ["W"]
+    if alone and key == "forgets":
         raise Wrong(
             f"{name!r} cannot forget: its language model is the same to the last bit, and a text without a picture "
             f"never meets W. Take it out of {key!r}"
         )
-    if results["variants"][name]["trains"] == ["W"]:
+    if alone:
         raise Wrong(
-            f"{name!r} does not belong under {key!r}: {told}. W decides what is seen; how an answer to this prompt "
+            f"{name!r} does not belong under {key!r}: {outcome}. W decides what is seen; how an answer to this prompt "
             "is built, the language model decides, and it stays as it was"
         )
-    raise Wrong(f"{name!r} does not belong under {key!r}: {told}. That is nothing which three seeds could show")
+    raise Wrong(f"{name!r} does not belong under {key!r}: {outcome}. That is nothing which three seeds could show")
 
 
-def happened(key: str, found: Effect) -> bool:
+def happened(key: str, change: Effect) -> bool:
     """Whether an effect is what a key of `PREDICTED` says."""
-    least = PREDICTED[key][1]
-    return found.claimed and found.difference / least >= 1
+    return change.claimed and change.difference / PREDICTED[key][1] >= 1

@@ -15,7 +15,9 @@ from lessons.plots.figures import (
     chinese_font,
     data_uri,
     draw_matrix,
+    figure_html,
     intervals,
+    note,
     patches,
     png,
     readable,
@@ -26,12 +28,4 @@ from lessons.plots.figures import (
 )
 from lessons.plots.flow import BOXES, HEIGHT, WIDTH, flow_figure, show_flow
 from lessons.plots.source import show_source
-from lessons.plots.tables import (
-    CELL,
-    image_html,
-    show_answers,
-    show_picture,
-    show_supervision,
-    show_taught,
-    table_html,
-)
+from lessons.plots.tables import image_html, show_answers, show_picture, show_supervision, show_taught, table_html

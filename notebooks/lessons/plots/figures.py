@@ -9,7 +9,6 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any
 
 import matplotlib.style
@@ -55,6 +54,7 @@ def style():
         "font.family": fonts,
         "font.size": 10,
         "text.color": INK,
+        "axes.axisbelow": True,
         "axes.edgecolor": GREY,
         "axes.labelcolor": INK,
         "axes.spines.top": False,
@@ -63,6 +63,7 @@ def style():
         "axes.titlelocation": "left",
         "xtick.color": INK,
         "ytick.color": INK,
+        "grid.color": "#E8E8E8",
         "figure.dpi": PIXELS_PER_INCH,
         "figure.facecolor": "white",
         "image.cmap": MAP,
@@ -72,14 +73,9 @@ def style():
 
 
 def show(figure: Figure, alt: str, summary: str) -> None:
-    """Show a figure with alternative text, and a one-line summary below it.
+    """Show a figure with alternative text, and a one-line summary of what it says below it.
 
-    Jupyter ignores alternative text in an output's metadata, so the picture goes out as HTML with its bytes inside.
-
-    Args:
-        figure: it is not needed afterwards.
-        alt: what there is to see, for those who do not see it.
-        summary: what it says, in one line, for everybody.
+    Jupyter ignores alternative text in an output's metadata, so the image goes out as HTML with its bytes inside.
 
     Raises:
         ValueError: `alt` or `summary` is empty, or `summary` has several lines.
@@ -91,14 +87,16 @@ def _bundle(figure: Figure, alt: str, summary: str) -> dict[str, str]:
     """A figure as Jupyter's MIME bundle."""
     if not alt.strip() or not summary.strip() or "\n" in summary:
         raise ValueError("a figure needs alternative text, and a summary in one line")
-    width = round(figure.get_figwidth() * 90)
-    source = f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}"
-    page = (
-        f'<figure style="margin:0"><img src="{source}" alt="{html.escape(alt)}" '
-        f'style="width:{width}px;max-width:100%;background:white">'
-        f"<figcaption>{html.escape(summary)}</figcaption></figure>"
-    )
+    drawing = figure_html(figure, alt, round(figure.get_figwidth() * 90))
+    page = f'<figure style="margin:0">{drawing}<figcaption>{html.escape(summary)}</figcaption></figure>'
     return {"text/html": page, "text/plain": summary}
+
+
+def figure_html(figure: Figure, alt: str, width: int) -> str:
+    """A figure as an `<img>` of so many pixels, its bytes inside."""
+    source = f"data:image/png;base64,{base64.b64encode(png(figure)).decode()}"
+    look = f"width:{width}px;max-width:100%;background:white"
+    return f'<img src="{source}" alt="{html.escape(alt)}" style="{look}">'
 
 
 def png(figure: Figure) -> bytes:
@@ -106,17 +104,17 @@ def png(figure: Figure) -> bytes:
     raw, small = io.BytesIO(), io.BytesIO()
     with style():
         figure.savefig(raw, format="png", dpi=PIXELS_PER_INCH, bbox_inches="tight", facecolor="white")
-    picture = Image.open(raw).convert("RGB")
+    image = Image.open(raw).convert("RGB")
     # the widest cover of colours: the median cut paints a small yellow thing in the colour of something larger
-    palette = picture.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    palette = image.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     palette.save(small, format="png", optimize=True)
     return small.getvalue()
 
 
-def data_uri(picture: Image.Image) -> str:
-    """A picture as the `src` of an `<img>`, its bytes inside: nothing is fetched."""
+def data_uri(image: Image.Image) -> str:
+    """An image as the `src` of an `<img>`, its bytes inside: nothing is fetched."""
     stream = io.BytesIO()
-    picture.save(stream, format="WEBP", quality=82)
+    image.save(stream, format="WEBP", quality=82)
     return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
@@ -127,13 +125,13 @@ class LiveCurve:
         steps: how many steps there will be.
         title: of the curve.
         every: draw after so many steps, and after the last.
-        say: what the model says at that moment, to be listed below the curve.
+        say: what the model says at that moment, to be listed below the curve where it changes.
     """
 
     def __init__(self, steps: int, title: str, every: int = 25, say: Callable[[Any], str] | None = None):
         self.steps, self.title, self.every, self.say = steps, title, every, say
         self.losses: list[float] = []
-        self.said: dict[int, str] = {}
+        self.answers: dict[int, str] = {}
         self._handle = None
 
     def __call__(self, step: int, loss: float, model) -> None:
@@ -141,7 +139,7 @@ class LiveCurve:
         self.losses.append(loss)
         if step % self.every == 0 or step == self.steps:
             if self.say is not None:
-                self.said[step] = self.say(model)
+                self.answers[step] = self.say(model)
             self._draw()
 
     def _draw(self) -> None:
@@ -152,18 +150,15 @@ class LiveCurve:
         )
         summary = f"{self.title}: loss {first:.2f} → {last:.2f} in {len(self.losses)} steps"
         bundle = _bundle(loss_curve(self.losses, self.steps, self.title), alt, summary)
-        bundle["text/html"] += "".join(
-            f"<div><b>step {step}</b>: {html.escape(said)}</div>" for step, said in self._changes()
-        )
+        before = None
+        for step, answer in self.answers.items():
+            if answer != before:
+                bundle["text/html"] += f"<div><b>step {step}</b>: {html.escape(answer)}</div>"
+            before = answer
         if self._handle is None:
             self._handle = display(bundle, raw=True, display_id=True)
         else:
             self._handle.update(bundle, raw=True)
-
-    def _changes(self) -> list[tuple[int, str]]:
-        """What was said, without repetitions."""
-        said = list(self.said.items())
-        return said[:1] + [later for before, later in pairwise(said) if later[1] != before[1]]
 
 
 def smoothed(losses: Sequence[float], window: int = 20) -> np.ndarray:
@@ -174,20 +169,24 @@ def smoothed(losses: Sequence[float], window: int = 20) -> np.ndarray:
     return (total[steps] - total[start]) / (steps - start)
 
 
+def note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
+    """Write a text some typographic points (x, y) away from a place of the axes."""
+    axes.annotate(text, at, offset, textcoords="offset points", **look)
+
+
+@style()
 def loss_curve(losses: Sequence[float], steps: int, title: str) -> Figure:
     """Each step's loss, pale, and the mean of the last twenty."""
-    with style():
-        figure = Figure(figsize=(7, 2.9))
-        axes = figure.add_subplot()
-        done, mean = np.arange(1, len(losses) + 1), smoothed(losses)
-        axes.plot(done, losses, color=GREY, linewidth=0.7)
-        axes.plot(done, mean, color=BLUE, linewidth=2)
-        axes.plot(done[-1], mean[-1], "o", color=BLUE, markersize=5)
-        axes.annotate(f"{mean[-1]:.2f}", (done[-1], mean[-1]), (6, 6), textcoords="offset points", color=BLUE)
-        axes.set(xlim=(0, steps * 1.06), ylim=(0, None), xlabel="step", ylabel="loss")
-        axes.set_title(title)
-        axes.grid(axis="y", color="#E8E8E8")
-        axes.set_axisbelow(True)
+    figure = Figure(figsize=(7, 2.9))
+    axes = figure.add_subplot()
+    done, mean = np.arange(1, len(losses) + 1), smoothed(losses)
+    axes.plot(done, losses, color=GREY, linewidth=0.7)
+    axes.plot(done, mean, color=BLUE, linewidth=2)
+    axes.plot(done[-1], mean[-1], "o", color=BLUE, markersize=5)
+    note(axes, f"{mean[-1]:.2f}", (done[-1], mean[-1]), (6, 6), color=BLUE)
+    axes.set(xlim=(0, steps * 1.06), ylim=(0, None), xlabel="step", ylabel="loss")
+    axes.set_title(title)
+    axes.grid(axis="y")
     return figure
 
 
@@ -207,31 +206,31 @@ def border(covered: np.ndarray, side: int) -> list[tuple[int, int, int, int]]:
     return pieces
 
 
-def patches(picture: Image.Image, count: int) -> list[np.ndarray]:
-    """A square picture cut into `count` squares, row by row, as uint8 arrays."""
+def patches(image: Image.Image, count: int) -> list[np.ndarray]:
+    """A square image cut into `count` squares, row by row, as uint8 arrays."""
     side = int(count**0.5)
-    size = picture.width // side
-    pixels = np.asarray(picture.resize((size * side, size * side)))
+    size = image.width // side
+    pixels = np.asarray(image.resize((size * side, size * side)))
     rows = pixels.reshape(side, size, side, size, 3).swapaxes(1, 2)
     return list(rows.reshape(count, size, size, 3))
 
 
+@style()
 def bars(shares: Mapping[str, float], title: str, label: str) -> Figure:
     """Horizontal bars with their values written out; an exact zero says so."""
-    with style():
-        figure = Figure(figsize=(8, 0.34 * len(shares) + 1.1), layout="constrained")
-        axes = figure.add_subplot()
-        values = list(shares.values())
-        colours = [GREY if value == 0 else BLUE for value in values]
-        axes.barh(list(shares), values, color=colours, height=0.7)
-        axes.invert_yaxis()
-        for place, value in enumerate(values):
-            text = "exactly 0: frozen" if value == 0 else f"{value:.1%}"
-            axes.annotate(text, (value, place), (5, 0), textcoords="offset points", va="center", fontsize=9)
-        axes.set(xlabel=label, xlim=(0, max(values) * 1.2 or 1))
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.tick_params(axis="y", length=0)
-        axes.set_title(title)
+    figure = Figure(figsize=(8, 0.34 * len(shares) + 1.1), layout="constrained")
+    axes = figure.add_subplot()
+    values = list(shares.values())
+    colours = [GREY if value == 0 else BLUE for value in values]
+    axes.barh(list(shares), values, color=colours, height=0.7)
+    axes.invert_yaxis()
+    for place, value in enumerate(values):
+        text = "exactly 0: frozen" if value == 0 else f"{value:.1%}"
+        note(axes, text, (value, place), (5, 0), va="center", fontsize=9)
+    axes.set(xlabel=label, xlim=(0, max(values) * 1.2 or 1))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(title)
     return figure
 
 
@@ -248,6 +247,7 @@ def scale_rows(values: np.ndarray) -> np.ndarray:
     return values / np.abs(values).max(axis=1, keepdims=True)
 
 
+@style()
 def intervals(rows: Mapping[str, Mapping[str, Mapping[str, float | None]]], titles: Mapping[str, str]) -> Figure:
     """Estimates with their intervals: a line for each model, a panel for each measure.
 
@@ -255,29 +255,21 @@ def intervals(rows: Mapping[str, Mapping[str, Mapping[str, float | None]]], titl
         rows: model -> measure -> estimate: `value`, `low`, `high`; the value is None where nothing was counted.
         titles: measure -> title of its panel.
     """
-    with style():
-        figure = Figure(figsize=(2.3 * len(titles) + 1.8, 0.36 * len(rows) + 1.1), layout="constrained")
-        panels = np.atleast_1d(figure.subplots(1, len(titles), sharey=True))
-        positions = np.arange(len(rows))[::-1]
-        for axes, (measure, title) in zip(panels, titles.items(), strict=True):
-            for y, estimate in zip(positions, (row[measure] for row in rows.values()), strict=True):
-                if estimate["value"] is None:
-                    axes.text(0, y, "names nothing", va="center", fontsize=8.5, style="italic")
-                    continue
-                axes.plot([estimate["low"], estimate["high"]], [y, y], color=BLUE, linewidth=3, alpha=0.35)
-                axes.plot(estimate["value"], y, "o", color=BLUE, markersize=5)
-                digits = ".0f" if measure == "length" else ".2f"
-                axes.annotate(
-                    f"{estimate['value']:{digits}}",
-                    (estimate["value"], y),
-                    (0, 5),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=8,
-                )
-            axes.set_title(title)
-            axes.grid(axis="x", color="#E8E8E8")
-            axes.set(xlim=(-0.04, 1.06) if measure != "length" else (0, None), ylim=(-0.6, len(rows) - 0.2))
-            axes.tick_params(axis="y", length=0)
-        panels[0].set_yticks(positions, list(rows))
+    figure = Figure(figsize=(2.3 * len(titles) + 1.8, 0.36 * len(rows) + 1.1), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(1, len(titles), sharey=True))
+    positions = np.arange(len(rows))[::-1]
+    for axes, (measure, title) in zip(panels, titles.items(), strict=True):
+        for y, estimate in zip(positions, (row[measure] for row in rows.values()), strict=True):
+            if estimate["value"] is None:
+                axes.text(0, y, "names nothing", va="center", fontsize=8.5, style="italic")
+                continue
+            axes.plot([estimate["low"], estimate["high"]], [y, y], color=BLUE, linewidth=3, alpha=0.35)
+            axes.plot(estimate["value"], y, "o", color=BLUE, markersize=5)
+            digits = ".0f" if measure == "length" else ".2f"
+            note(axes, f"{estimate['value']:{digits}}", (estimate["value"], y), (0, 5), ha="center", fontsize=8)
+        axes.set_title(title)
+        axes.grid(axis="x")
+        axes.set(xlim=(-0.04, 1.06) if measure != "length" else (0, None), ylim=(-0.6, len(rows) - 0.2))
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(positions, list(rows))
     return figure

@@ -40,6 +40,7 @@ LETTERS = (
 )
 
 
+@style()
 def flow_figure(lit: Sequence[str] = (), notes: Mapping[str, str] | None = None) -> Figure:
     """The one way everything flows, drawn as boxes and arrows.
 
@@ -53,18 +54,17 @@ def flow_figure(lit: Sequence[str] = (), notes: Mapping[str, str] | None = None)
     notes = notes or {}
     if unknown := [name for name in (*lit, *notes) if name not in BOXES]:
         raise ValueError(f"no box {', '.join(unknown)}; the boxes are {', '.join(BOXES)}")
-    with style():
-        figure = Figure(figsize=(11.5, 3.3))
-        page = figure.add_axes((0, 0, 1, 1))
-        for start, end, what, shape in ARROWS:
-            _arrow(page, start, end, what, shape)
-        for name in BOXES:
-            _box(page, name, name in lit, notes.get(name, ""))
-        for line, (letter, meaning) in enumerate(LETTERS):
-            page.text(88.5, 31.2 - 2.3 * line, letter, ha="right", va="center", fontsize=9, fontweight="bold")
-            page.text(89.5, 31.2 - 2.3 * line, meaning, va="center", fontsize=9)
-        page.set(xlim=(-1, 123), ylim=(-0.8, 33.5), aspect="auto")
-        page.axis("off")
+    figure = Figure(figsize=(11.5, 3.3))
+    ax = figure.add_axes((0, 0, 1, 1))
+    for start, end, what, shape in ARROWS:
+        _arrow(ax, start, end, what, shape)
+    for name in BOXES:
+        _box(ax, name, name in lit, notes.get(name, ""))
+    for line, (letter, meaning) in enumerate(LETTERS):
+        ax.text(88.5, 31.2 - 2.3 * line, letter, ha="right", va="center", fontsize=9, fontweight="bold")
+        ax.text(89.5, 31.2 - 2.3 * line, meaning, va="center", fontsize=9)
+    ax.set(xlim=(-1, 123), ylim=(-0.8, 33.5), aspect="auto")
+    ax.axis("off")
     return figure
 
 
@@ -79,51 +79,35 @@ def show_flow(lit: Sequence[str], summary: str, notes: Mapping[str, str] | None 
     show(flow_figure(lit, notes), alt, summary)
 
 
-def _box(page: Axes, name: str, lit: bool, note: str) -> None:
+def _box(ax: Axes, name: str, lit: bool, note: str) -> None:
     left, bottom = BOXES[name]
-    page.add_patch(
-        FancyBboxPatch(
-            (left, bottom),
-            WIDTH,
-            HEIGHT,
-            boxstyle="round,pad=0,rounding_size=1.4",
-            facecolor="#FFE3C8" if lit else "white",
-            edgecolor=ORANGE if lit else GREY,
-            linewidth=2.6 if lit else 1.2,
-            zorder=2,
-        )
-    )
-    for drawn in ICONS[name](left + WIDTH / 2, bottom + 6.9):
-        drawn.set_zorder(3)
-        page.add_patch(drawn)
-    weight, size = "bold" if lit else "normal", 10.5 if len(name) < 10 else 9.5
+    plain = {"facecolor": "white", "edgecolor": GREY, "linewidth": 1.2}
+    look = {"facecolor": "#FFE3C8", "edgecolor": ORANGE, "linewidth": 2.6} if lit else plain
+    shape = "round,pad=0,rounding_size=1.4"
+    ax.add_patch(FancyBboxPatch((left, bottom), WIDTH, HEIGHT, shape, zorder=2, **look))
     middle = left + WIDTH / 2
-    page.text(middle, bottom + 1.9, name, ha="center", va="center", fontsize=size, fontweight=weight, zorder=3)
-    aside = -1.2 if name == "W" else 0  # an arrow leaves W downwards
-    page.text(
-        middle + aside,
-        bottom - 0.9,
-        note,
-        ha="right" if aside else "center",
-        va="top",
-        fontsize=9,
-        style="italic",
-    )
+    for stroke in ICONS[name](middle, bottom + 6.9):
+        stroke.set_zorder(3)
+        ax.add_patch(stroke)
+    weight, size = "bold" if lit else "normal", 10.5 if len(name) < 10 else 9.5
+    ax.text(middle, bottom + 1.9, name, ha="center", va="center", fontsize=size, fontweight=weight, zorder=3)
+    x, align = (middle - 1.2, "right") if name == "W" else (middle, "center")  # an arrow leaves W downwards
+    ax.text(x, bottom - 0.9, note, ha=align, va="top", fontsize=9, style="italic")
 
 
-def _arrow(page: Axes, start: str, end: str, what: str, shape: str) -> None:
+def _arrow(ax: Axes, start: str, end: str, what: str, shape: str) -> None:
     """An arrow between two boxes: what flows stands above it and its shape below, beside it where it leads down."""
     (x0, y0), (x1, y1) = BOXES[start], BOXES[end]
     down = y0 != y1
     tail = (x0 + WIDTH / 2, y0) if down else (x0 + WIDTH, y0 + HEIGHT / 2)
     head = (x1 + WIDTH / 2, y1 + HEIGHT) if down else (x1, y1 + HEIGHT / 2)
-    page.add_patch(FancyArrowPatch(tail, head, arrowstyle="-|>", mutation_scale=12, color=INK, linewidth=1.2))
+    ax.add_patch(FancyArrowPatch(tail, head, arrowstyle="-|>", mutation_scale=12, color=INK, linewidth=1.2))
     if down:
-        page.text(head[0] + 1.2, (tail[1] + head[1]) / 2, f"{what}\n{shape}", va="center", fontsize=8.5)
+        ax.text(head[0] + 1.2, (tail[1] + head[1]) / 2, f"{what}\n{shape}", va="center", fontsize=8.5)
         return
     middle = (tail[0] + head[0]) / 2
-    page.text(middle, tail[1] + 0.7, what, ha="center", va="bottom", fontsize=8.5)
-    page.text(middle, tail[1] - 0.8, shape, ha="center", va="top", fontsize=8.5)
+    ax.text(middle, tail[1] + 0.7, what, ha="center", va="bottom", fontsize=8.5)
+    ax.text(middle, tail[1] - 0.8, shape, ha="center", va="top", fontsize=8.5)
 
 
 # A small drawing for each box. They get the point that is their middle; a unit is as high as 1.1 is wide.
@@ -148,10 +132,9 @@ def _eye(x: float, y: float) -> list[Patch]:
 def _matrix(x: float, y: float) -> list[Patch]:
     """A matrix of light and dark cells."""
     shades = ("#FFB066", "#B35500", ORANGE, "#D96A00")
-    cells = product(range(5), range(4))
     return [
         Rectangle((x - 3.5 + 1.4 * i, y - 3 + 1.5 * j), 1.25, 1.35, color=shades[(3 * i + 5 * j + i * j) % 4])
-        for i, j in cells
+        for i, j in product(range(5), range(4))
     ]
 
 
@@ -176,13 +159,9 @@ def _swapped(x: float, y: float) -> list[Patch]:
 
 def _layers(x: float, y: float) -> list[Patch]:
     """Layers, one upon the other."""
+    corners = ((x - 4.4, y - 1.6), (x, y - 3.4), (x + 4.4, y - 1.6), (x, y + 0.2))
     return [
-        Polygon(
-            [(x - 4.4, y - 1.6 + k), (x, y - 3.4 + k), (x + 4.4, y - 1.6 + k), (x, y + 0.2 + k)],
-            facecolor=shade,
-            edgecolor="white",
-            linewidth=0.8,
-        )
+        Polygon([(left, low + k) for left, low in corners], facecolor=shade, edgecolor="white", linewidth=0.8)
         for k, shade in ((0, INK), (1.4, "#6E6E6E"), (2.8, GREY))
     ]
 

@@ -15,11 +15,10 @@ LOOK = (
 
 
 def show_source(*functions: Callable, docstrings: bool = False) -> None:
-    """Show the source of functions, methods or classes as they are installed, highlighted.
+    """Show the source of functions, methods or classes as they are installed, highlighted, from top to bottom.
 
     Args:
-        functions: what to show, from top to bottom.
-        docstrings: keep the docstrings; the notebook says in its own words what they say.
+        docstrings: keep them; the notebook says in its own words what they say.
 
     Raises:
         TypeError: there is no source: the function was not written in a file or a cell.
@@ -46,10 +45,8 @@ def _without_docstrings(code: str) -> str:
     """The same code without the docstrings of its functions and classes."""
     dropped: set[int] = set()
     for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            text = node.body[0]
-            if len(node.body) > 1:
-                dropped |= set(range(text.lineno, text.end_lineno + 1))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) and len(node.body) > 1:
+            dropped |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     lines = code.splitlines()
     kept = [line for number, line in enumerate(lines, 1) if number not in dropped]
     return "\n".join(line for place, line in enumerate(kept) if line.strip() or (place and kept[place - 1].strip()))

@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 from IPython.display import display
 from PIL import Image
@@ -14,20 +15,26 @@ from minivlm.data.samples import Example
 CELL = "text-align:left;vertical-align:top;padding:6px 14px;max-width:24em;white-space:normal"
 
 
-def table_html(heads: Sequence[str], rows: Sequence[Sequence[str]], widths: Mapping[int, str] | None = None) -> str:
+def table_html(
+    heads: Sequence[str], rows: Sequence[Sequence[str]], widths: Mapping[int, str] | None = None, named: bool = False
+) -> str:
     """A table in HTML.
 
     Args:
         heads: of the columns, as text.
         rows: cells as HTML.
-        widths: the largest width of a column, by its number; 24em if not named.
+        widths: the largest width of a column, by its number; 24em otherwise.
+        named: the first column holds names of rows.
     """
     styles = {column: CELL.replace("24em", width) + ";line-height:1.6" for column, width in (widths or {}).items()}
     titles = "".join(f'<th scope="col" style="{CELL}">{html.escape(name)}</th>' for name in heads)
     body = ""
     for row in rows:
-        cells = (f'<td style="{styles.get(column, CELL)}">{cell}</td>' for column, cell in enumerate(row))
-        body += f"<tr>{''.join(cells)}</tr>"
+        body += "<tr>"
+        for column, cell in enumerate(row):
+            tag, scope = ("th", ' scope="row"') if named and column == 0 else ("td", "")
+            body += f'<{tag}{scope} style="{styles.get(column, CELL)}">{cell}</{tag}>'
+        body += "</tr>"
     return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -37,10 +44,9 @@ def show_answers(
     """A table of pictures and the answers about each.
 
     Args:
-        pictures: one per row.
         alts: what there is to see in each picture, for those who do not see it.
         columns: a heading and one text per picture for each column; text is shown as it is, never as HTML.
-        side: of a picture in the table, in pixels.
+        side: of a picture, in pixels.
 
     Raises:
         ValueError: a picture has no alternative text, or a column has more or fewer texts than there are pictures.
@@ -81,12 +87,11 @@ def show_taught(
     tokenizer: PreTrainedTokenizerFast,
     side: int = 100,
 ) -> None:
-    """A table of examples, each with its picture and its supervision mask, as `show_supervision` draws it.
+    """A table of named examples, each with its picture and its supervision mask, as `show_supervision` draws it.
 
     Args:
-        rows: a name for each example, and the example.
         pictures: for each example its picture and alternative text, or None if it has no picture.
-        side: of a picture in the table, in pixels.
+        side: of a picture, in pixels.
 
     Raises:
         ValueError: there are not as many pictures as examples; a picture has no alternative text.
@@ -109,15 +114,10 @@ def _counted(row: Example) -> str:
 
 def _marked(row: Example, tokenizer: PreTrainedTokenizerFast) -> str:
     """The text as HTML, its supervised tokens underlined and bold."""
-    runs: list[tuple[bool, list[int]]] = []
-    for token_id, label in zip(row.input_ids, row.labels, strict=True):
-        supervised = label != IGNORE_INDEX
-        if not runs or runs[-1][0] != supervised:
-            runs.append((supervised, []))
-        runs[-1][1].append(token_id)
     image = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     parts = []
-    for supervised, ids in runs:
+    for supervised, run in groupby(zip(row.input_ids, row.labels, strict=True), lambda pair: pair[1] != IGNORE_INDEX):
+        ids = [token_id for token_id, _ in run]
         text = tokenizer.decode([i for k, i in enumerate(ids) if i != image or ids[k - 1] != image])
         text = html.escape(text.replace(IMAGE_TOKEN, f"{IMAGE_TOKEN} × {ids.count(image)}")).replace("\n", "↵<br>")
         mark = 'style="background:#FFF0E2;color:#3B3B3B;text-decoration:underline;font-weight:bold"'
@@ -125,7 +125,7 @@ def _marked(row: Example, tokenizer: PreTrainedTokenizerFast) -> str:
     return "".join(parts)
 
 
-def image_html(picture: Image.Image, alt: str, side: int) -> str:
+def image_html(image: Image.Image, alt: str, side: int) -> str:
     """An `<img>` with its bytes inside, at twice the pixels it is shown with."""
-    source = data_uri(picture.resize((2 * side, 2 * side), Image.Resampling.LANCZOS))
+    source = data_uri(image.resize((2 * side, 2 * side), Image.Resampling.LANCZOS))
     return f'<img src="{source}" width="{side}" height="{side}" alt="{html.escape(alt)}">'
