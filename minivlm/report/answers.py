@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from minivlm.scenes.drawing.draw import draw
@@ -54,7 +53,9 @@ def table_rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     for row in run["table"]:
         scene = Scene.from_dict(row["scene"])
         answers = [[_answer(row["answers"][stage][lang], scene, lang) for lang in LANGUAGES] for stage in STAGES]
-        rows.append({"name": row["name"], "png": _drawn(scene), "truth": _truth(scene), "answers": answers})
+        png = io.BytesIO()
+        draw(scene).save(png, "png", optimize=True)
+        rows.append({"name": row["name"], "png": png.getvalue(), "truth": _truth(scene), "answers": answers})
     return rows
 
 
@@ -64,13 +65,6 @@ def _answer(text: str, scene: Scene, lang: str) -> Answer:
     phrases = [noun_phrase(t.kind, t.colour, lang, article=lang == "zh") for t in missed]
     left_out = f"not named: {', '.join(phrases)}" if lang == "en" else f"没有提到：{'、'.join(phrases)}"
     return Answer(lang, marked(text, scene), left_out if missed else "")
-
-
-@lru_cache(maxsize=16)
-def _drawn(scene: Scene) -> bytes:
-    memory = io.BytesIO()
-    draw(scene).save(memory, "png", optimize=True)
-    return memory.getvalue()
 
 
 def _truth(scene: Scene) -> list[str]:
