@@ -1,4 +1,4 @@
-"""The vision-language model: an eye, a matrix and an untouched language model.
+"""The vision-language model: a frozen vision encoder, a matrix W and an untouched language model.
 
     pixel_values -> vision -> patch_features -> projector -> image_embeds -+
     input_ids -> embedding look-up -> text_embeds -> replace placeholders -+-> inputs_embeds -> language_model -> logits
@@ -132,15 +132,9 @@ class MiniVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if position_ids is None and attention_mask is not None:
             position_ids = positions(attention_mask)[:, -inputs_embeds.shape[1] :]
         return self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            labels=labels,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, labels=labels,
+            past_key_values=past_key_values, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
+        )  # fmt: skip
 
     @torch.no_grad()
     def generate(
@@ -192,7 +186,7 @@ class MiniVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Each token's place in its own text, (B, T) from a mask (B, T); padding counts nothing and gets 0."""
+    """Each token's position in its own text, (B, T) from a mask (B, T); padding counts nothing and gets 0."""
     return (attention_mask.long().cumsum(dim=1) - 1).masked_fill(attention_mask == 0, 0)
 
 
@@ -207,12 +201,8 @@ def assemble(
 
     The base models become parts of the result, they are not copied.
     """
-    config = MiniVLMConfig(
-        vision_config=vision.config,
-        text_config=language_model.config,
-        image_token_id=image_token_id,
-        projector_bias=projector_bias,
-    )
+    parts = {"vision_config": vision.config, "text_config": language_model.config}
+    config = MiniVLMConfig(**parts, image_token_id=image_token_id, projector_bias=projector_bias)
     with torch.device("meta"):  # the shape of the whole, without numbers
         model = MiniVLMForConditionalGeneration(config)
     model.vision, model.language_model = VisionEncoder(vision), language_model
