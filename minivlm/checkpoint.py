@@ -124,10 +124,8 @@ def require_place(folder: str | Path, base: str | Path | None = None) -> None:
     folder, source, chain = Path(folder), Path(base).resolve() if base is not None else None, []
     while source not in (None, *chain):
         if any(source.is_relative_to(place.resolve()) for place in (folder, former_folder(folder))):
-            raise CheckpointError(
-                f"{folder} is, or holds, a checkpoint that the new one builds on; it is not replaced, choose another "
-                "folder"
-            )
+            why = "is, or holds, a checkpoint that the new one builds on; it is not replaced, choose another folder"
+            raise CheckpointError(f"{folder} {why}")
         chain.append(source)
         if (latest_folder(source) / META).is_file():
             source = (source / read_meta(source).get("base", ".")).resolve()
@@ -158,9 +156,9 @@ def load_checkpoint(
         The model in evaluation mode, the processor, and what `minivlm.json` says.
 
     Raises:
-        CheckpointError: a file is missing, cut off, not understood, no safetensors, or not the one that was saved; a
-            key is missing, left over, misshapen or not finite; the head differs from the embeddings that it is tied
-            to; tokenizer and weights have different vocabularies; the base is another than the one trained with.
+        CheckpointError: a file is missing, damaged, or not the one that was saved; a key is missing, left over,
+            misshapen or not finite; the head differs from the embeddings that it is tied to; tokenizer and weights
+            have different vocabularies; the base is another than the one trained with.
     """
     folder = latest_folder(Path(folder))
     meta = read_meta(folder)

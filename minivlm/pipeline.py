@@ -49,7 +49,7 @@ class Plan:
     Attributes:
         out: the run's folder.
         data: the folder of the base weights.
-        seed: decides W at the start, the rows and their order. The exam is the same for every seed.
+        seed: decides W at the start, the samples and their order. The exam is the same for every seed.
         precision: of training, "bf16", "fp32", or "auto" for what a one-second probe finds faster.
         compiled: as in `Trainer`.
         pictures: how many pictures both stages train with.
@@ -201,8 +201,7 @@ def train_on_index(
     """Train one stage on the samples of a data set, from `parent` into `out`; further options: `Trainer`. Its log.
 
     Args:
-        features: a folder for what the encoder makes of the images. What is missing there is encoded before the first
-            step; None encodes in every step.
+        features: a folder to keep features in; what is missing is encoded first. None encodes in every step.
         precision: as in `Trainer`; with `features`, None is that of the store, if there is one.
 
     Raises:

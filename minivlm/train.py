@@ -72,12 +72,11 @@ class Trainer:
         log: per step its step, loss, learning_rates, grad_norm, tokens, seconds, tokens_per_second.
 
     Raises:
-        TrainingError: the model is not the parent's; `out` is the parent, holds another run or a damaged one; there
-            are no samples, or fewer in a step than processes; or two processes were given different things.
-        CheckpointError, SampleError, FolderError: what was given cannot be used.
+        TrainingError: the model is not the parent's; `out` holds another run or a damaged one; there are no samples, or
+            fewer in a step than processes; or two processes were given different things.
+        CheckpointError, SampleError, FolderError, CompileError: what was given cannot be used, or not compiled.
         OSError: the checkpoint cannot be written: found out before the first step, but for a disk that fills up.
         ProcessError: another process stopped.
-        CompileError: the layers shall be compiled and cannot be.
     """
 
     def __init__(
@@ -126,8 +125,7 @@ class Trainer:
         Raises:
             TrainingError: as `train_step` raises it; or a frozen weight moved.
             ImageError, SampleError, FeatureError: a sample of a step cannot be used.
-            OSError: the checkpoint cannot be written.
-            ProcessError: another process stopped.
+            OSError, ProcessError: the checkpoint cannot be written; another process stopped.
             KeyboardInterrupt: Ctrl-C. The step at hand was finished and a checkpoint written.
         """
         steps, main = self.stage.steps, self.processes.is_main_process
@@ -161,10 +159,9 @@ class Trainer:
         return self.log
 
     def train_step(self, examples: list[Example]) -> float:
-        """One optimizer step on the examples of all processes; returns the loss.
+        """One optimizer step on the examples of all processes; returns the loss, a mean over their supervised tokens.
 
-        The loss is the mean over the supervised tokens of all examples, whatever passes and processes they go to. Every
-        process knows all examples, so it divides by their tokens before the gradients are summed.
+        Every process knows all examples, so it divides by their tokens before the gradients are summed.
 
         Raises:
             TrainingError: no token is supervised, or the loss or the gradient is not finite.
@@ -329,8 +326,7 @@ def supervised_loss(model: MiniVLMForConditionalGeneration, batch: Mapping[str, 
     """The sum of the next-token loss over the batch's supervised tokens, in float32.
 
     Logits are computed only at positions where some row of the batch is supervised: not over the images, for one. The
-    model is given no mask: padding is on the right, and no position looks ahead, so no token sees any of it; and
-    attention that needs no mask is the faster one.
+    model is given no mask, which is faster: padding is on the right, and no position looks ahead.
 
     Args:
         batch: what `collate` made: `labels` and `attention_mask` (B, T), and the inputs of `forward`.
@@ -358,9 +354,7 @@ def optimizer_step(
 ) -> float:
     """Scale the gradient down to `clip_norm` and take the optimizers' steps; returns the norm that it had.
 
-    Args:
-        loss: of the step.
-        name: the step's, for messages.
+    `loss` and `name` are the step's, for messages.
 
     Raises:
         TrainingError: the loss or the gradient is not finite; no weight was changed.
@@ -408,8 +402,7 @@ def check_parent(
 ) -> dict[str, Any]:
     """Refuse a model that is not its parent's, before the first step; return the parent's stage and hashes.
 
-    The language model's loss on a few fixed texts must be the one that the parent recorded. A language model that
-    was never loaded knows nothing: it gives each of V tokens the same chance and scores ln V.
+    The language model's loss on a few fixed texts must be the one that the parent recorded.
 
     Raises:
         CheckpointError: the parent is missing, damaged, or of another stage.

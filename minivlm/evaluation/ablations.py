@@ -81,11 +81,7 @@ VARIANTS = {
     "noise 30%": Variant(noise=0.3),
     "small lm": Variant(base=SMALL_LM),
 }
-EXPERIMENTS = {
-    "length": ("short", "long"),
-    "noise": ("long", "noise 10%", "noise 30%"),
-    "lm": ("small lm", "long"),
-}
+EXPERIMENTS = {"length": ("short", "long"), "noise": ("long", "noise 10%", "noise 30%"), "lm": ("small lm", "long")}
 
 
 class ShortAnswers(SceneSamples):
@@ -112,8 +108,7 @@ class Plan:
         data: the folder of the base weights.
         seeds: one run of every variant each.
         steps: optimizer steps by stage; a fraction of the shipped stages'.
-        pictures: how many are trained with.
-        scored: how many of the "dev" split are described.
+        pictures, scored: how many are trained with; how many of the "dev" split are described.
         precision: "bf16", "fp32", or "auto" to measure.
         command: what was typed, for the record.
     """
@@ -171,7 +166,7 @@ def experiment(plan: Plan, names: Iterable[str] = tuple(EXPERIMENTS)) -> dict[st
         "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": bases[BASE]["versions"] if BASE in bases else {},
         "minutes": round(sum(run["seconds"] for variant in variants for run in runs[variant]) / 60, 1),
-        "language_models": {name: _about(plan.data / name, meta) for name, meta in bases.items()},
+        "language_models": {name: _language_model(plan.data / name, meta) for name, meta in bases.items()},
         "variants": {variant: {"base": VARIANTS[variant].base, "runs": runs[variant]} for variant in variants},
     }
     text = json.dumps(results, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -179,12 +174,11 @@ def experiment(plan: Plan, names: Iterable[str] = tuple(EXPERIMENTS)) -> dict[st
     return results
 
 
-def _about(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """A language model: how large it is, and how well it reads from words alone."""
-    model, _, _ = load_checkpoint(folder)
-    parameters = sum(p.numel() for p in model.language_model.parameters())
-    measured = meta["metrics"]["language_model"]
-    return {"parameters": parameters, "hash": meta["hashes"]["language_model"][:12], "from_words": measured}
+def _language_model(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """How large a language model is, and how well it reads from words alone."""
+    parameters = sum(p.numel() for p in load_checkpoint(folder)[0].language_model.parameters())
+    hash_, measured = meta["hashes"]["language_model"][:12], meta["metrics"]["language_model"]
+    return {"parameters": parameters, "hash": hash_, "from_words": measured}
 
 
 class Lab:
@@ -272,11 +266,10 @@ def score_texts(scenes: Sequence[Scene], texts: Sequence[str], lang: str) -> dic
         "precision", "recall" (kind with colour), "chair_i", "chair_s", "length", "usual" (of `usual_share`): estimates;
         "mentions": what `invented_by_mention` gives; "samples": the first texts.
     """
-    scored = score_descriptions(scenes, texts, lang, fully=False)
-    things = scored["things"]["pair"]["all"]["any"]
+    scores = score_descriptions(scenes, texts, lang, fully=False)
+    scores |= scores["things"]["pair"]["all"]["any"]
     return {
-        **{name: things[name] for name in ("precision", "recall")},
-        **{name: scored[name] for name in ("chair_i", "chair_s", "length")},
+        **{name: scores[name] for name in ("precision", "recall", "chair_i", "chair_s", "length")},
         "usual": usual_share(scenes, texts),
         "mentions": invented_by_mention(scenes, texts),
         "samples": list(texts[:SAMPLES]),
@@ -306,10 +299,7 @@ def sampled(
 
 
 def invented_by_mention(scenes: Sequence[Scene], texts: Sequence[str], mentions: int = MENTIONS) -> list[Estimate]:
-    """CHAIR_i by position in the answer: of all first mentions, which share is invented; of all second ones; and so on.
-
-    The last estimate stands for all mentions from there on.
-    """
+    """CHAIR_i of all first mentions, of all second ones, and so on; the last stands for all from there on."""
     rows = [[] for _ in range(mentions)]
     for i, invented in enumerate(_invented(scenes, texts)):
         for position, kind in enumerate(invented):
@@ -318,10 +308,7 @@ def invented_by_mention(scenes: Sequence[Scene], texts: Sequence[str], mentions:
 
 
 def usual_share(scenes: Sequence[Scene], texts: Sequence[str]) -> Estimate:
-    """Of the invented things, the share that are usual inhabitants of the picture's setting in training.
-
-    By chance it would be about a quarter: each setting has four usual kinds of sixteen.
-    """
+    """Of the invented things, the share of usual inhabitants of the setting; by chance a quarter, 4 kinds of 16."""
     invented = [[kind for kind in kinds if kind] for kinds in _invented(scenes, texts)]
     usual = [sum(kind in USUAL[scene.setting] for kind in kinds) for scene, kinds in zip(scenes, invented, strict=True)]
     return estimate((i, usual[i], len(kinds)) for i, kinds in enumerate(invented))
@@ -347,8 +334,8 @@ class Effect(NamedTuple):
 def effect(before: Sequence[float], after: Sequence[float]) -> Effect:
     """Compare one measure of two variants, one value per seed.
 
-    The difference of the means counts where it is larger than the range over seeds (largest minus smallest) of either
-    variant. Three seeds are few: of six equal draws, three lie all above the other three one time in ten by chance.
+    The difference of the means is claimed where it exceeds the range over seeds (largest minus smallest) of either.
+    Three seeds are few: of six equal draws, three lie all above the other three one time in ten by chance.
     """
     means = [sum(values) / len(values) for values in (before, after)]
     seed_range = max(max(values) - min(values) for values in (before, after))
@@ -357,11 +344,7 @@ def effect(before: Sequence[float], after: Sequence[float]) -> Effect:
 
 
 def values(results: Mapping[str, Any], variant: str, measure: str, lang: str = "en", stage: str = "sft") -> list[float]:
-    """One measure of a variant, one value per seed.
-
-    Args:
-        measure: as `estimate_of` takes it.
-    """
+    """One measure of a variant, as `estimate_of` takes it: one value per seed."""
     return [estimate_of(run[stage][lang], measure)["value"] for run in results["variants"][variant]["runs"]]
 
 

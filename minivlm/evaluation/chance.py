@@ -57,12 +57,10 @@ def answering(replies: Sequence[Reply], key: Callable[[Question, str], Hashable]
 
 
 def agreement(answers: Sequence[Hashable], true: Sequence[Hashable], asked: Sequence[Hashable] | None = None) -> Level:
-    """How often an answer equals the truth of another picture, on average over the answers.
+    """How often an answer to one picture equals the truth of another, on average over the answers.
 
-    Args:
-        answers, true: the answer and the truth about each picture.
-        asked: what was asked about each; an answer is compared with pictures of which the same was asked, and left
-            out where there is none. By default the same is asked of all.
+    An answer is compared with the pictures of which the same was `asked`, and left out where there is none. By default
+    the same is asked of all.
     """
     shares = []
     asked = asked or [None] * len(answers)
@@ -79,10 +77,7 @@ def describing(
 ) -> dict[str, Level]:
     """What descriptions score on average over all pictures but their own: their chance level.
 
-    Args:
-        scenes: the facts of I pictures.
-        texts: a description of each, I answers.
-        shown: which of the pictures was really shown for each answer, if one was; it is left out, too.
+    `shown` says which of the pictures was really shown for each answer, if one was; it is left out, too.
 
     Returns:
         precision, recall (kind with colour, near things), setting, chair_i, chair_s, as `score_descriptions` counts.

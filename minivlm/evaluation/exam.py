@@ -38,8 +38,7 @@ class Exam:
     """Pictures to be examined on, as features: the exam's, then the hold-out's, then a grey one.
 
     Attributes:
-        scenes: the facts of the exam's pictures.
-        holdout: the facts of the compositional hold-out's.
+        scenes, holdout: the facts of the exam's pictures, and of the compositional hold-out's.
         features: (exam + hold-out + 1, N, Dv).
         shown: "model" or a control -> for each of the exam's pictures the number of the one that is shown, or None.
         questioned: about how many of the exam's pictures every type of question is asked.

@@ -140,11 +140,8 @@ def score_descriptions(scenes: Sequence[Scene], texts: Sequence[str], lang: str,
 def _score_things(
     pairs: Sequence[tuple[Scene, Mentioned]], level: str, distance: str, number: str
 ) -> dict[str, Estimate | int]:
-    compared = [
-        (i, compare(scene, answer, level, distance))
-        for i, (scene, answer) in enumerate(pairs)
-        if number in ("any", str(len(scene.things)))
-    ]
+    chosen = [(i, pair) for i, pair in enumerate(pairs) if number in ("any", str(len(pair[0].things)))]
+    compared = [(i, compare(*pair, level, distance)) for i, pair in chosen]
     compared = [(i, c) for i, c in compared if c.true]  # pictures without any thing at this distance say nothing
     return {
         "precision": estimate((i, c.right, c.right + c.untrue) for i, c in compared),

@@ -20,14 +20,6 @@ class Piece(NamedTuple):
     error: str = ""
 
 
-class Answer(NamedTuple):
-    """An answer with its errors marked, and a line on what it does not name."""
-
-    lang: str
-    pieces: list[Piece]
-    left_out: str
-
-
 def marked(text: str, scene: Scene) -> list[Piece]:
     """An answer in pieces; those that name a thing or a setting wrongly carry their error."""
     true = {(t.kind, t.colour) for t in scene.things}
@@ -59,12 +51,13 @@ def table_rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _answer(text: str, scene: Scene, lang: str) -> Answer:
+def _answer(text: str, scene: Scene, lang: str) -> dict[str, Any]:
+    """An answer with its errors marked, and a line on what it does not name."""
     named = {thing for _, thing in find_things(text)}
     missed = [t for t in in_reading_order(scene) if (t.kind, t.colour) not in named]
     phrases = [noun_phrase(t.kind, t.colour, lang, article=lang == "zh") for t in missed]
     left_out = f"not named: {', '.join(phrases)}" if lang == "en" else f"没有提到：{'、'.join(phrases)}"
-    return Answer(lang, marked(text, scene), left_out if missed else "")
+    return {"lang": lang, "pieces": marked(text, scene), "left_out": left_out if missed else ""}
 
 
 def _truth(scene: Scene) -> list[str]:

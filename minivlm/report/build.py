@@ -102,9 +102,20 @@ def _paragraphs(run: Mapping[str, Any]) -> list[str]:
     """The lines of `paragraphs.txt`, with this run's numbers."""
     sizes = run["sizes"]
     trained = {f"trained_in_{stage}": f"{sum(row[2] for row in rows):,}" for stage, rows in run["ledgers"].items()}
-    inside, outside = _at_chance(run)
-    numbers = {"inside": inside, "outside": outside, "shown_another": min(CONTROLLED, sizes["questioned"])}
-    numbers |= {"minutes": f"{run['seconds']['total'] / 60:.1f}", "cores": run["machine"]["cores"]}
+    results = {control: held(run, control) for control in CONTROLS}
+    outside = [
+        f"{control}, {side}: {'; '.join(names)}"
+        for control, one in results.items()
+        for side, names in (("above", one.above), ("below", one.below))
+        if names
+    ]
+    numbers = {
+        "minutes": f"{run['seconds']['total'] / 60:.1f}",
+        "cores": run["machine"]["cores"],
+        "shown_another": min(CONTROLLED, sizes["questioned"]),
+        "inside": ", ".join(f"{control} {one.inside} of {one.of}" for control, one in results.items()),
+        "outside": ". ".join(outside) or "none",
+    }
     return environment().get_template("paragraphs.txt").render(sizes | trained | numbers).splitlines()
 
 
@@ -121,19 +132,6 @@ def _tiles(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         (named, f"of near things named with their colour {weaker}: {counts(recall)}"),
         (answered, f"of questions answered exactly {weaker}: {counts(questions)}"),
     ]
-
-
-def _at_chance(run: Mapping[str, Any]) -> tuple[str, str]:
-    """In how many cases the intervals of each control hold its chance level, and in which they do not."""
-    results = {control: held(run, control) for control in CONTROLS}
-    elsewhere = [
-        f"{control}, {side}: {'; '.join(names)}"
-        for control, one in results.items()
-        for side, names in (("above", one.above), ("below", one.below))
-        if names
-    ]
-    inside = ", ".join(f"{control} {one.inside} of {one.of}" for control, one in results.items())
-    return inside, ". ".join(elsewhere) or "none"
 
 
 def _made_table(run: Mapping[str, Any]) -> Table:

@@ -65,9 +65,9 @@ def interval(estimate: Estimate, digits: int = 3, chance: float | None = None) -
     return Cell(ratio(estimate, digits), (small, *level))
 
 
-def intervals(scores: Mapping[str, Estimate], *names: str) -> list[Cell]:
-    """Several estimates by name, by default precision and recall."""
-    return [interval(scores[name]) for name in names or ("precision", "recall")]
+def intervals(scores: Mapping[str, Estimate], names: Sequence[str] = ("precision", "recall")) -> list[Cell]:
+    """Several estimates, by name."""
+    return [interval(scores[name]) for name in names]
 
 
 def best(estimates: Mapping[str, Estimate]) -> Cell:
@@ -195,9 +195,9 @@ def beats_blind(run: Run, stages: Iterable[str] = tuple(STAGES)) -> list[str]:
     """Types of questions that the model, shown another picture, answers better than the best blind, by its interval."""
     names = []
     for stage, (lang, language) in product(stages, LANGUAGES.items()):
-        questions = run["exam"][stage][lang]["questions"]
-        for type_, another in questions["another"].items():
-            if another["low"] is not None and another["low"] > max(value(questions[who][type_]) for who in BLIND):
+        by_who = run["exam"][stage][lang]["questions"]
+        for type_, another in by_who["another"].items():
+            if (another["low"] or 0.0) > max(value(by_who[who][type_]) for who in BLIND):
                 names.append(f"{type_} ({language})")
     return names
 
@@ -216,7 +216,7 @@ def held(run: Run, control: str) -> Held:
 
     What is counted in nothing, as the precision of answers that name no thing, has no interval and is passed over.
     """
-    inside, above, below = 0, [], []
+    cases: dict[str, list[str]] = {"inside": [], "above": [], "below": []}
     for label, exam in _exams(run):
         estimates = {
             "descriptions": described(exam, control),
@@ -225,14 +225,11 @@ def held(run: Run, control: str) -> Held:
         }
         levels = exam["chance"][control]
         for group, key, level in ((g, key, level) for g in levels for key, level in levels[g].items()):
-            scored = estimates[group][key]
-            if level is None or scored["value"] is None:
-                continue
-            if scored["low"] <= level <= scored["high"]:
-                inside += 1
-            else:
-                (above if scored["low"] > level else below).append(f"{group}: {key} ({label})")
-    return Held(inside, inside + len(above) + len(below), above, below)
+            low, high = estimates[group][key]["low"], estimates[group][key]["high"]
+            if level is not None and low is not None:
+                side = "above" if low > level else "below" if high < level else "inside"
+                cases[side].append(f"{group}: {key} ({label})")
+    return Held(len(cases["inside"]), sum(map(len, cases.values())), cases["above"], cases["below"])
 
 
 # ---- questions, POPE, hold-out, details
@@ -261,7 +258,7 @@ def pope_table(run: Run) -> Table:
     rows = []
     for (label, exam), way in product(_exams(run), POPE_WAYS):
         scores = exam["pope"]["model"][way]
-        cells = intervals(scores, "accuracy", "precision", "recall", "f1", "yes_ratio")
+        cells = intervals(scores, ("accuracy", "precision", "recall", "f1", "yes_ratio"))
         best_control = best({who: exam["pope"][who][way]["accuracy"] for who in CONTROLS})
         rows.append([f"{label}, {way}", *cells, best_control, counts(scores["unreadable"])])
     head = ["", "accuracy", "precision", "recall", "F1", "yes-ratio", "best control", "unreadable"]
