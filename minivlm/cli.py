@@ -258,10 +258,10 @@ def _experiment(options: argparse.Namespace) -> None:
         out = options.out or Path("runs/small-lm")
         work = out.with_name(f"{out.name}-work")
         print(f"The checkpoint: {make_small_lm(out, work, data_folder(), command=options.typed)}")
-        return
-    out = options.out or Path("runs/experiments")
-    plan = Plan(out=out, data=data_folder(), seeds=tuple(range(options.seeds)), command=options.typed)
-    print(as_text(experiment(plan, tuple(EXPERIMENTS) if options.what == "all" else (options.what,))))
+    else:
+        out, seeds = options.out or Path("runs/experiments"), tuple(range(options.seeds))
+        plan = Plan(out=out, data=data_folder(), seeds=seeds, command=options.typed)
+        print(as_text(experiment(plan, tuple(EXPERIMENTS) if options.what == "all" else (options.what,))))
 
 
 def _caption(options: argparse.Namespace) -> None:

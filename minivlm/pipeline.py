@@ -102,7 +102,8 @@ def run(plan: Plan) -> dict[str, Any]:
         stage = plan.stage(name)
         with clock(name):
             log = train_stage(plan, name, model, processor, parent, plan.out / name, features, precision)
-        clock.at_least(name, sum(entry["seconds"] for entry in log))
+        # a stage that went on from an earlier sitting took the time of both
+        clock.seconds[name] = max(clock.seconds[name], sum(entry["seconds"] for entry in log))
         with clock("exam"):
             record["exam"][name] = evaluate(model, processor, exam)
             answers = table_answers(model, processor)
@@ -234,10 +235,6 @@ class Clock:
         began = time.perf_counter()
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
-
-    def at_least(self, phase: str, seconds: float) -> None:
-        """A phase that went on from an earlier sitting took the time of both."""
-        self.seconds[phase] = max(self.seconds[phase], seconds)
 
     def with_total(self, sitting: float) -> dict[str, float]:
         """Rounded seconds by phase, and their total: that of the last sitting, or of phases that took several."""

@@ -181,10 +181,7 @@ class MiniVLMProcessor(ProcessorMixin):
     def collate(
         self, examples: list[Example], padding_side: str = "right", pad_to_multiple_of: int = 1
     ) -> dict[str, torch.Tensor]:
-        """Pad examples into one training batch, to the longest one or a little beyond.
-
-        Args:
-            pad_to_multiple_of: T becomes a multiple of this, so that batches have few different shapes.
+        """Pad examples into one training batch, to the longest one or to the next `pad_to_multiple_of`.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` (B, T), `images_per_row` (B,), and for I > 0 pictures either

@@ -24,9 +24,6 @@ from minivlm.report import tables
 from minivlm.report.answers import LANGUAGES, STAGES, table_rows
 from minivlm.report.tables import Table, counts, held, make_table, value
 
-TITLE = "MiniVLM: what two stages of training taught"
-PAGES = ("index.html", "report.md", "table.md", "metrics.md")
-
 
 def write_report(out: str | Path, run: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]] = ()) -> Path:
     """Write the report of a run into the folder `out`.
@@ -44,7 +41,7 @@ def write_report(out: str | Path, run: Mapping[str, Any], seeds: Sequence[Mappin
     out = Path(out)
     (out / "pictures").mkdir(parents=True, exist_ok=True)
     content = page_content(run, seeds)
-    for file in PAGES:
+    for file in ("index.html", "report.md", "table.md", "metrics.md"):
         (out / file).write_text(environment().get_template(f"{file}.j2").render(content), "utf-8")
     (out / "pictures/loss.png").write_bytes(content["curves"]["png"])
     for row in content["rows"]:
@@ -75,7 +72,7 @@ def page_content(run: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]] = ()
     """What the templates show: texts, and tables of cells."""
     opening, about_exam, chance, *definitions = _paragraphs(run)
     return {
-        "title": TITLE,
+        "title": "MiniVLM: what two stages of training taught",
         "opening": opening,
         "tiles": _tiles(run),
         "prompts": {lang: f"{IMAGE_TOKEN} {prompt}" for lang, prompt in PROMPTS.items()},
