@@ -66,21 +66,16 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     extra: Mapping[str, bytes] | None = None,
 ) -> Path:
-    """Write a checkpoint aside and rename it when it is complete; a checkpoint of that name is replaced.
+    """Write a checkpoint under a temporary name and rename it when it is complete; returns its folder.
 
-    A link stays one: what it points to is replaced. Nothing that this program did not make is deleted.
+    A checkpoint of that name is replaced; of a link, what it points to. Nothing that this program did not make is
+    deleted.
 
     Args:
-        folder: where to.
-        meta: what `minivlm.json` shall say, `stage` at least; hashes (of parts, tokenizer and config) and versions are
-            added.
-        parts: which parts to write. The others are then taken from `base`.
-        base: the folder of a checkpoint with the parts that are left out.
+        meta: what `minivlm.json` shall say, `stage` at least; hashes and versions are added.
+        parts: which parts to write. The others are then taken from `base`, the folder of a checkpoint that has them.
         dtype: store weights in this precision (the hashes are those of the stored values). None: as they are.
         extra: further files, name to bytes, that must appear and vanish together with the weights.
-
-    Returns:
-        The folder.
 
     Raises:
         CheckpointError: a weight is not finite, `stage` is missing, `base` is missing, or `folder` is it or holds
@@ -103,8 +98,10 @@ def save_checkpoint(
         about["base"] = Path(os.path.relpath(Path(base).resolve(), folder.resolve())).as_posix()
     _check_meta(about, folder)
     files = {f"{part}.safetensors": safetensors.torch.save(named, {"format": "pt"}) for part, named in tensors.items()}
-    if set(parts) == set(PARTS):
-        files[INDEX] = _json(_index(tensors))
+    if set(parts) == set(PARTS):  # the library's table of which tensor lies in which file
+        size = sum(t.numel() * t.element_size() for named in tensors.values() for t in named.values())
+        where = {name: f"{part}.safetensors" for part, named in tensors.items() for name in named}
+        files[INDEX] = _json({"metadata": {"total_size": size}, "weight_map": where})
     with replace_folder(folder) as temporary:
         for name, data in (files | dict(extra or {})).items():
             (temporary / name).write_bytes(data)
@@ -120,36 +117,27 @@ def require_place(folder: str | Path, base: str | Path | None = None) -> None:
     """Refuse a folder that a checkpoint cannot be written to, before hours are spent on what it will hold.
 
     Raises:
-        CheckpointError: `folder` holds a checkpoint that the new one builds on (see `destroys`).
+        CheckpointError: it is, or holds, `base` or a checkpoint that `base` takes parts from itself.
         FolderError: it holds something else, or cannot be replaced.
         OSError: it cannot be written.
     """
-    if base is not None and destroys(folder, base):
-        raise CheckpointError(
-            f"{folder} is, or holds, a checkpoint that the new one builds on; it is not replaced, choose another folder"
-        )
-    require_replaceable(folder, META, "checkpoint")
-    require_writable(folder)
-
-
-def destroys(folder: str | Path, base: str | Path) -> bool:
-    """Whether a checkpoint saved as `folder` would replace `base`, or one that `base` takes parts from itself."""
-    folder, source, seen = Path(folder), Path(base).resolve(), []
-    while source not in seen:
+    folder, source, chain = Path(folder), Path(base).resolve() if base is not None else None, []
+    while source not in (None, *chain):
         if any(source.is_relative_to(place.resolve()) for place in (folder, former_folder(folder))):
-            return True
-        seen.append(source)
+            why = "is, or holds, a checkpoint that the new one builds on; it is not replaced, choose another folder"
+            raise CheckpointError(f"{folder} {why}")
+        chain.append(source)
         if (latest_folder(source) / META).is_file():
             source = (source / read_meta(source).get("base", ".")).resolve()
-    return False
+    require_replaceable(folder, META, "checkpoint")
+    require_writable(folder)
 
 
 def load(name: str | Path = SFT) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProcessor]:
     """A shipped model, "base", "pretrain" or "sft", or that of a checkpoint's folder, with its processor.
 
     Raises:
-        CheckpointError: as `load_checkpoint` raises it.
-        FileNotFoundError: a shipped model is meant, and the data folder is missing.
+        CheckpointError, FileNotFoundError: as `load_checkpoint` and `data_folder` raise them.
     """
     model, processor, _ = load_checkpoint(data_folder() / name if name in (BASE, PRETRAIN, SFT) else name)
     return model, processor
@@ -168,9 +156,9 @@ def load_checkpoint(
         The model in evaluation mode, the processor, and what `minivlm.json` says.
 
     Raises:
-        CheckpointError: a file is missing, cut off, not understood, no safetensors, or not the one that was saved; a
-            key is missing, left over, misshapen or not finite; the head differs from the embeddings that it is tied
-            to; tokenizer and weights have different vocabularies; the base is another than the one trained with.
+        CheckpointError: a file is missing, damaged, or not the one that was saved; a key is missing, left over,
+            misshapen or not finite; the head differs from the embeddings that it is tied to; tokenizer and weights
+            have different vocabularies; the base is another than the one trained with.
     """
     folder = latest_folder(Path(folder))
     meta = read_meta(folder)
@@ -248,7 +236,7 @@ def read_tensors(file: str | Path) -> dict[str, torch.Tensor]:
 
 def _read_torch(file: Path) -> dict[str, torch.Tensor]:
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file}: no state dict, but a pickle of other Python objects, which could run code and is not opened; "
@@ -256,16 +244,14 @@ def _read_torch(file: Path) -> dict[str, torch.Tensor]:
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:  # a broken zip, or a pickle cut off
         raise CheckpointError(f"{file}: cut off, or no torch file ({error}); copy it again") from error
-    if not isinstance(found, Mapping) or not found:
-        raise CheckpointError(f"{file}: holds a {type(found).__name__}, no state dict of named tensors")
-    if others := [
-        str(key) for key, value in found.items() if not isinstance(value, torch.Tensor) or type(key) is not str
-    ]:
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{file}: holds a {type(content).__name__}, no state dict of named tensors")
+    if others := [str(k) for k, v in content.items() if not isinstance(v, torch.Tensor) or type(k) is not str]:
         raise CheckpointError(
             f"{file}: no state dict, since {_some(others)} is no tensor with a name; if the weights lie in one of "
             "these, save that one by itself"
         )
-    return dict(found)
+    return dict(content)
 
 
 # ---- what must be true of the parts
@@ -295,9 +281,9 @@ def _check_keys(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torc
     if extra := sorted(tensors.keys() - expected.keys()):
         raise CheckpointError(f"{file}: {_some(extra)} is too much; {cure}")
     for name, tensor in expected.items():
-        found, wanted = tuple(tensors[name].shape), tuple(tensor.shape)
-        if found != wanted:
-            raise CheckpointError(f"{file}: {name} has the shape {found}, but its config wants {wanted}; {cure}")
+        shape, wanted = tuple(tensors[name].shape), tuple(tensor.shape)
+        if shape != wanted:
+            raise CheckpointError(f"{file}: {name} has the shape {shape}, but its config wants {wanted}; {cure}")
 
 
 def _without_tied(tensors: dict[str, torch.Tensor], tied: Mapping[str, str], file: Path) -> dict[str, torch.Tensor]:
@@ -316,18 +302,18 @@ def _check_vocabulary(processor: MiniVLMProcessor, config: MiniVLMConfig, folder
     if processor.image_token_id != config.image_token_id:
         raise CheckpointError(
             f"{folder / TOKENIZER}: {IMAGE_TOKEN} is id {processor.image_token_id}, but {config.image_token_id} in "
-            "config.json: another vocabulary than the weights'; put the checkpoint's own tokenizer back"
+            f"config.json: another vocabulary than the weights'; {OWN}"
         )
     ids = set(processor.tokenizer.get_vocab().values()) - {config.image_token_id}
     if max(ids) >= config.text_config.vocab_size:
         raise CheckpointError(
             f"{folder / TOKENIZER}: its ids go up to {max(ids)}, but the language model knows "
-            f"{config.text_config.vocab_size}: another vocabulary than the weights'; put the checkpoint's own back"
+            f"{config.text_config.vocab_size}: another vocabulary than the weights'; {OWN}"
         )
     if processor.num_image_tokens != config.num_image_tokens:
         raise CheckpointError(
             f"{folder / 'processor_config.json'}: {processor.num_image_tokens} tokens per picture, but the encoder of "
-            f"config.json makes {config.num_image_tokens}; put the checkpoint's own file back"
+            f"config.json makes {config.num_image_tokens}; {OWN}"
         )
 
 
@@ -359,8 +345,8 @@ def _load_processor(folder: Path, meta: dict[str, Any]) -> tuple[MiniVLMProcesso
             f"{folder / TOKENIZER}: another vocabulary than the one that the weights were trained with (their hashes "
             "differ); put the checkpoint's own tokenizer back"
         )
-    if (found := small[CONFIG].get("model_type")) != MiniVLMConfig.model_type:
-        raise CheckpointError(f"{folder / CONFIG}: model_type is {found!r}, not {MiniVLMConfig.model_type!r}")
+    if (kind := small[CONFIG].get("model_type")) != MiniVLMConfig.model_type:
+        raise CheckpointError(f"{folder / CONFIG}: model_type is {kind!r}, not {MiniVLMConfig.model_type!r}")
     if meta.get("config", hash_config(folder)) != hash_config(folder):
         raise CheckpointError(
             f"{folder / CONFIG}: not the one that the checkpoint was saved with (their hashes differ); {OWN}, or, if "
@@ -378,13 +364,13 @@ def _load_processor(folder: Path, meta: dict[str, Any]) -> tuple[MiniVLMProcesso
 
 def _find_part(part: str, folder: Path, meta: dict[str, Any], base: str | Path | None) -> Path:
     """The file of a part: here, or in the base, or in the base's base."""
-    seen = []
+    chain = []
     while part not in meta["holds"]:
-        seen.append(folder.resolve())
+        chain.append(folder.resolve())
         if base is None and "base" not in meta:
             raise CheckpointError(f"{folder}: the checkpoint holds no {part} and names no base; give base=")
         source = Path(base) if base is not None else (folder.resolve() / meta["base"])
-        if not latest_folder(source).is_dir() or latest_folder(source).resolve() in seen:
+        if not latest_folder(source).is_dir() or latest_folder(source).resolve() in chain:
             raise CheckpointError(
                 f"{folder} holds only {', '.join(meta['holds'])}; its {part} should lie in {source}, and does not; "
                 "put that folder back or give its place by base="
@@ -414,24 +400,13 @@ def _understood(*files: Path) -> Iterator[None]:
 
 
 def hash_config(folder: Path) -> str:
-    """SHA-256 of what a checkpoint's `config.json` says; how it is laid out, and which version wrote it, do not matter.
-
-    Raises:
-        CheckpointError: the file is missing or cut off.
-    """
+    """SHA-256 of what a checkpoint's `config.json` says; its layout and the version that wrote it do not matter."""
     content = _read_json(folder / CONFIG)
     content.pop("transformers_version", None)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 # ---- writing
-
-
-def _index(tensors: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, Any]:
-    """The library's table of which tensor lies in which file."""
-    size = sum(t.numel() * t.element_size() for named in tensors.values() for t in named.values())
-    where = {name: f"{part}.safetensors" for part, named in tensors.items() for name in named}
-    return {"metadata": {"total_size": size}, "weight_map": where}
 
 
 def _json(content: Any) -> bytes:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from minivlm.config import CLIP_B16, IMAGE_TOKEN, MINIMIND2_V, PROMPTS
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
@@ -28,7 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(given)
     options.typed = shlex.join(["minivlm", *given])
     try:
-        _require_one_process(options)
+        if launched() > 1 and options.command is not _train:
+            raise ValueError(
+                "this command works in one process; start it without torchrun or accelerate. Several processes can "
+                "train: minivlm train pretrain, then minivlm train sft"
+            )
         with process_group():
             return options.command(options) or 0
     except (ValueError, OSError) as problem:
@@ -37,14 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return REFUSED
     except KeyboardInterrupt:
         return 130
-
-
-def _require_one_process(options: argparse.Namespace) -> None:
-    if launched() > 1 and options.command is not _train:
-        raise ValueError(
-            "this command works in one process; start it without torchrun or accelerate. Several processes can "
-            "train: minivlm train pretrain, then minivlm train sft"
-        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +57,6 @@ def _parser() -> argparse.ArgumentParser:
 
     run = command("run", _run, "train both stages from the base weights, examine both, write the page")
     _training_options(run, "runs/seed-SEED")
-    _exam_option(run)
     train = command("train", _train, "train one stage")
     train.add_argument("stage", choices=(PRETRAIN, SFT))
     train.add_argument("--parent", type=Path, help="the checkpoint to start from (default: the shipped one)")
@@ -68,20 +64,20 @@ def _parser() -> argparse.ArgumentParser:
     _own_rows_options(train)
     evaluate = command("evaluate", _evaluate, "examine a checkpoint; prints JSON")
     evaluate.add_argument("checkpoint", type=Path, nargs="?", help="default: the shipped model after stage 2")
-    _exam_option(evaluate)
+    for added in (run, evaluate):
+        added.add_argument("--exam", type=_whole(2), default=500, help="pictures of the exam (default 500)")
     _experiment_options(command("experiment", _experiment, "small experiments on hallucination (notebook 05)"))
     caption = command("caption", _caption, f"say what is in each picture; {SHORTHAND}")
     caption.add_argument("file", nargs="+", help="a picture of any common format")
     caption.add_argument("--prompt", default=PROMPTS["en"], help=f"default: {PROMPTS['en']}")
     chat = command("chat", _chat, f"talk about a picture, line by line; {SHORTHAND}")
     chat.add_argument("file", help="a picture of any common format")
-    for added in (caption, chat):
-        added.add_argument("--model", type=Path, help="a checkpoint (default: the shipped one after stage 2)")
     _data_options(command("data", _data, "draw pictures of the drawn world, or check a file of rows"))
     export = command("export", _export, "write a model in the form of another library")
     export.add_argument("folder", type=Path, help="the folder to write; it must not exist yet")
     export.add_argument("--to", choices=("llava",), default="llava", help="LlavaForConditionalGeneration (default)")
-    export.add_argument("--model", type=Path, help="a checkpoint (default: the shipped one after stage 2)")
+    for added in (caption, chat, export):
+        added.add_argument("--model", type=Path, help="a checkpoint (default: the shipped one after stage 2)")
     _import_options(command("import", _import, "make a checkpoint of what others published: CLIP and MiniMind"))
     bench = command("bench", _bench, "moved: python tests/benchmarks/bench.py", prefix_chars="+")
     bench.add_argument("options", nargs="*", help="none is read here")
@@ -111,7 +107,8 @@ def _training_options(parser: argparse.ArgumentParser, out: str) -> None:
         "--compile", action=argparse.BooleanOptionalAction, help="compile the layers (default: where it pays and works)"
     )
     parser.add_argument("--pictures", type=_whole(1), help="training pictures to draw (default 5000)")
-    parser.add_argument("--scale", type=_factor, help="shorten or stretch both stages (default 1)")
+    factor = _number(float, lambda value: 0 < value < math.inf, "a number above 0, such as 0.5")
+    parser.add_argument("--scale", type=factor, help="shorten or stretch both stages (default 1)")
     parser.add_argument("--anew", action="store_true", help="do not go on with what lies in --out")
 
 
@@ -163,34 +160,24 @@ def _import_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=_whole(0), default=0, help="of what is random (default 0)")
 
 
-def _exam_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--exam", type=_whole(2), default=500, help="pictures of the exam (default 500)")
-
-
 def _whole(least: int) -> Callable[[str], int]:
     """Reads an option's value, a whole number from `least` on."""
+    return _number(int, lambda value: value >= least, f"a whole number, at least {least}")
 
-    def read(text: str) -> int:
+
+def _number(kind: type, allowed: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
+    """Reads an option's value, a number of a kind that is allowed, or says what is wanted."""
+
+    def read(text: str) -> Any:
         try:
-            value = int(text)
+            value = kind(text)
         except ValueError:
-            value = least - 1
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, at least {least}")
+            value = math.nan
+        if not allowed(value):  # a comparison with NaN is false
+            raise argparse.ArgumentTypeError(f"{text!r} must be {wanted}")
         return value
 
     return read
-
-
-def _factor(text: str) -> float:
-    """A finite number above 0, as an option's value."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number above 0, such as 0.5")
-    return value
 
 
 def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
@@ -230,12 +217,12 @@ def _run(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from minivlm.checkpoint import load_checkpoint
-    from minivlm.pipeline import train_stage
+    from minivlm.pipeline import recipe_for, sized_stage, train_on_index, train_stage
     from minivlm.runtime.processes import processes
 
+    sizes = ("steps", "batch_size", "accumulation")
     if options.rows is None:
-        own = ("features", "recipe", "steps", "batch_size", "accumulation")
-        _refuse(options, own, "is for training on --rows")
+        _refuse(options, ("features", "recipe", *sizes), "is for training on --rows")
     else:
         _refuse(options, ("pictures", "scale"), "is for the drawn world, not for --rows")
     plan = _plan(options, f"runs/{options.stage}")
@@ -244,28 +231,22 @@ def _train(options: argparse.Namespace) -> None:
     if options.rows is None:
         train_stage(plan, options.stage, model, processor, parent, plan.out)
     else:
-        _train_on_rows(options, plan, parent, model, processor)
+        recipe = options.recipe or recipe_for(model.config)
+        stage = sized_stage(recipe, options.stage, **{name: getattr(options, name) for name in sizes})
+        train_on_index(
+            options.rows, stage, model, processor, parent, plan.out, options.features,
+            precision=None if plan.precision == "auto" else plan.precision,
+            seed=plan.seed, compiled=plan.compiled, resume=plan.resume, command=plan.command,
+        )  # fmt: skip
     if processes().is_main_process:
         print(f"The checkpoint: {plan.out}")
 
 
-def _train_on_rows(options: argparse.Namespace, plan, parent: Path, model, processor) -> None:
-    from minivlm.pipeline import recipe_for, sized_stage, train_on_index
-
-    sizes = {"steps": options.steps, "batch_size": options.batch_size, "accumulation": options.accumulation}
-    stage = sized_stage(options.recipe or recipe_for(model.config), options.stage, **sizes)
-    precision = None if plan.precision == "auto" else plan.precision
-    train_on_index(
-        options.rows, stage, model, processor, parent, plan.out, options.features,
-        seed=plan.seed, precision=precision, compiled=plan.compiled, resume=plan.resume, command=plan.command,
-    )  # fmt: skip
-
-
 def _evaluate(options: argparse.Namespace) -> None:
-    from minivlm.checkpoint import load_checkpoint
+    from minivlm.checkpoint import load
     from minivlm.evaluation import evaluate, prepare_exam
 
-    model, processor, _ = load_checkpoint(options.checkpoint or data_folder() / SFT)
+    model, processor = load(options.checkpoint or SFT)
     print(json.dumps(evaluate(model, processor, prepare_exam(model, processor, options.exam)), ensure_ascii=False))
 
 
@@ -277,10 +258,10 @@ def _experiment(options: argparse.Namespace) -> None:
         out = options.out or Path("runs/small-lm")
         work = out.with_name(f"{out.name}-work")
         print(f"The checkpoint: {make_small_lm(out, work, data_folder(), command=options.typed)}")
-        return
-    out = options.out or Path("runs/experiments")
-    plan = Plan(out=out, data=data_folder(), seeds=tuple(range(options.seeds)), command=options.typed)
-    print(as_text(experiment(plan, tuple(EXPERIMENTS) if options.what == "all" else (options.what,))))
+    else:
+        out, seeds = options.out or Path("runs/experiments"), tuple(range(options.seeds))
+        plan = Plan(out=out, data=data_folder(), seeds=seeds, command=options.typed)
+        print(as_text(experiment(plan, tuple(EXPERIMENTS) if options.what == "all" else (options.what,))))
 
 
 def _caption(options: argparse.Namespace) -> None:
@@ -314,10 +295,9 @@ def _chat(options: argparse.Namespace) -> None:
 
 
 def _model(options: argparse.Namespace):
-    from minivlm.checkpoint import load_checkpoint
+    from minivlm.checkpoint import load
 
-    model, processor, _ = load_checkpoint(options.model or data_folder() / SFT)
-    return model, processor
+    return load(options.model or SFT)
 
 
 def _data(options: argparse.Namespace) -> int:
@@ -341,19 +321,19 @@ def _data(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     """What the rows hold goes to standard output, every one that cannot be used to standard error."""
-    from minivlm.checkpoint import load_checkpoint
+    from minivlm.checkpoint import load
     from minivlm.data.dataset import write_dataset
     from minivlm.data.survey import as_text, survey
 
-    _, processor, _ = load_checkpoint(options.model or data_folder() / BASE)
-    given = (options.path, processor, options.images, options.decode)
-    found = survey(*given) if options.out is None else write_dataset(options.out, *given)
-    print(f"{options.path}: {as_text(found)}")
+    _, processor = load(options.model or BASE)
+    what = (options.path, processor, options.images, options.decode)
+    result = survey(*what) if options.out is None else write_dataset(options.out, *what)
+    print(f"{options.path}: {as_text(result)}")
     if options.out is not None:
-        print(f"The index: {options.out}, {found.usable} rows")
-    for error in found.bad:
+        print(f"The index: {options.out}, {result.usable} rows")
+    for error in result.bad:
         print(error, file=sys.stderr)
-    return REFUSED if found.bad else 0
+    return REFUSED if result.bad else 0
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -381,5 +361,5 @@ def _bench(_: argparse.Namespace) -> None:
 def _base(options: argparse.Namespace) -> None:
     from minivlm.pretraining.build import build_base
 
-    if made := build_base(options.out, options.work, options.only, command=options.typed):
-        print(f"The checkpoint: {made}")
+    if folder := build_base(options.out, options.work, options.only, command=options.typed):
+        print(f"The checkpoint: {folder}")

@@ -5,6 +5,7 @@ of this beginning. It is computed once and copied for each of them. Letters as i
 """
 
 from collections.abc import Hashable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -100,9 +101,8 @@ def _prompt(processor: MiniVLMProcessor, messages: Conversation, images: dict) -
             parts = [{"type": "image"} if part.get("type") == "image" else part for part in parts]
         bare.append(message | {"content": parts})
     ids = processor.apply_chat_template(bare, add_generation_prompt=True, tokenize=True)[0]
-    shared = 1  # without an image, every prompt begins with the same control token
-    if keys:
-        shared = len(ids) - ids[::-1].index(processor.image_token_id)
+    # without an image, every prompt begins with the same control token
+    shared = len(ids) - ids[::-1].index(processor.image_token_id) if keys else 1
     text = processor.apply_chat_template(bare, add_generation_prompt=True)
     return _Prompt(tuple(ids[:shared]), tuple(ids[shared:]), tuple(keys), text)
 
@@ -116,12 +116,8 @@ def _key(image: ImageSource | torch.Tensor) -> Hashable:
 
 def _batches(prompts: list[_Prompt], size: int) -> list[list[_Prompt]]:
     """At most `size` prompts with the same head in each batch, in the order given."""
-    batches: list[list[_Prompt]] = []
-    for one in prompts:
-        if not batches or len(batches[-1]) == size or batches[-1][0].head != one.head:
-            batches.append([])
-        batches[-1].append(one)
-    return batches
+    groups = [list(group) for _, group in groupby(prompts, key=lambda prompt: prompt.head)]
+    return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
 
 
 def _answer_batch(

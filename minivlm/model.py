@@ -1,4 +1,4 @@
-"""The vision-language model: an eye, a matrix and an untouched language model.
+"""The vision-language model: a frozen vision encoder, a matrix W and an untouched language model.
 
     pixel_values -> vision -> patch_features -> projector -> image_embeds -+
     input_ids -> embedding look-up -> text_embeds -> replace placeholders -+-> inputs_embeds -> language_model -> logits
@@ -25,13 +25,7 @@ PARTS = ("vision", "projector", "language_model")
 
 
 class MiniVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """Pictures and text in, text out.
-
-    Attributes:
-        vision: the frozen encoder.
-        projector: W.
-        language_model: the language model, as the library builds it.
-    """
+    """Pictures and text in, text out: `vision` is frozen, `projector` is W, `language_model` is the library's."""
 
     config_class = MiniVLMConfig
     input_modalities = ("image", "text")
@@ -63,16 +57,13 @@ class MiniVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         patch_features: torch.Tensor | None = None,
         images_per_row: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Ids and pictures as one sequence of embeddings.
+        """Ids and pictures as one sequence of embeddings (B, T, Dl).
 
         Args:
             input_ids: (B, T), N placeholders per picture.
             pixel_values: (I, 3, H, W) pictures, row after row.
             patch_features: (I, N, Dv) what `vision` made of them before; replaces `pixel_values`.
             images_per_row: (B,) pictures of each row; None reads it off the placeholders.
-
-        Returns:
-            inputs_embeds (B, T, Dl).
 
         Raises:
             ValueError: both `pixel_values` and `patch_features` are given.
@@ -132,15 +123,9 @@ class MiniVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if position_ids is None and attention_mask is not None:
             position_ids = positions(attention_mask)[:, -inputs_embeds.shape[1] :]
         return self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            labels=labels,
-            past_key_values=past_key_values,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
-        )
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids, labels=labels,
+            past_key_values=past_key_values, use_cache=use_cache, logits_to_keep=logits_to_keep, **kwargs,
+        )  # fmt: skip
 
     @torch.no_grad()
     def generate(
@@ -157,8 +142,8 @@ class MiniVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ):
         """Write on, as the library's `generate` does: greedily, with beams, by sampling, several answers a row.
 
-        Prompt and pictures become embeddings once. Beams and samples then repeat whole rows of these, however many
-        pictures a row has, and what works on ids never meets `<image>`, for which there is no logit.
+        Prompt and pictures become embeddings once. Beams and samples then repeat whole rows of these, and what works on
+        ids never meets `<image>`, for which there is no logit.
 
         Args:
             inputs, input_ids: (B, T) the prompt under either name, padded on the left.
@@ -192,7 +177,7 @@ class MiniVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
 
 def positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Each token's place in its own text, (B, T) from a mask (B, T); padding counts nothing and gets 0."""
+    """Each token's position in its own text, (B, T) from a mask (B, T); padding counts nothing and gets 0."""
     return (attention_mask.long().cumsum(dim=1) - 1).masked_fill(attention_mask == 0, 0)
 
 
@@ -203,16 +188,9 @@ def assemble(
     seed: int,
     projector_bias: bool = False,
 ) -> MiniVLMForConditionalGeneration:
-    """Put two trained base models together; W between them is drawn anew from the seed.
-
-    The base models become parts of the result, they are not copied.
-    """
-    config = MiniVLMConfig(
-        vision_config=vision.config,
-        text_config=language_model.config,
-        image_token_id=image_token_id,
-        projector_bias=projector_bias,
-    )
+    """Put two trained base models together, uncopied; W between them is drawn anew from the seed."""
+    parts = {"vision_config": vision.config, "text_config": language_model.config}
+    config = MiniVLMConfig(**parts, image_token_id=image_token_id, projector_bias=projector_bias)
     with torch.device("meta"):  # the shape of the whole, without numbers
         model = MiniVLMForConditionalGeneration(config)
     model.vision, model.language_model = VisionEncoder(vision), language_model
@@ -225,8 +203,7 @@ def assemble(
 def draw_projector(model: MiniVLMForConditionalGeneration, seed: int) -> None:
     """Draw W anew from the seed, as the language model's own matrices began: normal, with its `initializer_range`.
 
-    A bias begins at zero. The numbers are the same on every device, and the program's other random numbers stay as they
-    were.
+    A bias begins at zero. The numbers are the same on every device; the program's other random numbers are untouched.
     """
     weight, std = model.projector.weight, getattr(model.config.text_config, "initializer_range", 0.02)
     weight.copy_(torch.empty(weight.shape).normal_(std=std, generator=torch.Generator().manual_seed(seed)))

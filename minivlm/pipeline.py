@@ -18,13 +18,7 @@ from typing import Any
 
 import torch
 
-from minivlm.checkpoint import (
-    META,
-    load_checkpoint,
-    read_meta,
-    require_parent,
-    require_place,
-)
+from minivlm.checkpoint import META, load_checkpoint, read_meta, require_parent, require_place
 from minivlm.config import PRESETS, PROMPTS, STAGES, MiniVLMConfig, Stage
 from minivlm.data.dataset import open_dataset
 from minivlm.data.features import BATCH, FeatureError, FeatureStore, stored_precision
@@ -46,7 +40,6 @@ from minivlm.train import Trainer
 
 PICTURES = 5000  # of training, the same for both stages
 RESULTS, SEEDS = "results.json", "results/seeds.json"
-PRECISIONS = ("auto", "bf16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -56,7 +49,7 @@ class Plan:
     Attributes:
         out: the run's folder.
         data: the folder of the base weights.
-        seed: decides W at the start, the rows and their order. The exam is the same for every seed.
+        seed: decides W at the start, the samples and their order. The exam is the same for every seed.
         precision: of training, "bf16", "fp32", or "auto" for what a one-second probe finds faster.
         compiled: as in `Trainer`.
         pictures: how many pictures both stages train with.
@@ -92,7 +85,8 @@ def run(plan: Plan) -> dict[str, Any]:
         CheckpointError, TrainingError, OSError: as `load_checkpoint` and `Trainer` do.
     """
     began, clock = time.perf_counter(), Clock()
-    _check_places(plan)
+    for name in (PRETRAIN, SFT):  # what cannot be saved is refused before hours are spent
+        require_place(plan.out / name, plan.data / BASE)
     with clock("pictures"):
         model, processor, _ = load_checkpoint(plan.data / BASE)
         model.to(processes().device)
@@ -100,24 +94,29 @@ def run(plan: Plan) -> dict[str, Any]:
         features = training_features(plan, model, processor, precision)
     drawing_gb = peak_memory_gb(plan.workers or os.cpu_count() or 1)  # helpers draw; later there are none
     with clock("exam"):
-        exam = _exam(plan, model, processor)
-    record = {"ledgers": {}, "losses": {}, "exam": {}, "answers": {}}
+        share = min(1.0, plan.exam / EXAM_PICTURES)
+        holdout, questioned = (max(2, round(share * count)) for count in (HOLDOUT_PICTURES, QUESTIONED))
+        exam = prepare_exam(model, processor, plan.exam, holdout, questioned, workers=plan.workers)
+    record = _empty_record(plan, precision, exam)
     for name, parent in ((PRETRAIN, plan.data / BASE), (SFT, plan.out / PRETRAIN)):
         stage = plan.stage(name)
         with clock(name):
             log = train_stage(plan, name, model, processor, parent, plan.out / name, features, precision)
-        clock.at_least(name, sum(entry["seconds"] for entry in log))
+        # a stage that went on from an earlier sitting took the time of both
+        clock.seconds[name] = max(clock.seconds[name], sum(entry["seconds"] for entry in log))
         with clock("exam"):
             record["exam"][name] = evaluate(model, processor, exam)
-            record["answers"][name] = table_answers(model, processor)
+            answers = table_answers(model, processor)
         record["ledgers"][name] = [list(row) for row in ledger(model, stage).rows]
         record["losses"][name] = [round(entry["loss"], 4) for entry in log]
-    seconds = clock.with_total(time.perf_counter() - began)
-    results = _results(plan, record, exam, model, precision, seconds)
-    results["peak_memory_gb"] = drawing_gb and max(drawing_gb, peak_memory_gb())
-    (plan.out / RESULTS).write_text(json.dumps(results, ensure_ascii=False, allow_nan=False), "utf-8")
-    write_report(plan.out, results, read_seeds(plan.data / SEEDS))
-    return results
+        for i, row in enumerate(record["table"]):
+            row["answers"][name] = {lang: texts[i] for lang, texts in answers.items()}
+    record["seconds"] = clock.with_total(time.perf_counter() - began)
+    record |= _circumstances(plan, model)
+    record["peak_memory_gb"] = drawing_gb and max(drawing_gb, peak_memory_gb())
+    (plan.out / RESULTS).write_text(json.dumps(record, ensure_ascii=False, allow_nan=False), "utf-8")
+    write_report(plan.out, record, read_seeds(plan.data / SEEDS))
+    return record
 
 
 def training_features(
@@ -133,8 +132,7 @@ def training_features(
     title = "training pictures" if here.is_main_process else ""
     workers = plan.workers or max(1, (os.cpu_count() or 1) // here.num_processes)
     scenes = [sample_scene("train", i) for i in mine]
-    made = [scene_features(model, processor, scenes, None, precision, workers, title)] if mine else []
-    shares = from_all(made)
+    shares = from_all([scene_features(model, processor, scenes, None, precision, workers, title)] if mine else [])
     return shares[0] if len(shares) == 1 else torch.cat(shares)  # one process needs no copy
 
 
@@ -204,8 +202,7 @@ def train_on_index(
     """Train one stage on the samples of a data set, from `parent` into `out`; further options: `Trainer`. Its log.
 
     Args:
-        features: a folder for what the encoder makes of the images. What is missing there is encoded before the first
-            step; None encodes in every step.
+        features: a folder to keep features in; what is missing is encoded first. None encodes in every step.
         precision: as in `Trainer`; with `features`, None is that of the store, if there is one.
 
     Raises:
@@ -239,10 +236,6 @@ class Clock:
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
 
-    def at_least(self, phase: str, seconds: float) -> None:
-        """A phase that went on from an earlier sitting took the time of both."""
-        self.seconds[phase] = max(self.seconds[phase], seconds)
-
     def with_total(self, sitting: float) -> dict[str, float]:
         """Rounded seconds by phase, and their total: that of the last sitting, or of phases that took several."""
         phases = {phase: round(seconds, 1) for phase, seconds in self.seconds.items()}
@@ -271,12 +264,6 @@ def peak_memory_gb(helpers: int = 0) -> float | None:
     return (own + helpers * helper) * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-def _check_places(plan: Plan) -> None:
-    """Refuse folders in which a checkpoint could not be saved, before hours are spent."""
-    for name in (PRETRAIN, SFT):
-        require_place(plan.out / name, plan.data / BASE)
-
-
 def _precision(plan: Plan, model: MiniVLMForConditionalGeneration) -> str:
     """The precision that was asked for; with "auto" that of a run to go on with, or what the probe finds."""
     if plan.precision != "auto":
@@ -287,46 +274,27 @@ def _precision(plan: Plan, model: MiniVLMForConditionalGeneration) -> str:
     return earlier or choose_precision(model)
 
 
-def _exam(plan: Plan, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> Exam:
-    share = min(1.0, plan.exam / EXAM_PICTURES)
-    holdout, questioned = (max(2, round(share * count)) for count in (HOLDOUT_PICTURES, QUESTIONED))
-    return prepare_exam(model, processor, plan.exam, holdout, questioned, workers=plan.workers)
-
-
-def _results(
-    plan: Plan,
-    record: dict[str, Any],
-    exam: Exam,
-    model: MiniVLMForConditionalGeneration,
-    precision: str,
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    """All that the page shows, as plain JSON."""
-    meta = read_meta(plan.out / SFT)
-    answers = record.pop("answers")
-    table = [
-        {
-            "name": name,
-            "scene": scene.to_dict(),
-            "answers": {stage: {lang: answers[stage][lang][i] for lang in PROMPTS} for stage in answers},
-        }
-        for i, (name, scene) in enumerate(TABLE.items())
-    ]
-    base = read_meta(plan.data / BASE)["hashes"]
-    return record | {
-        "table": table,
+def _empty_record(plan: Plan, precision: str, exam: Exam) -> dict[str, Any]:
+    """What a run records, as plain JSON; both stages fill it."""
+    sizes = {"pictures": plan.pictures, "exam": len(exam.scenes), "holdout": len(exam.holdout)}
+    return {
+        "ledgers": {},
+        "losses": {},
+        "exam": {},
+        "table": [{"name": name, "scene": scene.to_dict(), "answers": {}} for name, scene in TABLE.items()],
         "seed": plan.seed,
         "command": plan.command,
         "precision": precision,
-        "sizes": {
-            "pictures": plan.pictures,
-            "exam": len(exam.scenes),
-            "holdout": len(exam.holdout),
-            "questioned": exam.questioned,
-        },
-        "seconds": seconds,
+        "sizes": sizes | {"questioned": exam.questioned},
+    }
+
+
+def _circumstances(plan: Plan, model: MiniVLMForConditionalGeneration) -> dict[str, Any]:
+    """On what machine a run was made, and from what."""
+    hashes = read_meta(plan.data / BASE)["hashes"]
+    return {
         "machine": {"cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
-        "versions": meta["versions"],
-        "base": ", ".join(f"{part} {value[:12]}" for part, value in base.items() if part != "projector"),
+        "versions": read_meta(plan.out / SFT)["versions"],
+        "base": ", ".join(f"{part} {value[:12]}" for part, value in hashes.items() if part != "projector"),
         "ln_vocabulary": round(math.log(model.config.text_config.vocab_size), 3),
     }

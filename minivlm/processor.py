@@ -6,7 +6,7 @@ positions are final before the model runs, and the model only has to replace emb
 Ids and labels are written by one renderer, piece by piece, never searched for afterwards. Text that a person typed
 is encoded as ordinary text: an `<image>` or `<|im_end|>` in it stays a few letters and cannot become a control token.
 
-Letters: B batch, T sequence, N image tokens per picture, I pictures in the batch, Dv vision width.
+Letters as in `config.py`.
 """
 
 import math
@@ -37,11 +37,10 @@ class MiniVLMProcessor(ProcessorMixin):
 
     Args:
         image_processor: turns RGB pictures into `pixel_values` (I, 3, H, W), normalised as for CLIP.
-        tokenizer: a fast tokenizer with a bos, an eos and a pad token, and with `<image>` as a special token.
+        tokenizer: fast, with a bos, an eos and a pad token, and with `<image>` as a special token.
         num_image_tokens: N, the encoder's number of patches.
         chat_template: Jinja text for other tools; by default the tokenizer's.
-        system: what a system turn says before every conversation that has none of its own, as published language
-            models were trained; None puts none there.
+        system: what a system turn says before every conversation that has none of its own; None puts none there.
 
     Raises:
         ValueError: the tokenizer lacks one of the special tokens.
@@ -88,10 +87,8 @@ class MiniVLMProcessor(ProcessorMixin):
         """Raw strings in which each `<image>` stands for one picture, and the pictures.
 
         Args:
-            images: one picture, a list of pictures in the order of the `<image>`s, or one list per text. A picture
-                is whatever `open_image` takes.
-            text: one string or several. Control tokens in them are obeyed: for what people typed, use
-                `apply_chat_template`.
+            images: what `open_image` takes: one, a list in the order of the `<image>`s, or one list per text.
+            text: one string or several. Control tokens are obeyed: for what people typed, use `apply_chat_template`.
             return_tensors: "pt" for tensors, None for lists. Pixels are always a tensor.
             padding: pad to the longest row, on `padding_side` (left, so that generation goes on at the end).
             max_length: refuse longer rows; by default the tokenizer's `model_max_length`.
@@ -184,10 +181,7 @@ class MiniVLMProcessor(ProcessorMixin):
     def collate(
         self, examples: list[Example], padding_side: str = "right", pad_to_multiple_of: int = 1
     ) -> dict[str, torch.Tensor]:
-        """Pad examples into one training batch, to the longest one or a little beyond.
-
-        Args:
-            pad_to_multiple_of: T becomes a multiple of this, so that batches have few different shapes.
+        """Pad examples into one training batch, to the longest one or to the next `pad_to_multiple_of`.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` (B, T), `images_per_row` (B,), and for I > 0 pictures either

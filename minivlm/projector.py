@@ -1,4 +1,4 @@
-"""W: the one matrix between seeing and speaking. Letters as in `config.py`."""
+"""W: the one matrix between the vision encoder and the language model. Letters as in `config.py`."""
 
 import torch
 from torch import nn

@@ -22,44 +22,19 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 from tqdm.auto import tqdm
 
-from minivlm.checkpoint import (
-    load_checkpoint,
-    part_hashes,
-    read_meta,
-    require_parent,
-    require_place,
-    save_checkpoint,
-)
+from minivlm.checkpoint import load_checkpoint, part_hashes, read_meta, require_parent, require_place, save_checkpoint
 from minivlm.config import IGNORE_INDEX, PROMPTS, Stage
 from minivlm.data.order import SampleOrder, shard, step_seed
 from minivlm.data.samples import Example, Sample
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration, draw_projector, ledger, set_trainable
 from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.files import latest_folder
-from minivlm.runtime.precision import (
-    PRECISIONS,
-    WorkingCopy,
-    choose_compiled,
-    choose_precision,
-    give_back_memory,
-)
+from minivlm.runtime.precision import PRECISIONS, WorkingCopy, choose_compiled, choose_precision, give_back_memory
 from minivlm.runtime.processes import first_interrupt, from_all, from_main, processes, sum_of_all
 
 LOG, RESUME = "log.jsonl", "resume.pt"
-IDENTITY = (
-    "stage",
-    "parent",
-    "seed",
-    "precision",
-    "compiled",
-    "rows",
-    "recipe",
-)  # what makes a run this one and no other
-PROBE_TEXTS = (
-    "A red car and a white dog are in a park.",
-    "公园里有一辆红色的汽车和一只白色的狗。",
-    *PROMPTS.values(),
-)
+IDENTITY = ("stage", "parent", "seed", "precision", "compiled", "rows", "recipe")  # what makes a run this one
+PROBE_TEXTS = ("A red car and a white dog are in a park.", "公园里有一辆红色的汽车和一只白色的狗。", *PROMPTS.values())
 PROBE_TOLERANCE = 0.02
 ANEW = "start anew with resume=False (on the command line: --anew)"
 TIDY_EVERY = 10  # steps
@@ -79,13 +54,12 @@ class Trainer:
     Stopped at any moment, the same call goes on where it was.
 
     Args:
-        model: the parent's weights, from `load_checkpoint(parent)` (stage 1 draws W anew from `seed`). It is trained
-            in place and comes back in evaluation mode with the weights of `out`.
+        model: the parent's weights, from `load_checkpoint(parent)` (stage 1 draws W from `seed`). Trained in place.
         samples: taken in an order that only `seed` decides, again and again if there are too few. Those with
             `patch_features` need no encoder; the images of the others are encoded in every step.
         stage: what trains, how fast, how long. Its `batch_size * accumulation` samples a step are of all processes.
-        out: the checkpoint to write. It holds the parts that trained; the others are taken from `parent`. Of several
-            processes only the main one reads and writes it: they need no disk in common.
+        out: the checkpoint to write, with the parts that trained; the others are taken from `parent`. Of several
+            processes only the main one reads and writes it.
         precision: "fp32", or "bf16" to compute in 16 bits (the weights stay in 32); None measures, `choose_precision`.
         compiled: compile the language model's layers; None where it pays and works, `choose_compiled`.
         resume: go on if `out` holds this very run. False starts anew and replaces it.
@@ -98,12 +72,11 @@ class Trainer:
         log: per step its step, loss, learning_rates, grad_norm, tokens, seconds, tokens_per_second.
 
     Raises:
-        TrainingError: the model is not the parent's; `out` is the parent, holds another run or a damaged one; there
-            are no samples, or fewer in a step than processes; or two processes were given different things.
-        CheckpointError, SampleError, FolderError: what was given cannot be used.
+        TrainingError: the model is not the parent's; `out` holds another run or a damaged one; there are no samples, or
+            fewer in a step than processes; or two processes were given different things.
+        CheckpointError, SampleError, FolderError, CompileError: what was given cannot be used, or not compiled.
         OSError: the checkpoint cannot be written: found out before the first step, but for a disk that fills up.
         ProcessError: another process stopped.
-        CompileError: the layers shall be compiled and cannot be.
     """
 
     def __init__(
@@ -152,8 +125,7 @@ class Trainer:
         Raises:
             TrainingError: as `train_step` raises it; or a frozen weight moved.
             ImageError, SampleError, FeatureError: a sample of a step cannot be used.
-            OSError: the checkpoint cannot be written.
-            ProcessError: another process stopped.
+            OSError, ProcessError: the checkpoint cannot be written; another process stopped.
             KeyboardInterrupt: Ctrl-C. The step at hand was finished and a checkpoint written.
         """
         steps, main = self.stage.steps, self.processes.is_main_process
@@ -187,10 +159,9 @@ class Trainer:
         return self.log
 
     def train_step(self, examples: list[Example]) -> float:
-        """One optimizer step on the examples of all processes; returns the loss.
+        """One optimizer step on the examples of all processes; returns the loss, a mean over their supervised tokens.
 
-        The loss is the mean over the supervised tokens of all examples, whatever passes and processes they go to. Every
-        process knows all examples, so it divides by their tokens before the gradients are summed.
+        Every process knows all examples, so it divides by their tokens before the gradients are summed.
 
         Raises:
             TrainingError: no token is supervised, or the loss or the gradient is not finite.
@@ -241,11 +212,10 @@ class Trainer:
     def _earlier_run(self, resume: bool) -> dict[str, Any]:
         """What the run in `out` says about itself, if there is one to go on with. The place itself is checked first."""
         require_place(self.out, self.parent)
-        return read_meta(self.out) if resume and _holds_something(self.out) else {}
+        folder = latest_folder(self.out)
+        return read_meta(folder) if resume and folder.is_dir() and any(folder.iterdir()) else {}
 
-    def _identity(
-        self, earlier: Mapping[str, Any], precision: str | None, compiled: bool | None, command: str
-    ) -> dict[str, Any]:
+    def _identity(self, earlier: Mapping, precision: str | None, compiled: bool | None, command: str) -> dict[str, Any]:
         """What makes this run this one and no other, as its checkpoint will say it."""
         origin = check_parent(self.model, self.processor, self.stage, self.parent)
         if self.stage.parent == "base":
@@ -267,11 +237,11 @@ class Trainer:
 
     def _require_one_run(self) -> None:
         """Machines may hold different files under the same names; nobody would notice, and the weights would differ."""
-        given = from_all([self.about])
-        for number, about in enumerate(given):
-            if others := _differences(given[0], about):
+        runs = from_all([self.about])
+        for number, about in enumerate(runs):
+            if others := _differences(runs[0], about):
                 raise TrainingError(
-                    f"process {number} of {len(given)} was given another run than the main process: its {others}; "
+                    f"process {number} of {len(runs)} was given another run than the main process: its {others}; "
                     "give every machine the same parent, rows and options"
                 )
 
@@ -356,8 +326,7 @@ def supervised_loss(model: MiniVLMForConditionalGeneration, batch: Mapping[str, 
     """The sum of the next-token loss over the batch's supervised tokens, in float32.
 
     Logits are computed only at positions where some row of the batch is supervised: not over the images, for one. The
-    model is given no mask: padding is on the right, and no position looks ahead, so no token sees any of it; and
-    attention that needs no mask is the faster one.
+    model is given no mask, which is faster: padding is on the right, and no position looks ahead.
 
     Args:
         batch: what `collate` made: `labels` and `attention_mask` (B, T), and the inputs of `forward`.
@@ -385,9 +354,7 @@ def optimizer_step(
 ) -> float:
     """Scale the gradient down to `clip_norm` and take the optimizers' steps; returns the norm that it had.
 
-    Args:
-        loss: of the step.
-        name: the step's, for messages.
+    `loss` and `name` are the step's, for messages.
 
     Raises:
         TrainingError: the loss or the gradient is not finite; no weight was changed.
@@ -421,15 +388,12 @@ def adamw(model: MiniVLMForConditionalGeneration, stage: Stage) -> torch.optim.A
     groups = []
     for part in stage.trains:
         parameters = list(getattr(model, part).parameters())
-        for decay, chosen in (
-            (stage.weight_decay, [p for p in parameters if p.ndim >= 2]),
-            (0.0, [p for p in parameters if p.ndim < 2]),
-        ):
-            if chosen:
-                groups.append({"params": chosen, "part": part, "weight_decay": decay})
-    for group in groups:
-        for parameter in group["params"]:
+        for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
+        matrices, vectors = ([p for p in parameters if (p.ndim >= 2) == matrix] for matrix in (True, False))
+        for params, decay in ((matrices, stage.weight_decay), (vectors, 0.0)):
+            if params:
+                groups.append({"params": params, "part": part, "weight_decay": decay})
     return torch.optim.AdamW(groups, fused=True)
 
 
@@ -438,8 +402,7 @@ def check_parent(
 ) -> dict[str, Any]:
     """Refuse a model that is not its parent's, before the first step; return the parent's stage and hashes.
 
-    The language model's loss on a few fixed texts must be the one that the parent recorded. A language model that
-    was never loaded knows nothing: it gives each of V tokens the same chance and scores ln V.
+    The language model's loss on a few fixed texts must be the one that the parent recorded.
 
     Raises:
         CheckpointError: the parent is missing, damaged, or of another stage.
@@ -447,13 +410,13 @@ def check_parent(
     """
     meta = read_meta(parent)
     require_parent(meta, stage, parent)
-    found, recorded = text_probe(model, processor), meta.get("text_probe")
+    loss, recorded = text_probe(model, processor), meta.get("text_probe")
     if not isinstance(recorded, float):
         raise TrainingError(f"{parent}: no 'text_probe' is recorded; save it with text_probe=text_probe(model, …)")
-    if not abs(found - recorded) <= PROBE_TOLERANCE:  # written so that NaN is refused too
+    if not abs(loss - recorded) <= PROBE_TOLERANCE:  # written so that NaN is refused too
         vocabulary = model.config.text_config.vocab_size
         raise TrainingError(
-            f"the language model is not the one of {parent}: its loss on the text probe is {found:.3f}, there it is "
+            f"the language model is not the one of {parent}: its loss on the text probe is {loss:.3f}, there it is "
             f"{recorded:.3f}. (A model that knows nothing scores ln V = ln {vocabulary} = {math.log(vocabulary):.2f}: "
             "near that, the weights were never loaded.) Load the model by load_checkpoint"
         )
@@ -478,16 +441,11 @@ def text_probe(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcess
 
 
 def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """The first thing by which the other is another run than the one, in words; nothing if they are the same."""
+    """The first thing by which two runs differ, in words; nothing if they are the same."""
     for key in IDENTITY:
         if other.get(key, False) != one[key]:
             return f"{key} is {other.get(key)}, not {one[key]}"
     return ""
-
-
-def _holds_something(folder: Path) -> bool:
-    """Whether a checkpoint, or anything else, lies there."""
-    return latest_folder(folder).is_dir() and any(latest_folder(folder).iterdir())
 
 
 def _names(examples: list[Example]) -> str:

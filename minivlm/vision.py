@@ -1,4 +1,4 @@
-"""The frozen eye: a CLIP encoder whose patches become a sequence of features. Letters as in `config.py`."""
+"""The frozen CLIP vision encoder, whose patches become a sequence of features. Letters as in `config.py`."""
 
 import torch
 from torch import nn

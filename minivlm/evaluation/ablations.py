@@ -12,9 +12,8 @@ stage 1 of their language model; they differ in one thing.
 
 Each variant is scored on pictures of the "dev" split, after stage 1 and after stage 2, in two ways of decoding:
 greedily, and **sampled**, where words are drawn as probable as the model finds them. A habit that the model has in
-three answers of ten is never the most probable one, and greedy decoding hides it. An effect is claimed only where the
-means of two variants lie further apart than the seeds of either do (`effect`). What differs from seed to seed is W at
-the start, the wording of the samples and their order; the language models are the same for all seeds.
+three answers of ten is never the most probable one, and greedy decoding hides it. What differs from seed to seed is W
+at the start, the wording of the samples and their order; the language models are the same for all seeds.
 
 Letters as in `config.py`.
 """
@@ -24,6 +23,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,8 +70,8 @@ class Variant:
 
     def samples(self, pictures: int, count: int, seed: int, features: torch.Tensor) -> Sequence[Sample]:
         """What stage 2 is trained on."""
-        samples = SceneSamples("sft", pictures, count, seed, noise=self.noise, features=features)
-        return ShortAnswers(samples) if self.short else samples
+        kind = ShortAnswers if self.short else SceneSamples
+        return kind("sft", pictures, count, seed, noise=self.noise, features=features)
 
 
 VARIANTS = {
@@ -81,37 +81,20 @@ VARIANTS = {
     "noise 30%": Variant(noise=0.3),
     "small lm": Variant(base=SMALL_LM),
 }
-EXPERIMENTS = {
-    "length": ("short", "long"),
-    "noise": ("long", "noise 10%", "noise 30%"),
-    "lm": ("small lm", "long"),
-}
+EXPERIMENTS = {"length": ("short", "long"), "noise": ("long", "noise 10%", "noise 30%"), "lm": ("small lm", "long")}
 
 
-@dataclass(frozen=True)
-class ShortAnswers(Sequence):
-    """Rows of stage 2 whose descriptions are captions: one clause about the same things. All else is the same."""
-
-    samples: SceneSamples
-
-    def __len__(self) -> int:
-        """How many rows there are."""
-        return len(self.samples)
+class ShortAnswers(SceneSamples):
+    """Samples of stage 2 whose descriptions are captions: one clause about the same things. All else is the same."""
 
     def __getitem__(self, index: int) -> Sample:
-        """Row number `index`.
-
-        Raises:
-            IndexError: there is no such row.
-        """
-        sample, samples = self.samples[index], self.samples
+        """Sample number `index`; an IndexError if there is none."""
+        sample = super().__getitem__(index)
         if "(description)" not in sample.name:
             return sample
-        scene, rng = (
-            sample_scene(samples.split, index % samples.pictures),
-            random_stream("short answer", samples.seed, samples.split, index),
-        )
-        text = caption(scene, language_of(index, samples.pictures, samples.seed), rng)
+        scene = sample_scene(self.split, index % self.pictures)
+        rng = random_stream("short answer", self.seed, self.split, index)
+        text = caption(scene, language_of(index, self.pictures, self.seed), rng)
         question, answer, *rest = sample.messages
         return replace(sample, messages=[question, answer | {"content": text}, *rest])
 
@@ -121,12 +104,11 @@ class Plan:
     """What is done, and where.
 
     Attributes:
-        out: the folder of what is made; whatever is finished there is not done again.
+        out: the folder of the results; whatever is finished there is not done again.
         data: the folder of the base weights.
         seeds: one run of every variant each.
         steps: optimizer steps by stage; a fraction of the shipped stages'.
-        pictures: how many are trained with.
-        scored: how many of the "dev" split are described.
+        pictures, scored: how many are trained with; how many of the "dev" split are described.
         precision: "bf16", "fp32", or "auto" to measure.
         command: what was typed, for the record.
     """
@@ -172,11 +154,10 @@ def experiment(plan: Plan, names: Iterable[str] = tuple(EXPERIMENTS)) -> dict[st
         raise ValueError(f"no experiment {', '.join(sorted(unknown))}; choose from {', '.join(EXPERIMENTS)}")
     variants = [variant for variant in VARIANTS if any(variant in EXPERIMENTS[name] for name in names)]
     bases = {VARIANTS[variant].base: read_meta(plan.data / VARIANTS[variant].base) for variant in variants}
-    lab = Lab.of(plan)
+    lab = Lab(plan)
     runs = {variant: [] for variant in variants}
-    for seed in plan.seeds:
-        for variant in variants:
-            runs[variant].append(lab.run(variant, seed))
+    for seed, variant in product(plan.seeds, variants):
+        runs[variant].append(lab.run(variant, seed))
     results = {
         "command": plan.command,
         "seeds": list(plan.seeds),
@@ -185,7 +166,7 @@ def experiment(plan: Plan, names: Iterable[str] = tuple(EXPERIMENTS)) -> dict[st
         "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads()},
         "versions": bases[BASE]["versions"] if BASE in bases else {},
         "minutes": round(sum(run["seconds"] for variant in variants for run in runs[variant]) / 60, 1),
-        "language_models": {name: _about(plan.data / name, meta) for name, meta in bases.items()},
+        "language_models": {name: _language_model(plan.data / name, meta) for name, meta in bases.items()},
         "variants": {variant: {"base": VARIANTS[variant].base, "runs": runs[variant]} for variant in variants},
     }
     text = json.dumps(results, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -193,36 +174,27 @@ def experiment(plan: Plan, names: Iterable[str] = tuple(EXPERIMENTS)) -> dict[st
     return results
 
 
-def _about(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """A language model: how large it is, and how well it reads from words alone."""
-    model, _, _ = load_checkpoint(folder)
-    parameters = sum(p.numel() for p in model.language_model.parameters())
-    measured = meta["metrics"]["language_model"]
-    return {"parameters": parameters, "hash": meta["hashes"]["language_model"][:12], "from_words": measured}
+def _language_model(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """How large a language model is, and how well it reads from words alone."""
+    parameters = sum(p.numel() for p in load_checkpoint(folder)[0].language_model.parameters())
+    hash_, measured = meta["hashes"]["language_model"][:12], meta["metrics"]["language_model"]
+    return {"parameters": parameters, "hash": hash_, "from_words": measured}
 
 
-@dataclass
 class Lab:
-    """What all runs share: the pictures as features, the questions, the precision."""
+    """What all runs of a plan share: the pictures as features (the encoder is the same for all), and the precision."""
 
-    plan: Plan
-    precision: str
-    training: torch.Tensor  # (I, N, Dv), of the pictures to train with
-    scenes: list[Scene]
-    patch_features: torch.Tensor  # (I, N, Dv), those of `scenes`
-
-    @classmethod
-    def of(cls, plan: Plan) -> "Lab":
-        """Draw and encode all pictures; the encoder is the same for every variant."""
+    def __init__(self, plan: Plan):
         model, processor, _ = load_checkpoint(plan.data / BASE)
-        precision = choose_precision(model) if plan.precision == "auto" else plan.precision
-        training = [sample_scene("train", i) for i in range(plan.pictures)]
-        scenes = [sample_scene(SPLIT, i) for i in range(plan.scored)]
+        self.plan = plan
+        self.precision = choose_precision(model) if plan.precision == "auto" else plan.precision
 
-        def features(drawn: list[Scene], name: str) -> torch.Tensor:
-            return scene_features(model, processor, drawn, plan.out / f"{name}.safetensors", precision)
+        def features(scenes: list[Scene], name: str) -> torch.Tensor:
+            return scene_features(model, processor, scenes, plan.out / f"{name}.safetensors", self.precision)
 
-        return cls(plan, precision, features(training, "training"), scenes, features(scenes, SPLIT))
+        self.training = features([sample_scene("train", i) for i in range(plan.pictures)], "training")  # (I, N, Dv)
+        self.scenes = [sample_scene(SPLIT, i) for i in range(plan.scored)]
+        self.patch_features = features(self.scenes, SPLIT)  # (I, N, Dv)
 
     def run(self, name: str, seed: int) -> dict[str, Any]:
         """Both stages of a variant and their scores, from its file if they were made before."""
@@ -237,9 +209,8 @@ class Lab:
         first = folder / f"pretrain-of-{variant.base}"
         scored, seconds = first.with_suffix(".json"), 0.0  # stage 1 serves all variants; its time counts for the first
         if not scored.is_file():
-            log, scores = self._train(
-                "pretrain", seed, self.plan.data / variant.base, first, partial(SceneSamples, "pretrain")
-            )
+            stage_1 = partial(SceneSamples, "pretrain")
+            log, scores = self._train("pretrain", seed, self.plan.data / variant.base, first, stage_1)
             scored.write_text(json.dumps(scores, ensure_ascii=False), "utf-8")
             seconds = sum(entry["seconds"] for entry in log)
         log, scores = self._train("sft", seed, first, folder / file.stem, variant.samples)
@@ -254,9 +225,9 @@ class Lab:
         model, processor, _ = load_checkpoint(parent)
         stage = self.plan.stage(name)
         count = stage.steps * stage.batch_size * stage.accumulation
-        made = samples(self.plan.pictures, count, seed, features=self.training)
+        training = samples(self.plan.pictures, count, seed, features=self.training)
         options = {"parent": parent, "seed": seed, "precision": self.precision, "command": self.plan.command}
-        log = Trainer(model, processor, made, stage, out, **options).fit()
+        log = Trainer(model, processor, training, stage, out, **options).fit()
         return log, {LANGUAGE: score(model, processor, self.scenes, self.patch_features, LANGUAGE)}
 
 
@@ -270,20 +241,17 @@ def score(
     patch_features: torch.Tensor,
     lang: str,
 ) -> dict[str, Any]:
-    """Have a model describe pictures and answer POPE's questions about them, and score both.
-
-    Args:
-        patch_features: (I, N, Dv), those of `scenes`.
+    """Have a model describe `scenes` by their features (I, N, Dv) and answer POPE's questions about them; score both.
 
     Returns:
         What `score_texts` gives for greedy answers; "sampled": the same for sampled ones; "pope": way -> accuracy,
         yes_ratio (greedy).
     """
-    asked = [ask(PROMPTS[lang], features) for features in patch_features]
-    texts = reply(model, processor, asked, max_new_tokens=LONG, title=f"descriptions, {lang}")
+    prompts = [ask(PROMPTS[lang], features) for features in patch_features]
+    texts = reply(model, processor, prompts, max_new_tokens=LONG, title=f"descriptions, {lang}")
     items = pope_questions(scenes, lang)
-    asked = [ask(item.question.text, patch_features[item.picture]) for item in items]
-    answers = reply(model, processor, asked, max_new_tokens=SHORT, title=f"yes or no, {lang}")
+    prompts = [ask(item.question.text, patch_features[item.picture]) for item in items]
+    answers = reply(model, processor, prompts, max_new_tokens=SHORT, title=f"yes or no, {lang}")
     pope = score_pope([Reply(item, text) for item, text in zip(items, answers, strict=True)])
     return score_texts(scenes, texts, lang) | {
         "sampled": score_texts(scenes, sampled(model, processor, patch_features, PROMPTS[lang]), lang),
@@ -298,11 +266,10 @@ def score_texts(scenes: Sequence[Scene], texts: Sequence[str], lang: str) -> dic
         "precision", "recall" (kind with colour), "chair_i", "chair_s", "length", "usual" (of `usual_share`): estimates;
         "mentions": what `invented_by_mention` gives; "samples": the first texts.
     """
-    scored = score_descriptions(scenes, texts, lang, fully=False)
-    things = scored["things"]["pair"]["all"]["any"]
+    scores = score_descriptions(scenes, texts, lang, fully=False)
+    scores |= scores["things"]["pair"]["all"]["any"]
     return {
-        **{name: things[name] for name in ("precision", "recall")},
-        **{name: scored[name] for name in ("chair_i", "chair_s", "length")},
+        **{name: scores[name] for name in ("precision", "recall", "chair_i", "chair_s", "length")},
         "usual": usual_share(scenes, texts),
         "mentions": invented_by_mention(scenes, texts),
         "samples": list(texts[:SAMPLES]),
@@ -324,18 +291,15 @@ def sampled(
     texts = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for shown in patch_features.split(batch_size):
-            ids = torch.tensor([prompt_ids] * len(shown))  # (B, T)
-            whole = model.generate(input_ids=ids, patch_features=shown, do_sample=True, top_k=0, max_new_tokens=LONG)
+        for features in patch_features.split(batch_size):
+            ids = torch.tensor([prompt_ids] * len(features))  # (B, T)
+            whole = model.generate(input_ids=ids, patch_features=features, do_sample=True, top_k=0, max_new_tokens=LONG)
             texts += processor.tokenizer.batch_decode(whole[:, ids.shape[1] :], skip_special_tokens=True)
     return texts
 
 
 def invented_by_mention(scenes: Sequence[Scene], texts: Sequence[str], mentions: int = MENTIONS) -> list[Estimate]:
-    """CHAIR_i by position in the answer: of all first mentions, which share is invented; of all second ones; and so on.
-
-    The last estimate stands for all mentions from there on.
-    """
+    """CHAIR_i of all first mentions, of all second ones, and so on; the last stands for all from there on."""
     rows = [[] for _ in range(mentions)]
     for i, invented in enumerate(_invented(scenes, texts)):
         for position, kind in enumerate(invented):
@@ -344,10 +308,7 @@ def invented_by_mention(scenes: Sequence[Scene], texts: Sequence[str], mentions:
 
 
 def usual_share(scenes: Sequence[Scene], texts: Sequence[str]) -> Estimate:
-    """Of the invented things, the share that are usual inhabitants of the picture's setting in training.
-
-    By chance it would be about a quarter: each setting has four usual kinds of sixteen.
-    """
+    """Of the invented things, the share of usual inhabitants of the setting; by chance a quarter, 4 kinds of 16."""
     invented = [[kind for kind in kinds if kind] for kinds in _invented(scenes, texts)]
     usual = [sum(kind in USUAL[scene.setting] for kind in kinds) for scene, kinds in zip(scenes, invented, strict=True)]
     return estimate((i, usual[i], len(kinds)) for i, kinds in enumerate(invented))
@@ -373,8 +334,8 @@ class Effect(NamedTuple):
 def effect(before: Sequence[float], after: Sequence[float]) -> Effect:
     """Compare one measure of two variants, one value per seed.
 
-    The difference of the means counts where it is larger than the range over seeds (largest minus smallest) of either
-    variant. Three seeds are few: of six equal draws, three lie all above the other three one time in ten by chance.
+    The difference of the means is claimed where it exceeds the range over seeds (largest minus smallest) of either.
+    Three seeds are few: of six equal draws, three lie all above the other three one time in ten by chance.
     """
     means = [sum(values) / len(values) for values in (before, after)]
     seed_range = max(max(values) - min(values) for values in (before, after))
@@ -383,17 +344,12 @@ def effect(before: Sequence[float], after: Sequence[float]) -> Effect:
 
 
 def values(results: Mapping[str, Any], variant: str, measure: str, lang: str = "en", stage: str = "sft") -> list[float]:
-    """One measure of a variant, one value per seed.
-
-    Args:
-        measure: a name of `score_texts`; behind "sampled ", of sampled answers; or "pope" for the accuracy on the
-            adversarial questions.
-    """
+    """One measure of a variant, as `estimate_of` takes it: one value per seed."""
     return [estimate_of(run[stage][lang], measure)["value"] for run in results["variants"][variant]["runs"]]
 
 
 def estimate_of(scored: Mapping[str, Any], measure: str) -> Estimate:
-    """One measure, named as in `values`, of what `score` gives."""
+    """One measure of what `score` gives: a name of `score_texts`; behind "sampled ", of sampled answers; or "pope"."""
     if measure == "pope":
         return scored["pope"]["adversarial"]["accuracy"]
     way, _, name = measure.rpartition(" ")
@@ -404,15 +360,14 @@ def as_text(results: Mapping[str, Any], lang: str = "en") -> str:
     """The results as a table for a terminal: the mean of the seeds, and the smallest and largest."""
     measures = ("precision", "recall", "chair_i", "chair_s", "sampled chair_i", "pope", "length")
     lines = [f"{'':<22}" + "".join(f"{name:>20}" for name in measures)]
-    for stage in ("pretrain", "sft"):
-        bases = {about["base"]: variant for variant, about in reversed(results["variants"].items())}
-        # variants of one base share stage 1
-        for variant in bases.values() if stage == "pretrain" else results["variants"]:
+    first = {about["base"]: variant for variant, about in reversed(results["variants"].items())}.values()
+    for stage, variants in (("pretrain", first), ("sft", results["variants"])):  # variants of one base share stage 1
+        for variant in variants:
             cells = []
             for name in measures:
-                found = [value for value in values(results, variant, name, lang, stage) if value is not None]
+                scores = [value for value in values(results, variant, name, lang, stage) if value is not None]
                 digits = 1 if name == "length" else 3
-                shown = (sum(found) / len(found), min(found), max(found)) if found else ()
+                shown = (sum(scores) / len(scores), min(scores), max(scores)) if scores else ()
                 cells.append(f"{'{} ({}–{})'.format(*(f'{v:.{digits}f}' for v in shown)) if shown else '–':>20}")
             lines.append(f"{f'{stage}, {variant}':<22}" + "".join(cells))
     return "\n".join(lines)

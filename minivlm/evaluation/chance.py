@@ -31,15 +31,10 @@ def chance_levels(
     pope: Sequence[Reply],
     shown: Sequence[int | None] | None = None,
 ) -> dict[str, Mapping[str, Level]]:
-    """The chance levels of one control's answers.
-
-    Args:
-        scenes: the exam's; texts: a description of each; shown: which of them was shown in its place, if one was.
-        answered, pope: replies to the exam's and to POPE's questions.
+    """The chance levels of one control's answers: descriptions, replies to the exam's and to POPE's questions.
 
     Returns:
-        "descriptions": precision, recall, setting, chair_i, chair_s; "questions": type -> accuracy; "pope": way ->
-        accuracy.
+        "descriptions": as `describing` gives them; "questions": type -> accuracy; "pope": way -> accuracy.
     """
     by_type = {type_: [reply for reply in answered if reply.item.group == type_] for type_ in QUESTION_TYPES}
     return {
@@ -52,23 +47,20 @@ def chance_levels(
 def answering(replies: Sequence[Reply], key: Callable[[Question, str], Hashable]) -> Level:
     """How often replies are right about the other pictures of the group; yes and no where the same kind was asked.
 
-    Args:
-        key: what an answer to a question says, in a form that can be compared.
+    `key` says what an answer to a question means, in a form that can be compared.
     """
-    asked = [reply.item.question for reply in replies]
-    answers = [key(question, reply.text) for question, reply in zip(asked, replies, strict=True)]
-    true = [key(question, question.answer) for question in asked]
-    kinds = [read_facts(question.text).things[0][0] if question.type == "exists" else None for question in asked]
+    questions = [reply.item.question for reply in replies]
+    answers = [key(reply.item.question, reply.text) for reply in replies]
+    true = [key(question, question.answer) for question in questions]
+    kinds = [read_facts(question.text).things[0][0] if question.type == "exists" else None for question in questions]
     return agreement(answers, true, kinds)
 
 
 def agreement(answers: Sequence[Hashable], true: Sequence[Hashable], asked: Sequence[Hashable] | None = None) -> Level:
-    """How often an answer equals the truth of another picture, on average over the answers.
+    """How often an answer to one picture equals the truth of another, on average over the answers.
 
-    Args:
-        answers, true: the answer and the truth about each picture.
-        asked: what was asked about each; an answer is compared with pictures of which the same was asked, and left
-            out where there is none. By default the same is asked of all.
+    An answer is compared with the pictures of which the same was `asked`, and left out where there is none. By default
+    the same is asked of all.
     """
     shares = []
     asked = asked or [None] * len(answers)
@@ -85,27 +77,25 @@ def describing(
 ) -> dict[str, Level]:
     """What descriptions score on average over all pictures but their own: their chance level.
 
-    Args:
-        scenes: the facts of I pictures.
-        texts: a description of each, I answers.
-        shown: which of the pictures was really shown for each answer, if one was; it is left out, too.
+    `shown` says which of the pictures was really shown for each answer, if one was; it is left out, too.
 
     Returns:
-        precision and recall (kind with colour, near things), setting, chair_i, chair_s, as `score_descriptions`
-        counts them.
+        precision, recall (kind with colour, near things), setting, chair_i, chair_s, as `score_descriptions` counts.
     """
     answers = [read_facts(text) for text in texts]
-    named, true, near = (
-        np.minimum(_counts(rows, PAIRS), 1)  # sets: each pair once
-        for rows in (
-            [answer.things for answer in answers],
-            [[(t.kind, t.colour) for t in scene.things] for scene in scenes],
-            [[(t.kind, t.colour) for t in scene.things if t.distance == "near"] for scene in scenes],
-        )
+    near_things = [[t for t in scene.things if t.distance == "near"] for scene in scenes]
+    named = np.minimum(_counts([answer.things for answer in answers], PAIRS), 1)  # (I, K): a set, each pair once
+    true, near = (
+        np.minimum(_counts([[(t.kind, t.colour) for t in things] for things in pictures], PAIRS), 1)
+        for pictures in ([scene.things for scene in scenes], near_things)
     )  # (I, K) each
     mentioned = _counts([[kind for kind, _ in answer.things] for answer in answers], KINDS)
     absent = 1 - np.minimum(_counts([[t.kind for t in scene.things] for scene in scenes], KINDS), 1)
-    wrong = _wrong(len(scenes), shown)  # (I answers, I pictures), like all below
+    # which picture (column) is a wrong one for which answer (row): neither its own nor the one that was shown
+    wrong = ~np.eye(len(scenes), dtype=bool)
+    for answer, picture in enumerate(shown or ()):
+        if picture is not None and picture < len(scenes):  # behind them lies the grey one
+            wrong[answer, picture] = False
     asked = wrong & near.any(axis=1)  # a picture without any near thing says nothing about them
     right = (named @ near.T)[asked].sum()
     invented = (mentioned @ absent.T)[wrong]
@@ -117,15 +107,6 @@ def describing(
         "chair_i": _share(invented.sum(), (wrong * mentioned.sum(axis=1, keepdims=True)).sum()),
         "chair_s": _share((invented > 0).sum(), wrong.sum()),
     }
-
-
-def _wrong(pictures: int, shown: Sequence[int | None] | None) -> np.ndarray:
-    """Which picture is the wrong one for which answer: neither its own nor the one that was shown."""
-    wrong = ~np.eye(pictures, dtype=bool)
-    for answer, picture in enumerate(shown or ()):
-        if picture is not None and picture < pictures:  # behind them lies the grey one
-            wrong[answer, picture] = False
-    return wrong
 
 
 def _counts(rows: Sequence[Sequence[Hashable]], names: Sequence[Hashable]) -> np.ndarray:

@@ -6,7 +6,7 @@ there is known without looking. Beside it stands the chance level of the same an
 `config.py`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +38,7 @@ class Exam:
     """Pictures to be examined on, as features: the exam's, then the hold-out's, then a grey one.
 
     Attributes:
-        scenes: the facts of the exam's pictures.
-        holdout: the facts of the compositional hold-out's.
+        scenes, holdout: the facts of the exam's pictures, and of the compositional hold-out's.
         features: (exam + hold-out + 1, N, Dv).
         shown: "model" or a control -> for each of the exam's pictures the number of the one that is shown, or None.
         questioned: about how many of the exam's pictures every type of question is asked.
@@ -62,7 +61,6 @@ def prepare_exam(
     pictures: int = EXAM_PICTURES,
     holdout: int = HOLDOUT_PICTURES,
     questioned: int = QUESTIONED,
-    precision: str = "fp32",
     workers: int | None = None,
 ) -> Exam:
     """Draw and encode what is examined. The encoder is frozen, so one exam serves both stages.
@@ -74,12 +72,11 @@ def prepare_exam(
         raise ValueError(f"an exam of {pictures} pictures cannot show another picture as a control; take 2 or more")
     scenes = [sample_scene("exam", i) for i in range(pictures)]
     held_out = [sample_scene("holdout", i) for i in range(holdout)]
-    drawn = scene_features(model, processor, scenes + held_out, precision=precision, workers=workers, title="the exam")
+    drawn = scene_features(model, processor, scenes + held_out, workers=workers, title="the exam")
     grey = Image.new("RGB", (model.config.vision_config.image_size,) * 2, (128, 128, 128))
-    blank = encode_images(model, processor, [grey], precision, "a grey picture")
-    features = torch.cat([drawn, blank])  # (I, N, Dv)
-    shown = pictures_shown(pictures, blank=len(features) - 1)
-    return Exam(tuple(scenes), tuple(held_out), features, shown, min(questioned, pictures))
+    blank = encode_images(model, processor, [grey], title="a grey picture")
+    shown = pictures_shown(pictures, blank=len(drawn))
+    return Exam(tuple(scenes), tuple(held_out), torch.cat([drawn, blank]), shown, min(questioned, pictures))
 
 
 def pictures_shown(pictures: int, blank: int) -> dict[str, tuple[int | None, ...]]:
@@ -95,41 +92,34 @@ def pictures_shown(pictures: int, blank: int) -> dict[str, tuple[int | None, ...
 
 
 def evaluate(
-    model: MiniVLMForConditionalGeneration,
-    processor: MiniVLMProcessor,
-    exam: Exam,
-    precision: str = "fp32",
-    languages: Iterable[str] = LANGUAGES,
+    model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, exam: Exam
 ) -> dict[str, dict[str, Any]]:
     """Examine a model in each language. What is returned is plain JSON.
 
     Returns:
-        language -> "descriptions": model, blank, another, alone -> what `score_descriptions` gives; "holdout": the
-        model's on the hold-out; "questions": model, blank, another, alone, guess -> type -> estimate; "guesses":
-        type -> the guess in words; "pope": model, blank, another, alone -> what `score_pope` gives; "chance":
-        blank, another, alone -> what `chance_levels` gives.
+        language -> "descriptions": one of `EVERYONE` -> what `score_descriptions` gives; "holdout": the model's on the
+        hold-out; "questions": one of `EVERYONE`, or "guess" -> type -> estimate; "guesses": type -> the guess in words;
+        "pope": one of `EVERYONE` -> what `score_pope` gives; "chance": a control -> what `chance_levels` gives.
     """
-    return {lang: _evaluate_in(lang, model, processor, exam, precision) for lang in languages}
+    return {lang: _evaluate_in(lang, model, processor, exam) for lang in LANGUAGES}
 
 
 def _evaluate_in(
-    lang: str, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, exam: Exam, precision: str
+    lang: str, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, exam: Exam
 ) -> dict[str, Any]:
     def replies(items: list[Item], title: str) -> dict[str, list[Reply]]:
         """The replies of the model and of each control."""
         cases = [(c, item) for c in EVERYONE for item in items if c != "another" or item.picture < CONTROLLED]
-        asked = [ask(item.question.text, exam.image(exam.shown[c][item.picture])) for c, item in cases]
-        options = {"max_new_tokens": SHORT, "precision": precision, "title": f"{title}, {lang}"}
-        texts = reply(model, processor, asked, **options)
+        prompts = [ask(item.question.text, exam.image(exam.shown[c][item.picture])) for c, item in cases]
+        texts = reply(model, processor, prompts, max_new_tokens=SHORT, title=f"{title}, {lang}")
         by_control = {c: [] for c in EVERYONE}
         for (c, item), text in zip(cases, texts, strict=True):
             by_control[c].append(Reply(item, text))
         return by_control
 
     pictures = [*range(len(exam.features)), None]
-    asked = [ask(PROMPTS[lang], exam.image(picture)) for picture in pictures]
-    options = {"max_new_tokens": LONG, "precision": precision, "title": f"descriptions, {lang}"}
-    texts = reply(model, processor, asked, **options)
+    prompts = [ask(PROMPTS[lang], exam.image(picture)) for picture in pictures]
+    texts = reply(model, processor, prompts, max_new_tokens=LONG, title=f"descriptions, {lang}")
     text_about = dict(zip(pictures, texts, strict=True))
     described = {c: [text_about[picture] for picture in exam.shown[c]] for c in EVERYONE}
     of_holdout = [text_about[len(exam.scenes) + i] for i in range(len(exam.holdout))]

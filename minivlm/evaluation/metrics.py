@@ -140,11 +140,8 @@ def score_descriptions(scenes: Sequence[Scene], texts: Sequence[str], lang: str,
 def _score_things(
     pairs: Sequence[tuple[Scene, Mentioned]], level: str, distance: str, number: str
 ) -> dict[str, Estimate | int]:
-    compared = [
-        (i, compare(scene, answer, level, distance))
-        for i, (scene, answer) in enumerate(pairs)
-        if number in ("any", str(len(scene.things)))
-    ]
+    chosen = [(i, pair) for i, pair in enumerate(pairs) if number in ("any", str(len(pair[0].things)))]
+    compared = [(i, compare(*pair, level, distance)) for i, pair in chosen]
     compared = [(i, c) for i, c in compared if c.true]  # pictures without any thing at this distance say nothing
     return {
         "precision": estimate((i, c.right, c.right + c.untrue) for i, c in compared),
@@ -169,17 +166,16 @@ def score_questions(replies: Iterable[Reply]) -> dict[str, Estimate]:
 
 def score_pope(replies: Sequence[Reply]) -> dict[str, dict[str, Estimate]]:
     """way -> accuracy, precision, recall, f1, yes_ratio (all of them the model's), unreadable."""
-    return {way: _score_way(of_way(replies, way)) for way in POPE_WAYS}
-
-
-def _score_way(replies: Sequence[Reply]) -> dict[str, Estimate]:
-    rows = [(r.item.picture, r.item.group == PRESENT, yes_or_no(r.text)) for r in replies]
-    return {
-        "accuracy": estimate((i, yes is true, 1) for i, true, yes in rows),
-        "precision": estimate((i, yes is true, 1) for i, true, yes in rows if yes),
-        "recall": estimate((i, yes is true, 1) for i, true, yes in rows if true),
-        # twice the true yes, over all that is there and all that was said to be
-        "f1": estimate((i, 2 * (true and yes is True), true + (yes is True)) for i, true, yes in rows),
-        "yes_ratio": estimate((i, yes is True, 1) for i, _, yes in rows),
-        "unreadable": estimate((i, yes is None, 1) for i, _, yes in rows),
-    }
+    scores = {}
+    for way in POPE_WAYS:
+        rows = [(r.item.picture, r.item.group == PRESENT, yes_or_no(r.text)) for r in of_way(replies, way)]
+        scores[way] = {
+            "accuracy": estimate((i, yes is true, 1) for i, true, yes in rows),
+            "precision": estimate((i, yes is true, 1) for i, true, yes in rows if yes),
+            "recall": estimate((i, yes is true, 1) for i, true, yes in rows if true),
+            # twice the true yes, over all that is there and all that was said to be
+            "f1": estimate((i, 2 * (true and yes is True), true + (yes is True)) for i, true, yes in rows),
+            "yes_ratio": estimate((i, yes is True, 1) for i, _, yes in rows),
+            "unreadable": estimate((i, yes is None, 1) for i, _, yes in rows),
+        }
+    return scores

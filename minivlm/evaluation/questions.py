@@ -41,13 +41,10 @@ def exam_questions(scenes: Sequence[Scene], lang: str) -> list[Item]:
 
 
 def best_guesses(items: Sequence[Item], lang: str) -> tuple[dict[str, str], list[Reply]]:
-    """The best that can be said without looking: to each type of question, its most frequent answer in this exam.
+    """The most frequent answer in this exam to each type of question, in words, and a reply with it to each item.
 
     A count is guessed with the measure word that the question asks for. Of two things to compare the one named first is
     guessed, which is right half of the time.
-
-    Returns:
-        The guess to each type in words, and a reply to each item.
     """
     guesses = {}
     for group in dict.fromkeys(item.group for item in items):
@@ -81,8 +78,8 @@ def is_right(question: Question, text: str) -> bool:
 def answer_key(question: Question, text: str) -> Hashable:
     """What an answer says, in a form that can be compared between all questions of a type.
 
-    To "what" a set of things; to "compare" which of the two; to "count" a number without the measure word that Chinese
-    asks for, if it is the right one; else the `normalised` text.
+    To "what" a set of things; to "compare" which of the two; to "count" a number without its right measure word; else
+    the `normalised` text.
     """
     answer = normalised(text)
     if question.type == "what" and (things := read_facts(text).things):

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from minivlm.scenes.drawing.draw import draw
@@ -19,14 +18,6 @@ class Piece(NamedTuple):
 
     text: str
     error: str = ""
-
-
-class Answer(NamedTuple):
-    """An answer with its errors marked, and a line on what it does not name."""
-
-    lang: str
-    pieces: list[Piece]
-    left_out: str
 
 
 def marked(text: str, scene: Scene) -> list[Piece]:
@@ -54,23 +45,19 @@ def table_rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     for row in run["table"]:
         scene = Scene.from_dict(row["scene"])
         answers = [[_answer(row["answers"][stage][lang], scene, lang) for lang in LANGUAGES] for stage in STAGES]
-        rows.append({"name": row["name"], "png": _drawn(scene), "truth": _truth(scene), "answers": answers})
+        png = io.BytesIO()
+        draw(scene).save(png, "png", optimize=True)
+        rows.append({"name": row["name"], "png": png.getvalue(), "truth": _truth(scene), "answers": answers})
     return rows
 
 
-def _answer(text: str, scene: Scene, lang: str) -> Answer:
+def _answer(text: str, scene: Scene, lang: str) -> dict[str, Any]:
+    """An answer with its errors marked, and a line on what it does not name."""
     named = {thing for _, thing in find_things(text)}
     missed = [t for t in in_reading_order(scene) if (t.kind, t.colour) not in named]
     phrases = [noun_phrase(t.kind, t.colour, lang, article=lang == "zh") for t in missed]
     left_out = f"not named: {', '.join(phrases)}" if lang == "en" else f"没有提到：{'、'.join(phrases)}"
-    return Answer(lang, marked(text, scene), left_out if missed else "")
-
-
-@lru_cache(maxsize=16)
-def _drawn(scene: Scene) -> bytes:
-    memory = io.BytesIO()
-    draw(scene).save(memory, "png", optimize=True)
-    return memory.getvalue()
+    return {"lang": lang, "pieces": marked(text, scene), "left_out": left_out if missed else ""}
 
 
 def _truth(scene: Scene) -> list[str]:

@@ -216,7 +216,7 @@ def test_the_shipped_tables_are_those_of_the_shipped_results():
     """data/results/metrics.md from the first of seeds.json, table.md from table.json."""
     results = data_folder() / "results"
     run = {"table": json.loads((results / "table.json").read_text("utf-8"))}
-    content = {"headline": headline_table(read_seeds(results / "seeds.json")[0]), "rows": table_rows(run)}
+    content = {"headline": headline_table({"": read_seeds(results / "seeds.json")[0]}), "rows": table_rows(run)}
     for name in ("metrics.md", "table.md"):
         text = build.environment().get_template(f"{name}.j2").render(content, stages=["Pretrain_vlm", "SFT_vlm"])
         assert text == (results / name).read_text("utf-8")
@@ -287,7 +287,7 @@ def test_controls_at_their_chance_level_are_counted(run):
     assert found.above == ["questions: colour (SFT_vlm, Chinese)"]
     assert found.below == ["descriptions: chair_s (Pretrain_vlm, English)"]
     assert (found.inside, found.of) == (4 * per_cell - 3, 4 * per_cell - 1)
-    said = build._at_chance(run)
+    said = build._paragraphs(run)[2]
     assert f"another {found.inside} of {found.of}" in said
     assert f"another, above: {found.above[0]}. another, below: {found.below[0]}." in said
 
@@ -296,7 +296,7 @@ def test_where_nothing_was_counted_a_dash_stands(run):
     run = copy.deepcopy(run)
     score = run["exam"]["sft"]["zh"]["descriptions"]["model"]["things"]["pair"]["near"]["4"]
     score |= {"precision": figure(0, 0), "recall": figure(0, 0), "precision_at_best": figure(0, 0)}
-    assert cells(headline_table(headline(run)))[2][8] == "– / – 0/0 · 0/0"
+    assert cells(headline_table({"": headline(run)}))[2][8] == "– / – 0/0 · 0/0"
     assert cells(tables.breakdown(run, "pair"))[-1][1:3] == ["–", "–"]
     assert ("–", "of memory at the most") in build._tiles(run | {"peak_memory_gb": None})
 
