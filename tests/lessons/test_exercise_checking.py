@@ -39,6 +39,17 @@ def test_three_beginnings():
     assert verdict("doubling", stub) == "Not written yet. The cells below run all the same."
 
 
+FUNCTIONS = ("count_parameters", "replace_placeholders", "build_labels", "choose_unfreezing", "chair")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_no_exercise_takes_its_stub_for_a_mistake(name):
+    def stub(*_):
+        raise NotImplementedError
+
+    assert verdict(name, stub).startswith("Not written yet.")
+
+
 def test_an_unknown_exercise_is_refused_with_the_names_of_all():
     with pytest.raises(ValueError, match=r"no exercise 'nothing'; choose one of .*doubling"):
         verdict("nothing", right)
