@@ -2,7 +2,6 @@
 
 import io
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -95,12 +94,6 @@ class TestFigures:
         share = 16 * 24 / sum(parameter.numel() for parameter in model.parameters())
         alt, summary = shown[0]
         assert f"stage 1 trains W, {share:.1%} of all" in alt and f"Stage 1 trains {share:.1%}" in summary
-
-    def test_each_rate_is_named_with_its_peak(self):
-        rates = {"projector": 5e-4, "language_model": 1e-3}
-        figure = stages.rates_figure(replace(STAGES["scenes"]["sft"], learning_rates=rates))
-        texts = [text.get_text() for text in figure.axes[0].texts]
-        assert texts == ["W: at most 0.0005", "language model: at most 0.001"]
 
 
 class TestExplorer:
