@@ -16,7 +16,6 @@ LAYER = {generation: names["layer"].format(1) for generation, names in NAMES.ite
 
 
 def store(folder, weights: dict, name: str = "lm_512.pth"):
-    """The weights as a file of the kind that the name ends with."""
     file = folder / name
     if file.suffix == ".safetensors":
         save_file({key: tensor.clone() for key, tensor in weights.items()}, file)

@@ -29,14 +29,12 @@ MIXED = [GOOD[i % 3] for i in range(15)]  # one picture, two pictures and none b
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures, and one that is cut off."""
     (tmp_path / "data").mkdir()
     return with_pictures(tmp_path / "data")
 
 
 @pytest.fixture
 def out(tmp_path):
-    """Where the index shall lie; its parent has nothing else but the data."""
     return tmp_path / "index"
 
 

@@ -33,13 +33,11 @@ fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    """Five batches of two entries."""
     monkeypatch.setattr(features, "BATCH", 2)
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Ten images of noise."""
     return with_noise(tmp_path / "data")
 
 
@@ -56,13 +54,11 @@ def make_dataset(folder, processor, tmp_path):
 
 @pytest.fixture
 def out(tmp_path) -> Path:
-    """Where the store shall lie."""
     return tmp_path / "store"
 
 
 @pytest.fixture
 def encoded(model) -> list[int]:
-    """How many images the encoder was given, call by call."""
     counts = []
     model.vision.register_forward_hook(lambda _module, inputs, _output: counts.append(len(inputs[0])))
     return counts
@@ -170,7 +166,6 @@ def test_a_store_keeps_its_precision_whatever_the_probe_finds(
 
 @pytest.fixture
 def undisturbed(make_dataset, model, processor, tmp_path) -> dict[str, bytes]:
-    """The files of a build in one go."""
     FeatureStore.build(tmp_path / "undisturbed", make_dataset(), model, processor)
     return contents(tmp_path / "undisturbed")
 

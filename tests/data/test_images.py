@@ -56,14 +56,12 @@ def test_name_may_be_chinese_and_suffix_wrong(photo, tmp_path):
 
 
 def row(mode: str, *pixels) -> Image.Image:
-    """An image of one row."""
     image = Image.new(mode, (len(pixels), 1))
     image.putdata(pixels)
     return image
 
 
 def flat(mode: str, colour) -> Image.Image:
-    """Two by two pixels of one colour."""
     return Image.new(mode, (2, 2), colour)
 
 

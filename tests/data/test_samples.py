@@ -18,7 +18,6 @@ def turns(question: str, answer: str = "一只狗。") -> list[dict]:
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with three pictures."""
     (tmp_path / "pictures").mkdir()
     for index, colour in enumerate(("red", "lime", "blue")):
         Image.new("RGB", (8, 8), colour).save(tmp_path / "pictures" / f"{index}.jpg")

@@ -24,7 +24,6 @@ from minivlm.data.validation import SampleError, turn_of
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures, and one that is cut off."""
     return with_pictures(tmp_path)
 
 

@@ -133,8 +133,6 @@ def test_mistakes_hear_different_things():
 
 
 class TestThePackagesOwn:
-    """Calls of the package's renderer, and of the check's own solution."""
-
     def test_render_is_refused(self, processor):
         messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a car"}]
         said = verdict("build_labels", lambda c: processor.encode(Sample(messages)).labels)

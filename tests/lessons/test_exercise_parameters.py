@@ -14,7 +14,6 @@ CONFIGS = [scenes_config, clip_26m_config, odd_config]
 
 
 def matrix(config) -> int:
-    """W."""
     return config.vision_width * config.language_width
 
 

@@ -23,17 +23,14 @@ def counted(input_ids, image_embeds, image_token_id) -> torch.Tensor:
 
 
 def by_index_put(embeds, ids, images, image):
-    """Right, as the package does it."""
     return embeds.index_put((counted(ids, images, image),), images.flatten(0, 1))
 
 
 def by_masked_scatter(embeds, ids, images, image):
-    """Right, with the library's favourite."""
     return embeds.masked_scatter(counted(ids, images, image)[..., None], images)
 
 
 def by_loops(embeds, ids, images, image):
-    """Right, row by row, in plain Python."""
     queue, rows = iter(images.flatten(0, 1)), []
     for row, places in zip(embeds, counted(ids, images, image), strict=True):
         rows.append(torch.stack([next(queue) if hit else word for word, hit in zip(row, places, strict=True)]))

@@ -15,7 +15,6 @@ NAMED = {test for tests in TURNS_RED.values() for test in tests}
 
 
 def run_all() -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """The outcomes as things are, and those under each fault."""
     return outcomes(sorted(NAMED)), {fault: outcomes_under(fault) for fault in TURNS_RED}
 
 

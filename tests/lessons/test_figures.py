@@ -43,7 +43,6 @@ def shown(monkeypatch) -> list[dict]:
 
 
 def small_figure() -> Figure:
-    """A figure of some kind."""
     return loss_curve([3.0, 2.0, 1.0], 3, "a curve")
 
 
@@ -163,7 +162,6 @@ class TestTables:
 
 class TestRefresh:
     def notebook(self, source: str, code: str) -> dict:
-        """A notebook of one cell of text and one of code."""
         first = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": source}
         cell = {"cell_type": "code", "id": "b", "metadata": {}, "source": code, "outputs": [], "execution_count": None}
         kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}

@@ -17,7 +17,6 @@ ANSWER = "a small blue bird"
 
 
 def messages(*pictures, question=QUESTION) -> list[dict]:
-    """A question about pictures."""
     shown = [{"type": "image", "image": picture} for picture in pictures]
     return [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
 
@@ -75,10 +74,8 @@ class TestAgainstTheLibrary:
             return only
 
         with lenses.eager_attention(model.language_model):
-            out = model.generate(
-                **batch, max_new_tokens=len(ids), do_sample=False, logits_processor=[force],
-                output_attentions=True, return_dict_in_generate=True,
-            )  # fmt: skip
+            options = {"max_new_tokens": len(ids), "do_sample": False, "logits_processor": [force]}
+            out = model.generate(**batch, **options, output_attentions=True, return_dict_in_generate=True)
         assert out.sequences[0, batch["input_ids"].shape[1] :].tolist() == ids
         columns = (batch["input_ids"][0] == processor.image_token_id).nonzero()[:, 0]
         for step in out.attentions:

@@ -23,7 +23,6 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
 def code_of(number: str) -> str:
-    """All code of a notebook."""
     (file,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
     cells = json.loads(file.read_text("utf-8"))["cells"]
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")

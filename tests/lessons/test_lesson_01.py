@@ -17,7 +17,6 @@ from minivlm.scenes.facts import Scene, Thing, sample_scene
 
 
 def thing(kind="car", colour="red", place="left", distance="near", size="medium") -> Thing:
-    """A thing, by default a red car on the left."""
     return Thing(kind, colour, place, distance, size)
 
 

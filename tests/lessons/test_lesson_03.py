@@ -48,7 +48,6 @@ def patch_features():
 
 @pytest.fixture
 def no_chinese(monkeypatch):
-    """A machine without any Chinese font."""
     monkeypatch.setattr(figures, "CHINESE_FONTS", ())
     figures.chinese_font.cache_clear()
     yield
@@ -262,7 +261,6 @@ class TestFigures:
 
     @pytest.fixture
     def shown(self, monkeypatch) -> list[dict]:
-        """What the notebook would display."""
         bundles = []
         monkeypatch.setattr(figures, "display", lambda bundle, raw: bundles.append(bundle))
         return bundles

@@ -19,7 +19,6 @@ MEASURES = (*TEXT_TASKS, "questions", "precision", "recall", "words", "on the pi
 
 @pytest.fixture(scope="module")
 def shipped() -> dict:
-    """The results that notebook 04 shows."""
     return lesson_04.read_results()
 
 

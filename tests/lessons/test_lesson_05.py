@@ -80,10 +80,8 @@ class TestOcclusion:
         prompt, text = "What is in this picture?", "a red car"
         features = model.vision(processor.pixels([picture]))
         found = h.word_chances(model, processor, features, prompt, text, (6, 9))
-        ask = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": prompt}]}]
-        batch = processor.apply_chat_template(
-            ask, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
+        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        batch = processor.apply_chat_template(ask(prompt, picture), **options)
         tokens = processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         chance = 1.0
         for place, (start, end) in enumerate(tokens["offset_mapping"]):  # one token after the other, by hand
