@@ -31,14 +31,6 @@ def test_operations_are_those_that_the_library_counts(model, processor, name):
     assert counted["encoder"] == seeing.get_total_flops()
 
 
-def test_stage_two_asks_more_of_the_language_model_and_nothing_more_of_the_encoder():
-    config = clip_26m_config()
-    one, two = (cost.flops(config, STAGES["clip-26m"][name], cost.Length(300, 50)) for name in ("pretrain", "sft"))
-    assert one["encoder"] == two["encoder"] and one["language model, forward"] == two["language model, forward"]
-    assert one["language model, backward"] < two["language model, backward"]
-    assert 2 * one["head"] * 3 == 2 * two["head"] * 2
-
-
 def test_a_full_run_is_what_the_recipe_says():
     config = clip_26m_config()
     first = cost.bill(config, STAGES["clip-26m"]["pretrain"], cost.LENGTHS["pretrain"], examples_per_second=100)
@@ -75,14 +67,6 @@ def test_counting_what_is_kept_keeps_nothing(model, processor):
         cost.activation_bytes(model, batch, "fp32")
     gc.collect()
     assert sum(isinstance(one, torch.Tensor) for one in gc.get_objects()) == before
-
-
-def test_twice_the_rows_keep_twice_as_much(model, processor):
-    set_trainable(model, stage("sft"))
-    row = cost.random_example(model.config, SHORT)
-    batches = [cost.on_device(model, processor.collate([row] * rows)) for rows in (1, 2)]
-    one, two = (cost.activation_bytes(model, batch, "fp32") for batch in batches)
-    assert 1.9 * one < two <= 2 * one  # a little is kept once for all rows: positions, the causal mask
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -206,10 +206,6 @@ class TestWidgets:
         assert "stroke-dasharray" in page and 'x="201" y="101"' in page  # 50 units a patch
         assert "a panda; snow" in page
 
-    def test_fields_keep_to_what_there_is(self, patches):
-        patches.scene.value, patches.row.value = 99, 99
-        assert (patches.scene.value, patches.row.value) == (1, 8)
-
     def test_a_step_shows_what_was_said_then(self, world, steps, patch_features):
         model, processor = world
         now = model.projector.weight.detach().clone()
