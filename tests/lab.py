@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,6 @@ class Lab:
     folder: Path
 
     def link(self, name: str) -> str:
-        """The address of a notebook, by itself on the page."""
         return f"{self.address}/doc/tree/{name}.ipynb?token={self.token}"
 
 
@@ -92,7 +91,6 @@ def running_lab(place: Path) -> Iterator[Lab]:
 
 @contextmanager
 def browser(executable: str) -> Iterator[Browser]:
-    """The system's Chromium without a window."""
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=executable, args=list(FLAGS))
         try:
@@ -118,7 +116,6 @@ class NotebookPage:
         return found[0]
 
     def cell(self, text: str) -> Locator:
-        """The one cell whose source has this text."""
         return self.page.locator(".jp-Notebook .jp-Cell").nth(self.place_of(text))
 
     def run(self, text: str, seconds: int = SECONDS) -> Locator:
@@ -135,7 +132,6 @@ class NotebookPage:
         return cell.locator(".jp-OutputArea").first
 
     def run_above(self, text: str) -> None:
-        """Run every cell above one, through the menu."""
         self.cell(text).locator(".cm-content").click()
         self.page.get_by_role("menuitem", name="Run", exact=True).click()
         self.page.get_by_role("menuitem", name="Run All Above Selected Cell").click()
@@ -164,7 +160,6 @@ def shorten(lab: Lab, name: str, changes: dict[str, str]) -> None:
 
 
 def without_outputs(notebook: dict) -> dict:
-    """The notebook as if it had never been run."""
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
@@ -186,17 +181,10 @@ def _command(port: int) -> list[str]:
 
 def _environment(place: Path, token: str) -> dict[str, str]:
     """The user's own settings, extensions and workspaces stay out, and are not touched."""
-    own = {name: str(place / name) for name in ("config", "data", "runtime", "settings", "workspaces", "ipython")}
-    return os.environ | {
-        "JUPYTER_TOKEN": token,
-        "JUPYTER_CONFIG_DIR": own["config"],
-        "JUPYTER_DATA_DIR": own["data"],
-        "JUPYTER_RUNTIME_DIR": own["runtime"],
-        "JUPYTERLAB_SETTINGS_DIR": own["settings"],
-        "JUPYTERLAB_WORKSPACES_DIR": own["workspaces"],
-        "IPYTHONDIR": own["ipython"],
-        "MPLBACKEND": "agg",
-    }
+    jupyter = {f"JUPYTER_{name.upper()}_DIR": str(place / name) for name in ("config", "data", "runtime")}
+    lab = {f"JUPYTERLAB_{name.upper()}_DIR": str(place / name) for name in ("settings", "workspaces")}
+    others = {"JUPYTER_TOKEN": token, "IPYTHONDIR": str(place / "ipython"), "MPLBACKEND": "agg"}
+    return os.environ | jupyter | lab | others
 
 
 def _free_port() -> int:
@@ -219,10 +207,7 @@ def _wait_for(lab: Lab, process: subprocess.Popen, said: Path) -> None:
 def _end(process: subprocess.Popen) -> None:
     """End the server and its group; kernels, in sessions of their own, are ended by it, or end when it is gone."""
     for sign, seconds in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
-        if process.poll() is not None:
-            return
-        os.killpg(process.pid, sign)
-        try:
-            process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            continue
+        if process.poll() is None:
+            os.killpg(process.pid, sign)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)

@@ -77,6 +77,7 @@ def test_gradients_reach_text_and_pictures_and_nothing_else():
 def test_one_row_cannot_swallow_anothers_picture():
     """Two placeholders too many here and two too few there: the sum is right and the rows are wrong."""
     ids = torch.tensor([[IMAGE, IMAGE, IMAGE, IMAGE], [5, 6, 7, 8]])
+    assert issubclass(PlaceholderError, ValueError)
     with pytest.raises(PlaceholderError, match=r"row 0 has 4 placeholders, but 1 pictures of 2 embeddings \(2\)"):
         replace_placeholders(embeddings(2, 4), ids, pictures(2), IMAGE, torch.tensor([1, 1]))
 
@@ -100,7 +101,3 @@ def test_counts_for_another_number_of_rows_are_refused():
     ids = torch.tensor([[IMAGE, IMAGE, 5]])
     with pytest.raises(PlaceholderError, match="counts 2 rows, but input_ids has 1"):
         replace_placeholders(embeddings(1, 3), ids, pictures(1), IMAGE, torch.tensor([1, 0]))
-
-
-def test_the_error_is_a_value_error():
-    assert issubclass(PlaceholderError, ValueError)

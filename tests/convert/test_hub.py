@@ -7,6 +7,7 @@ import pytest
 import torch
 from minimind import NAMES, TINY, checkpoint, logits
 from PIL import Image
+from rows import turns
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from training import stage
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
@@ -17,6 +18,7 @@ from minivlm.convert.hub import build, default_system, find_weights, import_publ
 from minivlm.convert.llava import as_llava
 from minivlm.data.samples import Sample
 from minivlm.data.validation import messages_from_turns
+from minivlm.generate import ask
 from minivlm.train import Trainer
 
 SYSTEM = "你是 MiniMind，一个有用的助手。"
@@ -59,9 +61,13 @@ def clip() -> CLIPModel:
     return CLIPModel(CLIPConfig(vision_config=seen, text_config=text)).eval()
 
 
+def cut_to(side: int) -> CLIPImageProcessorPil:
+    """Its image processor."""
+    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
 @pytest.fixture(params=["llama_legacy", "minimind2"])
 def generation(request) -> str:
-    """Both generations that are read."""
     return request.param
 
 
@@ -69,9 +75,7 @@ def generation(request) -> str:
 def sources(tmp_path, generation) -> dict:
     """Three folders as they would be published."""
     clip().save_pretrained(tmp_path / "clip")
-    CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}).save_pretrained(
-        tmp_path / "clip"
-    )
+    cut_to(8).save_pretrained(tmp_path / "clip")
     words(generation).save_pretrained(tmp_path / "words")
     torch.save(checkpoint(generation, vision_width=16), tmp_path / "sft_vlm_512.pth")
     return {
@@ -81,20 +85,9 @@ def sources(tmp_path, generation) -> dict:
     }
 
 
-def question(picture) -> list[dict]:
-    """A picture and a question."""
-    return [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "a red car"}]}]
-
-
-def turns(*texts: str) -> list[dict]:
-    """User and assistant by turns."""
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-
-
 def asked(processor, picture):
-    """They as the model reads them."""
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    return processor.apply_chat_template(question(picture), **options)
+    return processor.apply_chat_template(ask("a red car", picture), **options)
 
 
 def test_a_published_vlm_computes_what_its_authors_placeholders_computed(sources, generation, picture):
@@ -125,14 +118,11 @@ def test_the_chat_template_comes_along_with_its_system_turn(sources, generation,
     _, processor, lines = build(**sources)
     expected = SYSTEM if generation == "llama_legacy" else None
     assert processor.system == expected and ("system turn" in lines[2])
-    for messages in (
-        [{"role": "user", "content": "a red car"}],
-        [{"role": "system", "content": "Be brief."}, *turns("a", "b", "c")],
-    ):  # fmt: skip
+    for messages in (turns("a red car"), [{"role": "system", "content": "Be brief."}, *turns("a", "b", "c")]):
         theirs = words(generation).apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert processor.apply_chat_template(messages, add_generation_prompt=True) == theirs
         assert processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == theirs
-    shown = question(picture)
+    shown = ask("a red car", picture)
     by_jinja = processor.tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=True)
     assert by_jinja == processor.apply_chat_template(shown, add_generation_prompt=True)
     assert by_jinja.count("<image>\na red car") == 1
@@ -140,7 +130,7 @@ def test_the_chat_template_comes_along_with_its_system_turn(sources, generation,
 
 def test_what_is_learnt_is_the_answer_and_not_the_system_turn(sources, picture):
     _, processor, _ = build(**sources)
-    row = processor.encode(Sample([*question(picture), {"role": "assistant", "content": "a yellow car"}]))
+    row = processor.encode(Sample([*ask("a red car", picture), {"role": "assistant", "content": "a yellow car"}]))
     learnt = [token for token, label in zip(row.input_ids, row.labels, strict=True) if label != -100]
     assert processor.tokenizer.decode(learnt) == "a yellow car" + processor.tokenizer.eos_token
 
@@ -176,10 +166,8 @@ def test_special_ids_and_the_longest_text_are_the_tokenizers_and_the_models(sour
 
 def test_what_was_imported_trains_on_from_the_stage_it_is_given(sources, tmp_path, picture):
     import_published(tmp_path / "made", **sources)
-    rows = [
-        Sample(messages_from_turns(turns("<image>\na red car", "a yellow car"), [picture]), f"row {i}")
-        for i in range(8)
-    ]
+    messages = messages_from_turns(turns("<image>\na red car", "a yellow car"), [picture])
+    rows = [Sample(messages, f"row {i}") for i in range(8)]
     model, processor, _ = load_checkpoint(tmp_path / "made")
     options = {"parent": tmp_path / "made", "precision": "fp32"}
     with pytest.raises(CheckpointError, match=r"of published weights, make one of that stage: .*--stage pretrain"):
@@ -207,15 +195,14 @@ def test_a_language_model_alone_gets_a_w_drawn_from_the_seed_and_no_bias(sources
 
 
 class TestWhatDoesNotBelongTogether:
-    def test_another_vocabulary(self, sources, tmp_path, generation):
-        words(generation, 290).save_pretrained(tmp_path / "other")
-        with pytest.raises(CheckpointError, match="290 tokens up to id 289, where the language model knows 300"):
-            build(**sources | {"tokenizer": str(tmp_path / "other")})
-
-    def test_the_other_generations_tokenizer(self, sources, tmp_path, generation):
-        other = {"llama_legacy": "minimind2", "minimind2": "llama_legacy"}[generation]
-        words(other).save_pretrained(tmp_path / "other")
-        with pytest.raises(CheckpointError, match=rf"but {generation} was trained with '<"):
+    @pytest.mark.parametrize("what", ["vocabulary", "generation"])
+    def test_another_tokenizer(self, sources, tmp_path, generation, what):
+        (other,) = {*TEMPLATES} - {generation}
+        tokenizer = words(generation, 290) if what == "vocabulary" else words(other)
+        tokenizer.save_pretrained(tmp_path / "other")
+        smaller = "290 tokens up to id 289, where the language model knows 300"
+        complaint = smaller if what == "vocabulary" else rf"but {generation} was trained with '<"
+        with pytest.raises(CheckpointError, match=complaint):
             build(**sources | {"tokenizer": str(tmp_path / "other")})
 
     def test_what_random_weights_have_no_use_for(self, sources):
@@ -278,9 +265,7 @@ class TestWhatDoesNotBelongTogether:
             build(**sources)
 
     def test_pictures_cut_to_another_size(self, sources):
-        CLIPImageProcessorPil(size={"shortest_edge": 9}, crop_size={"height": 9, "width": 9}).save_pretrained(
-            sources["encoder"]
-        )
+        cut_to(9).save_pretrained(sources["encoder"])
         with pytest.raises(CheckpointError, match=r"pictures are cut to \(9, 9\), but the encoder wants 8 by 8"):
             build(**sources)
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from minivlm import MiniVLMForConditionalGeneration, cli
 from minivlm.checkpoint import load_checkpoint
 from minivlm.convert.llava import ExportError, as_llava, export_llava
+from minivlm.generate import ask
 from minivlm.runtime.paths import data_folder
 
 # Runs in a process of its own, in which `import minivlm` fails. Given: the folder, a picture, a file to write.
@@ -51,16 +52,10 @@ assert "minivlm" not in sys.modules
 
 @pytest.fixture(scope="module")
 def shipped():
-    """The trained model, its processor and its record."""
     return load_checkpoint(data_folder() / "sft")
 
 
-def asked(processor, picture):
-    """The question that the stranger asks, rendered by our own processor."""
-    part = {"type": "image", "image": str(picture)}
-    messages = [{"role": "user", "content": [part, {"type": "text", "text": "What is in this picture?"}]}]
-    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    return processor.apply_chat_template(messages, **options)
+BATCH = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
 
 
 @pytest.mark.slow
@@ -68,12 +63,11 @@ def test_a_process_without_this_project_gets_the_same_logits_and_answers(shipped
     model, processor, _ = shipped
     folder, picture = export_llava(tmp_path / "llava", *shipped), data_folder() / "table" / "panda.png"
     command = [sys.executable, "-c", STRANGER, str(folder), str(picture), str(tmp_path / "seen.safetensors")]
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-    )
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=offline)
     assert done.returncode == 0, done.stderr[-3000:]
     told, seen = json.loads(done.stdout.splitlines()[-1]), load_file(tmp_path / "seen.safetensors")
-    batch = asked(processor, picture)
+    batch = processor.apply_chat_template(ask("What is in this picture?", str(picture)), **BATCH)
     assert told["class"] == "LlavaForConditionalGeneration" and told["processor"] == "LlavaProcessor"
     assert torch.equal(seen["ids"], batch["input_ids"])
     torch.testing.assert_close(seen["pixels"], batch["pixel_values"], rtol=0, atol=1e-6)
@@ -152,12 +146,8 @@ def test_a_batch_goes_on_where_its_prompts_end(model, processor, picture, tmp_pa
     folder = export_llava(tmp_path / "llava", model, processor, {})
     theirs, ours = AutoProcessor.from_pretrained(folder), processor
     llava = AutoModelForImageTextToText.from_pretrained(folder)
-    asked = [
-        [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": text}]}]
-        for text in ("a red car", "What is in this picture? a small blue bird")
-    ]
-    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    batch, own = theirs.apply_chat_template(asked, padding=True, **options), ours.apply_chat_template(asked, **options)
+    asked = [ask(text, picture) for text in ("a red car", "What is in this picture? a small blue bird")]
+    batch, own = theirs.apply_chat_template(asked, padding=True, **BATCH), ours.apply_chat_template(asked, **BATCH)
     for name in ("input_ids", "attention_mask"):
         assert torch.equal(batch[name], own[name])
     written = llava.generate(**batch, max_new_tokens=6, do_sample=False)

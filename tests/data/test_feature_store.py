@@ -33,13 +33,11 @@ fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    """Five batches of two entries."""
     monkeypatch.setattr(features, "BATCH", 2)
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Ten images of noise."""
     return with_noise(tmp_path / "data")
 
 
@@ -56,13 +54,11 @@ def make_dataset(folder, processor, tmp_path):
 
 @pytest.fixture
 def out(tmp_path) -> Path:
-    """Where the store shall lie."""
     return tmp_path / "store"
 
 
 @pytest.fixture
 def encoded(model) -> list[int]:
-    """How many images the encoder was given, call by call."""
     counts = []
     model.vision.register_forward_hook(lambda _module, inputs, _output: counts.append(len(inputs[0])))
     return counts
@@ -71,8 +67,7 @@ def encoded(model) -> list[int]:
 # ---- what it holds
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("precision", "form"), zip(("fp32", "bf16"), FORMS, strict=True))
 def test_features_are_the_encoders_in_16_bits(out, make_dataset, model, processor, form, precision):
     dataset = make_dataset(form)
     store = FeatureStore.build(out, dataset, model, processor, precision)
@@ -129,8 +124,7 @@ def test_features_stay_on_the_disk(out, make_dataset, model, processor, monkeypa
 # ---- training
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["pretrain", "sft"])
+@pytest.mark.parametrize(("name", "form"), zip(("pretrain", "sft"), FORMS, strict=True))
 def test_training_from_a_store_is_training_from_pixels_rounded(
     out, make_dataset, model, processor, tmp_path, form, name
 ):
@@ -172,7 +166,6 @@ def test_a_store_keeps_its_precision_whatever_the_probe_finds(
 
 @pytest.fixture
 def undisturbed(make_dataset, model, processor, tmp_path) -> dict[str, bytes]:
-    """The files of a build in one go."""
     FeatureStore.build(tmp_path / "undisturbed", make_dataset(), model, processor)
     return contents(tmp_path / "undisturbed")
 

@@ -17,8 +17,6 @@ SCENES = [sample_scene("dev", i) for i in range(3)]
 
 @pytest.fixture
 def never_draw(monkeypatch):
-    """After this, whoever draws fails the test."""
-
     def refuse(*args):
         raise AssertionError("nothing should be drawn here")
 

@@ -1,10 +1,11 @@
-"""Rows from files: what is read, and what is refused with its line."""
+"""Rows from files: what is read, and what is refused with its line, beside the twelve of `rows.BAD`."""
 
 import json
 import re
 
 import pytest
 from PIL import Image
+from rows import write
 
 from minivlm.data.readers import read_samples
 from minivlm.data.samples import Sample
@@ -17,31 +18,21 @@ def turns(question: str, answer: str = "一只狗。") -> list[dict]:
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with three pictures."""
     (tmp_path / "pictures").mkdir()
     for index, colour in enumerate(("red", "lime", "blue")):
         Image.new("RGB", (8, 8), colour).save(tmp_path / "pictures" / f"{index}.jpg")
     return tmp_path
 
 
-def write(folder, *lines) -> str:
-    file = folder / "train.jsonl"
-    file.write_text(
-        "".join((line if isinstance(line, str) else json.dumps(line, ensure_ascii=False)) + "\n" for line in lines),
-        encoding="utf-8",
-    )
-    return file
-
-
 def test_rows_with_one_several_and_no_pictures(folder):
-    file = write(
-        folder,
+    rows = [
         {"conversations": turns("提供给定图像的简要描述。\n<image>"), "image": "0.jpg"},
         "",
         {"conversations": turns("<image>\n<image>\nWhich?"), "image": "1.jpg, 2.jpg"},
         {"conversations": turns("Hi")},
         {"conversations": turns("Hi"), "image": ""},
-    )
+    ]
+    file = write(folder, rows)
     pictures = folder / "pictures"
     assert list(read_samples(file, pictures)) == [
         Sample(messages_from_turns(conversation, [pictures / name for name in names]), f"{file}, line {line}")
@@ -55,7 +46,7 @@ def test_rows_with_one_several_and_no_pictures(folder):
 
 
 def test_pictures_lie_beside_the_file_unless_said_otherwise(folder):
-    file = write(folder, {"conversations": turns("<image>"), "image": "pictures/0.jpg"})
+    file = write(folder, [{"conversations": turns("<image>"), "image": "pictures/0.jpg"}])
     assert next(read_samples(file)).images == [folder / "pictures" / "0.jpg"]
 
 
@@ -66,7 +57,7 @@ def test_byte_order_mark_and_windows_line_ends(folder):
 
 
 def test_a_row_becomes_a_batch(folder, processor):
-    file = write(folder, {"conversations": turns("<image>\n<image>\nWhich?"), "image": "0.jpg, 2.jpg"})
+    file = write(folder, [{"conversations": turns("<image>\n<image>\nWhich?"), "image": "0.jpg, 2.jpg"}])
     row = next(read_samples(file, folder / "pictures"))
     rendered = processor.encode(row)
     assert rendered.name == f"{file}, line 1"
@@ -78,11 +69,8 @@ def test_a_row_becomes_a_batch(folder, processor):
 @pytest.mark.parametrize(
     ("row", "problem"),
     [
-        ('{"conversations": [', r"not a line of JSON.*correct it"),
         ('[{"conversations": []}, ', "not a line of JSON.*correct it"),
         ("[1, 2]", 'not an object with "conversations"'),
-        ({"image": "0.jpg"}, 'not an object with "conversations"'),
-        ({"conversations": turns("Hi"), "image": "0.jpg"}, "0 <image> in the text, but 1 pictures"),
         ({"conversations": turns("<image>")}, "1 <image> in the text, but 0 pictures"),
         (
             {"conversations": turns("<image><image><image>"), "image": "0.jpg, 1.jpg"},
@@ -90,12 +78,9 @@ def test_a_row_becomes_a_batch(folder, processor):
         ),
         ({"conversations": turns("<image>"), "image": "gone.jpg"}, r"gone\.jpg is missing; add it or drop the row"),
         ({"conversations": turns("<image>"), "image": ["0.jpg"]}, '"image" is list; write file names in one string'),
-        ({"conversations": turns("<image>"), "image": "../train.jsonl"}, "no name inside"),
         ({"conversations": turns("<image>"), "image": "/etc/passwd"}, "no name inside"),
         ({"conversations": turns("<image>"), "image": "0.jpg,"}, "'' is no name inside"),
-        ({"conversations": turns("Hi")[:1]}, "no supervised token"),
         ({"conversations": []}, "the conversation is empty"),
-        ({"conversations": turns("Hi", "")}, "an assistant turn is empty"),
         ({"conversations": turns("Hi", "<image>"), "image": "0.jpg"}, "a picture stands in an assistant turn"),
         (
             json.dumps({"conversations": turns("<image>"), "image": "\udcff.jpg"}),
@@ -113,13 +98,11 @@ def test_a_row_becomes_a_batch(folder, processor):
         ({"conversations": [{"from": "robot", "value": "Hi"}]}, "a turn is from 'robot'; it must be one of human, gpt"),
         ({"conversations": [{"from": ["human"], "value": "Hi"}]}, r"a turn is from \['human'\]; it must be one of"),
         ({"conversations": turns("<image>"), "image_bytes": "/9j/"}, '"image_bytes" has str.*"image" names files'),
-        ({"conversations": turns("Hi")[::-1]}, "turn 1 is the assistant's where the user's is expected"),
         ({"conversations": [turns("Hi")[0], *turns("Hi")]}, "turn 2 is the user's where the assistant's is expected"),
-        ({"conversations": [{"role": "robot", "content": "Hi"}]}, "role 'robot'"),
     ],
 )
 def test_refused_with_file_and_line(folder, row, problem):
-    file = write(folder, {"conversations": turns("Hi")}, row)
+    file = write(folder, [{"conversations": turns("Hi")}, row])
     rows = read_samples(file, folder / "pictures")
     assert isinstance(next(rows), Sample)
     error = next(rows)

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import tracemalloc
+from collections import Counter
 
 import pyarrow
 import pyarrow.parquet
@@ -23,7 +24,6 @@ from minivlm.data.validation import SampleError, turn_of
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures, and one that is cut off."""
     return with_pictures(tmp_path)
 
 
@@ -178,27 +178,10 @@ def test_what_is_usable_is_counted(folder, strict):
     assert found.images == {0: 1, 1: 1, 2: 1} and found.languages == {"en": 2, "zh": 1}
     assert found.tokens == sum(len(one.input_ids) for one in rendered)
     assert found.supervised == sum(label != IGNORE_INDEX for one in rendered for label in one.labels)
-    assert found.lengths == {
-        place: sum(len(one.input_ids) // BIN == place for one in rendered) for place in found.lengths
-    }
+    assert found.lengths == Counter(len(one.input_ids) // BIN for one in rendered)
     said = as_text(found)
     assert said.startswith("3 rows, all of them usable") and "0: 1, 1: 1, 2: 1" in said and "en: 2, zh: 1" in said
     assert sum(map(int, re.findall(r"to \d+ +(\d+)", said))) == 3
-
-
-def test_llavas_array_and_names_are_read(folder, strict):
-    def named(conversation):
-        return [{"from": {"user": "human", "assistant": "gpt"}[t["role"]], "value": t["content"]} for t in conversation]
-
-    rows = [{"id": i, **row, "conversations": named(row["conversations"])} for i, row in enumerate(GOOD[:2])]
-    file = folder / "llava.json"
-    file.write_text(json.dumps([*rows, {"id": 9, "image": "0.jpg"}], indent=1), "utf-8")
-    found = survey(file, strict)
-    assert found.usable == 2 and [str(error).split(":")[0] for error in found.bad] == [f"{file}, item 3"]
-    file.write_text(json.dumps(rows), "utf-8")
-    assert [[turn_of(message) for message in row.messages] for row in read_samples(file)] == [
-        row["conversations"] for row in GOOD[:2]
-    ]
 
 
 def test_an_array_that_ends_too_early_is_named(folder, strict):
@@ -211,9 +194,8 @@ def test_an_array_that_ends_too_early_is_named(folder, strict):
 def test_an_answer_of_spaces_is_empty_and_a_column_may_not_be_there_twice(folder, strict):
     found = survey(write(folder, [{"conversations": turns("Hi", " \n")}, GOOD[2]]), strict)
     assert found.usable == 1 and "an assistant turn is empty" in str(found.bad[0])
-    twice = pyarrow.table(
-        [pyarrow.array(["[]"])] * 2 + [pyarrow.array([b""])], names=["conversations"] * 2 + ["image_bytes"]
-    )
+    columns = [pyarrow.array(["[]"])] * 2 + [pyarrow.array([b""])]
+    twice = pyarrow.table(columns, names=["conversations"] * 2 + ["image_bytes"])
     pyarrow.parquet.write_table(twice, folder / "twice.parquet")
     (problem,) = survey(folder / "twice.parquet", strict).bad
     assert str(problem) == f"{folder / 'twice.parquet'}: there are two columns 'conversations'; leave one of them"
@@ -222,7 +204,7 @@ def test_an_answer_of_spaces_is_empty_and_a_column_may_not_be_there_twice(folder
 @pytest.mark.parametrize("form", ["lines", "table"])
 def test_memory_does_not_grow_with_the_rows(folder, strict, form):
     peaks = []
-    for count in (300, 3000):
+    for count in (200, 1200):
         rows = [GOOD[0]] * count
         file = write(folder, rows) if form == "lines" else write_table(folder, rows)
         gc.collect()
@@ -230,7 +212,7 @@ def test_memory_does_not_grow_with_the_rows(folder, strict, form):
         assert survey(file, strict).usable == count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert peaks[1] < peaks[0] + 300 * 2700  # that many bytes for each further row would be little for one kept
+    assert peaks[1] < peaks[0] + 300 * 1000  # that many bytes for each further row would be little for one kept
 
 
 def test_nothing_is_divided_by_zero(folder, strict):

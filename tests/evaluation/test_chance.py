@@ -4,17 +4,7 @@ from itertools import permutations
 
 import pytest
 
-from minivlm.evaluation import (
-    POPE_WAYS,
-    Reply,
-    chance,
-    exam_questions,
-    is_right,
-    normalised,
-    pope_questions,
-    score_descriptions,
-    score_questions,
-)
+from minivlm import evaluation
 from minivlm.evaluation.questions import PRESENT, answer_key
 from minivlm.scenes import vocabulary as w
 from minivlm.scenes.facts import random_stream, sample_scene
@@ -25,9 +15,9 @@ SCENES = [sample_scene("exam", i) for i in range(60)]
 
 def replies(lang, shown, scenes=SCENES):
     """The exam's questions about each scene, each answered with the true answer about scene number `shown(i)`."""
-    items = exam_questions(scenes, lang)
+    items = evaluation.exam_questions(scenes, lang)
     known = {(item.picture, item.group): item.question.answer for item in items}
-    return [Reply(item, known.get((shown(item.picture), item.group), "")) for item in items]
+    return [evaluation.Reply(item, known.get((shown(item.picture), item.group), "")) for item in items]
 
 
 def test_agreement_is_the_mean_over_all_wrong_places():
@@ -35,8 +25,8 @@ def test_agreement_is_the_mean_over_all_wrong_places():
     said, true = ([str(x) for x in rng.integers(0, 4, 30)] for _ in range(2))
     pairs = list(permutations(range(30), 2))
     expected = sum(said[i] == true[j] for i, j in pairs) / len(pairs)
-    assert chance.agreement(said, true) == pytest.approx(expected, abs=1e-5)
-    assert chance.agreement(["a"], ["a"]) is None and chance.agreement([], []) is None
+    assert evaluation.chance.agreement(said, true) == pytest.approx(expected, abs=1e-5)
+    assert evaluation.chance.agreement(["a"], ["a"]) is None and evaluation.chance.agreement([], []) is None
 
 
 def test_answers_are_held_against_places_where_the_same_was_asked():
@@ -46,7 +36,7 @@ def test_answers_are_held_against_places_where_the_same_was_asked():
     true = ["yes", "yes", "no", "no", "no", "yes"]
     # cat, said no: others are no, no -> 1; cat, said yes: others yes, no -> 1/2; cat, said no: others yes, no -> 1/2
     # dog, said no: the other is no -> 1; dog, said yes: the other is yes -> 1
-    assert chance.agreement(said, true, asked) == pytest.approx((1 + 1 / 2 + 1 / 2 + 1 + 1) / 5)
+    assert evaluation.chance.agreement(said, true, asked) == pytest.approx((1 + 1 / 2 + 1 / 2 + 1 + 1) / 5)
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
@@ -56,23 +46,25 @@ def test_descriptions_are_held_against_every_picture_but_their_own(lang):
     texts[5] = ""  # names nothing
     shown = [(i + 7) % len(SCENES) if i % 3 else [None, len(SCENES)][i % 2] for i in range(len(SCENES))]
     pairs = [(i, j) for i, j in permutations(range(len(SCENES)), 2) if j != shown[i]]
-    scored = score_descriptions([SCENES[j] for _, j in pairs], [texts[i] for i, _ in pairs], lang, fully=False)
+    scored = evaluation.score_descriptions(
+        [SCENES[j] for _, j in pairs], [texts[i] for i, _ in pairs], lang, fully=False
+    )
     near = scored["things"]["pair"]["near"]["any"]
     expected = {name: near[name]["value"] for name in ("precision", "recall")}
     expected |= {name: scored[name]["value"] for name in ("setting", "chair_i", "chair_s")}
-    assert chance.describing(SCENES, texts, shown) == pytest.approx(expected, abs=2e-5)
+    assert evaluation.chance.describing(SCENES, texts, shown) == pytest.approx(expected, abs=2e-5)
     assert 0 < expected["recall"] < 0.2
 
 
 def test_descriptions_that_name_nothing_are_worth_nothing():
-    level = chance.describing(SCENES, [""] * len(SCENES))
+    level = evaluation.chance.describing(SCENES, [""] * len(SCENES))
     assert level == {"precision": None, "recall": 0, "setting": 0, "chair_i": None, "chair_s": 0}
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
 def test_an_answer_is_right_where_its_words_are(lang):
     """`is_right` goes by keys; here it is held against the words themselves, for answers of other questions too."""
-    items = exam_questions(SCENES, lang)
+    items = evaluation.exam_questions(SCENES, lang)
     checked = 0
     for group in w.QUESTION_TYPES:
         questions = [item.question for item in items if item.group == group]
@@ -82,21 +74,21 @@ def test_an_answer_is_right_where_its_words_are(lang):
                 if group == "what" and true:
                     right = set(read_facts(other.answer).things) == set(true)
                 else:
-                    right = normalised(other.answer) == normalised(one.answer)
-                assert is_right(one, other.answer) == right, (one, other)
+                    right = evaluation.normalised(other.answer) == evaluation.normalised(one.answer)
+                assert evaluation.is_right(one, other.answer) == right, (one, other)
                 checked += right
     assert checked > len(items)
 
 
 def test_keys_compare_answers_to_different_questions():
     def of_type(lang, group):
-        return [item.question for item in exam_questions(SCENES, lang) if item.group == group]
+        return [item.question for item in evaluation.exam_questions(SCENES, lang) if item.group == group]
 
     for lang in w.LANGUAGES:
         which = {answer_key(question, question.answer) for question in of_type(lang, "compare")}
         assert which == {0, 1}  # the one named first, the one named second
     counted = {answer_key(question, question.answer) for question in of_type("zh", "count")}
-    assert counted <= {(normalised(number),) for number in w.NUMBERS["zh"]} and len(counted) > 1
+    assert counted <= {(evaluation.normalised(number),) for number in w.NUMBERS["zh"]} and len(counted) > 1
     (bare,) = {answer_key(q, w.NUMBERS["zh"][2]) for q in of_type("zh", "count")}
     assert bare not in counted  # without its measure word a number is no answer
 
@@ -106,11 +98,11 @@ def test_pope_is_held_against_other_pictures_of_which_the_same_kind_was_asked(la
     """Loose forms of yes and no, and one that is neither; against pairs of questions, by hand."""
     forms = {"en": ("Yes, there is.", "no", "Blub."), "zh": ("是的，有。", "不是。", "一只狗")}[lang]
     rng = random_stream("loose", lang)
-    items = pope_questions(SCENES, lang)
-    pope = [Reply(item, forms[int(rng.choice(3, p=(0.3, 0.5, 0.2)))]) for item in items]
-    level = chance.chance_levels(SCENES, [""] * len(SCENES), replies(lang, lambda i: i), pope)["pope"]
-    assert len(set(level.values())) == len(POPE_WAYS)
-    for way in POPE_WAYS:
+    items = evaluation.pope_questions(SCENES, lang)
+    pope = [evaluation.Reply(item, forms[int(rng.choice(3, p=(0.3, 0.5, 0.2)))]) for item in items]
+    level = evaluation.chance.chance_levels(SCENES, [""] * len(SCENES), replies(lang, lambda i: i), pope)["pope"]
+    assert len(set(level.values())) == len(evaluation.POPE_WAYS)
+    for way in evaluation.POPE_WAYS:
         group = [reply for reply in pope if reply.item.group in (way, PRESENT)]
         shares = []
         for one in group:
@@ -137,9 +129,9 @@ def within(lang, shown):
     """Which intervals hold their level: of recall, and of the types that can be asked about every picture."""
     told = [description(SCENES[shown(i)], lang, random_stream("told", i)) for i in range(len(SCENES))]
     answered = replies(lang, shown)
-    level = chance.chance_levels(SCENES, told, answered, [], [shown(i) for i in range(len(SCENES))])
+    level = evaluation.chance.chance_levels(SCENES, told, answered, [], [shown(i) for i in range(len(SCENES))])
     assert set(level["questions"]) == set(w.QUESTION_TYPES)
-    scored, right = score_descriptions(SCENES, told, lang, fully=False), score_questions(answered)
+    scored, right = evaluation.score_descriptions(SCENES, told, lang, fully=False), evaluation.score_questions(answered)
     recall = scored["things"]["pair"]["near"]["any"]["recall"]
     pairs = [(recall, level["descriptions"]["recall"])]
     pairs += [(right[type_], level["questions"][type_]) for type_ in ("what", "total", "setting", "time")]

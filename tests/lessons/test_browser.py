@@ -20,14 +20,12 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab with a copy of the notebooks."""
     with running_lab(tmp_path_factory.mktemp("lab")) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    """The browser, for all tests of this file."""
     executable = find_browser()
     if executable is None:
         reason = f"no browser is installed (looked for {', '.join(BROWSERS)})"

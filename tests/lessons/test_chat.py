@@ -15,7 +15,7 @@ from lessons.lesson_00 import Familiar
 from PIL import Image
 
 from minivlm.checkpoint import load_checkpoint
-from minivlm.generate import reply
+from minivlm.generate import ask, reply
 from minivlm.runtime.paths import data_folder
 from minivlm.scenes.drawing.draw import draw
 from minivlm.scenes.drawing.table import TABLE
@@ -26,7 +26,6 @@ NOW = datetime.datetime(2026, 11, 25, tzinfo=datetime.UTC)
 
 @pytest.fixture(scope="module")
 def shipped():
-    """The trained model and its processor."""
     return load_checkpoint(data_folder() / "sft")[:2]
 
 
@@ -44,7 +43,6 @@ def talk(shipped):
 
 
 def png(picture: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
     stream = io.BytesIO()
     picture.save(stream, format="PNG")
     return stream.getvalue()
@@ -52,10 +50,8 @@ def png(picture: Image.Image) -> bytes:
 
 def upload(talk: Chat, content: bytes, name: str = "mine.png") -> None:
     """What the browser does when a file was chosen."""
-    talk.source.value = FILE
-    talk.file.value = (
-        {"name": name, "type": "image/png", "size": len(content), "content": memoryview(content), "last_modified": NOW},
-    )
+    file = {"name": name, "type": "image/png", "size": len(content), "content": memoryview(content)}
+    talk.source.value, talk.file.value = FILE, (file | {"last_modified": NOW},)
 
 
 def type_and_send(talk: Chat, question: str, enter: bool = False) -> str:
@@ -69,7 +65,6 @@ def type_and_send(talk: Chat, question: str, enter: bool = False) -> str:
 
 
 def said(talk: Chat) -> str:
-    """The conversation as a reader reads it."""
     return html.unescape(re.sub(r"<[^>]+>", "", talk.log.value.replace("</p>", "\n")))
 
 
@@ -81,9 +76,8 @@ class TestAConversation:
 
     @pytest.mark.parametrize("enter", [False, True], ids=["click", "enter"])
     def test_a_question_is_answered_and_the_field_is_empty_again(self, talk, enter):
-        assert "You: Is there a dog in the picture?\nModel: No.\n" in type_and_send(
-            talk, "Is there a dog in the picture?", enter
-        )
+        question = "Is there a dog in the picture?"
+        assert f"You: {question}\nModel: No.\n" in type_and_send(talk, question, enter)
         assert talk.question.value == "" and not talk.send.disabled
 
     def test_nothing_is_asked_by_an_empty_line(self, talk):
@@ -99,9 +93,7 @@ class TestAConversation:
         grown = list(dict.fromkeys(seen))
         assert len(grown) > 10 and grown[-1] == answer
         assert all(later.startswith(earlier) for earlier, later in pairwise(grown))
-        part = {"type": "image", "image": draw(TABLE["panda"])}
-        content = [part, {"type": "text", "text": "What is in this picture?"}]
-        assert answer == reply(*shipped, [{"role": "user", "content": content}])
+        assert answer == reply(*shipped, ask("What is in this picture?", draw(TABLE["panda"])))
 
     def test_what_was_said_is_part_of_the_next_question(self, talk, monkeypatch):
         asked = []

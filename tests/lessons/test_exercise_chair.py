@@ -27,13 +27,6 @@ def test_a_right_answer():
     assert verdict("chair", lambda m, p: list(by_hand(m, p))) == "Right."
 
 
-def test_the_stub():
-    def stub(mentioned, present):
-        raise NotImplementedError
-
-    assert verdict("chair", stub).startswith("Not written yet")
-
-
 def test_the_measures_by_hand():
     # invented: dog, house, house, dancer in the third, cat, cat in the fourth; 3 + 1 + 6 + 3 + 2 + 1 + 2 mentions
     assert by_hand(MENTIONED, PRESENT) == (6 / 18, 2 / 7)

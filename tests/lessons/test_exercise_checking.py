@@ -24,12 +24,10 @@ def doubling(monkeypatch):
 
 
 def stub(ids, image_token_id, num_image_tokens):
-    """What the notebook hands out."""
     raise NotImplementedError
 
 
 def right(ids, image_token_id, num_image_tokens):
-    """A right answer."""
     return [i for i in ids for _ in range(num_image_tokens if i == image_token_id else 1)]
 
 
@@ -37,6 +35,17 @@ def test_three_beginnings():
     assert verdict("doubling", right) == "Right."
     assert verdict("doubling", lambda *_: []) == "Not yet: 99 has to stand there twice"
     assert verdict("doubling", stub) == "Not written yet. The cells below run all the same."
+
+
+FUNCTIONS = ("count_parameters", "replace_placeholders", "build_labels", "choose_unfreezing", "chair")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_no_exercise_takes_its_stub_for_a_mistake(name):
+    def stub(*_):
+        raise NotImplementedError
+
+    assert verdict(name, stub).startswith("Not written yet.")
 
 
 def test_an_unknown_exercise_is_refused_with_the_names_of_all():

@@ -34,6 +34,11 @@ def layers_first(items):
     return [first, *reversed(rest), table]
 
 
+def table_twice(items):
+    """The table is counted under both of its names."""
+    return [(prefix, 2 * cost if prefix == TABLE else cost) for prefix, cost in items]
+
+
 def test_right_answers_are_right():
     assert verdict("choose_unfreezing", greedy) == "Right."
     assert verdict("choose_unfreezing", lambda m, b: set(greedy(m, b, layers_first))) == "Right."
@@ -45,23 +50,6 @@ def test_a_right_answer_may_use_a_wide_prefix_where_all_fits():
         return whole if size(model, whole) <= budget else greedy(model, budget)
 
     assert verdict("choose_unfreezing", wide) == "Right."
-
-
-def test_the_stub_is_no_mistake():
-    def stub(model, budget):
-        raise NotImplementedError
-
-    assert verdict("choose_unfreezing", stub).startswith("Not written yet")
-
-
-def counted_twice(model, budget):
-    """The table is counted under both of its names."""
-    taken, left = [], budget
-    for prefix, cost in sizes(model).items():
-        cost = 2 * cost if prefix == TABLE else cost
-        if cost <= left:
-            taken, left = [*taken, prefix], left - cost
-    return taken
 
 
 def counted_from_the_state_dict(model, budget):
@@ -84,7 +72,7 @@ WRONG = {
     "block's name": (lambda m, b: [*greedy(m, b), "layer 1"], r"begins with 'layer 1'"),
     "W forgotten": (lambda m, b: greedy(m, b)[1:] or [LAYERS + "0.input_layernorm."], r"you leave W frozen.*49,152"),
     "the head by name": (lambda m, b: [W, "language_model.lm_head.weight"], r"under another name.*tied"),
-    "counted twice": (counted_twice, r"count the 262,144 of the embedding table twice"),
+    "counted twice": (lambda m, b: greedy(m, b, table_twice), r"count the 262,144 of the embedding table twice"),
     "state dict": (counted_from_the_state_dict, r"leave 494,336 unused.*embedding table twice"),
     "nothing": (lambda m, b: [], r"nothing is chosen"),
     "wasted": (lambda m, b: [W], r"for 245,760 you choose 49,152.*196,608 are left.*0\.self_attn.*still fit"),
@@ -165,12 +153,6 @@ class TestPrediction:
         said = verdict("predict_unfreezing", answer)
         assert said.startswith("Not yet: ")
         assert re.search(message, said), said
-
-    def test_there_are_at_least_five_different_messages(self, measured):
-        said = {
-            re.sub(r"[\d.,]+|'[^']*'", "…", verdict("predict_unfreezing", answer)) for answer, _ in WRONGLY.values()
-        }
-        assert len(said) >= 6
 
     @pytest.mark.parametrize("nothing", [..., None, {"longer": ..., "forgets": ...}, {"longer": [], "forgets": ...}])
     def test_nothing_predicted_is_no_mistake(self, nothing):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from lessons import lesson_01, lesson_02, refresh
 from lessons.plots import figures, tables
-from lessons.plots.figures import LiveCurve, loss_curve, readable, show, smoothed
+from lessons.plots.figures import LiveCurve, loss_curve, show, smoothed
 from lessons.plots.tables import show_answers, show_picture, show_supervision, show_taught
 from matplotlib.figure import Figure
 from PIL import Image
@@ -42,17 +42,7 @@ def shown(monkeypatch) -> list[dict]:
     return bundles
 
 
-@pytest.fixture
-def no_chinese(monkeypatch):
-    """A machine without any Chinese font."""
-    monkeypatch.setattr(figures, "CHINESE_FONTS", ())
-    figures.chinese_font.cache_clear()
-    yield
-    figures.chinese_font.cache_clear()
-
-
 def small_figure() -> Figure:
-    """A figure of some kind."""
     return loss_curve([3.0, 2.0, 1.0], 3, "a curve")
 
 
@@ -70,10 +60,6 @@ class TestShow:
         with pytest.raises(ValueError, match="alternative text"):
             show(small_figure(), alt, summary)
         assert shown == []
-
-    def test_png_has_a_palette_and_opens(self):
-        picture = Image.open(io.BytesIO(figures.png(small_figure())))
-        assert picture.mode == "P" and picture.width > 500
 
     def test_style_is_left_as_it_was(self):
         before = dict(matplotlib.rcParams)
@@ -104,19 +90,15 @@ class TestLiveCurve:
         assert smoothed([1.0, 2.0, 3.0, 4.0], window=2).tolist() == [1.0, 1.5, 2.5, 3.5]
 
 
-@pytest.mark.usefixtures("no_empty_boxes")
 class TestPlates:
-    def test_all_of_them_become_pictures(self):
+    @pytest.mark.usefixtures("no_empty_boxes")
+    def test_diagrams_are_drawn_in_all_fonts_that_they_need(self):
         picture = draw(sample_scene("dev", 0), 64)
         values, is_image = np.random.default_rng(0).normal(size=(9, 6)), np.array([0, 0, 1, 1, 1, 1, 0, 0, 0]) == 1
         parameters = {"vision": 1, "projector": 2, "language_model": 3}
-        for figure in (
-            lesson_01.anatomy(picture, values[:4], values[:4], values, is_image, parameters, "a red car"),
-            lesson_02.swap(picture, ["a"] * 9, values, values, is_image),
-            figures.bars({"vision": 0.0, "projector": 0.5}, "moved", "share"),
-            small_figure(),
-        ):
-            assert Image.open(io.BytesIO(figures.png(figure))).width > 500
+        anatomy = lesson_01.anatomy(picture, values[:4], values[:4], values, is_image, parameters, "a red car")
+        for figure in (anatomy, lesson_02.swap(picture, ["a"] * 9, values, values, is_image)):
+            assert Image.open(io.BytesIO(figures.png(figure))).mode == "P"
 
     def test_patches_are_cut_row_by_row(self):
         pixels = np.zeros((4, 4, 3), dtype=np.uint8)
@@ -127,9 +109,6 @@ class TestPlates:
     def test_an_exact_zero_is_said_in_words(self):
         texts = [text.get_text() for text in figures.bars({"a": 0.0, "b": 0.25}, "t", "l").axes[0].texts]
         assert texts == ["exactly 0: frozen", "25.0%"]
-
-    def test_without_a_chinese_font_only_english_is_readable(self, no_chinese):
-        assert readable("car") and not readable("汽车")
 
 
 class TestTables:
@@ -146,10 +125,6 @@ class TestTables:
             show_answers([Image.new("RGB", (8, 8))], [" "], {"a": ["b"]})
         with pytest.raises(ValueError, match="alternative text"):
             show_picture(Image.new("RGB", (8, 8)), "")
-
-    def test_a_missing_answer_is_refused(self):
-        with pytest.raises(ValueError, match="zip"):
-            show_answers([Image.new("RGB", (8, 8))], ["black"], {"a": []})
 
     def test_a_picture_by_itself(self, shown):
         show_picture(Image.new("RGB", (8, 8)), "black & square")
@@ -170,10 +145,6 @@ class TestTables:
         learnt = len(processor.tokenizer.encode("a red car")) + 1
         assert shown[0]["text/plain"] == f"{learnt} of {len(row.labels)} tokens are supervised (underlined)."
 
-    def test_a_row_without_a_picture(self, shown, processor):
-        show_supervision(Example([5, 6], [-100, 6]), processor.tokenizer)
-        assert "1 of 2" in shown[0]["text/plain"]
-
     def test_rows_of_several_kinds_with_their_masks(self, shown, processor):
         rows = {"with <one>": Example([5, 6], [-100, 6]), "without": Example([5, 6, 7], [-100, -100, 7])}
         show_taught(rows, [(Image.new("RGB", (8, 8)), "black"), None], processor.tokenizer)
@@ -191,7 +162,6 @@ class TestTables:
 
 class TestRefresh:
     def notebook(self, source: str, code: str) -> dict:
-        """A notebook of one cell of text and one of code."""
         first = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": source}
         cell = {"cell_type": "code", "id": "b", "metadata": {}, "source": code, "outputs": [], "execution_count": None}
         kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -223,11 +193,6 @@ class TestRefresh:
         with pytest.raises(RuntimeError, match="a cell failed"):
             refresh.refresh(file)
         assert file.read_text() == text
-
-    def test_the_line_is_made_from_the_record(self):
-        entry = {"seconds": 99, "megabytes": 1354, "cores": 2}
-        assert refresh.measured_line(entry) == "**Measured**: 99 seconds and 1354 MB on 2 CPU cores."
-        assert "2.0 minutes" in refresh.measured_line(entry | {"seconds": 121})
 
     def test_the_hash_is_that_of_code_alone(self):
         one, other = self.notebook("text", "1 + 1"), self.notebook("other text", "1 + 1")

@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 
 
 def texts(figure: Figure) -> list:
-    """All texts of the map."""
     return figure.axes[0].texts
 
 

@@ -11,23 +11,6 @@ import numpy as np
 import pytest
 import torch
 from lessons import lesson_00
-from lessons.lesson_00 import (
-    SHRINKAGE,
-    STATIONS,
-    Familiar,
-    FamiliarError,
-    Finding,
-    course_map,
-    distance_figure,
-    fit,
-    load_familiar,
-    look,
-    minutes_measured,
-    read_report,
-    save_familiar,
-    show_course,
-    show_environment,
-)
 from sklearn.covariance import ShrunkCovariance
 
 from minivlm.checkpoint import load_checkpoint
@@ -40,7 +23,6 @@ NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 
 
 def code_of(number: str) -> str:
-    """All code of a notebook."""
     (file,) = NOTEBOOKS.glob(f"{number}_*.ipynb")
     cells = json.loads(file.read_text("utf-8"))["cells"]
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
@@ -48,9 +30,11 @@ def code_of(number: str) -> str:
 
 class TestMap:
     def test_every_notebook_is_a_station(self):
-        assert [file.stem[:2] for file in sorted(NOTEBOOKS.glob("*.ipynb"))] == [station.number for station in STATIONS]
+        assert [file.stem[:2] for file in sorted(NOTEBOOKS.glob("*.ipynb"))] == [
+            station.number for station in lesson_00.STATIONS
+        ]
 
-    @pytest.mark.parametrize("station", STATIONS[1:], ids=lambda station: station.number)
+    @pytest.mark.parametrize("station", lesson_00.STATIONS[1:], ids=lambda station: station.number)
     def test_a_card_lights_what_its_notebook_lights(self, station):
         calls = [node for node in ast.walk(ast.parse(code_of(station.number))) if isinstance(node, ast.Call)]
         lit = [ast.literal_eval(call.args[0]) for call in calls if getattr(call.func, "attr", "") == "show_flow"]
@@ -58,24 +42,21 @@ class TestMap:
 
     def test_minutes_are_those_measured(self):
         measured = json.loads((NOTEBOOKS / "measured.json").read_text("utf-8"))
-        minutes = minutes_measured(NOTEBOOKS / "measured.json")
+        minutes = lesson_00.minutes_measured(NOTEBOOKS / "measured.json")
         assert minutes["03"] == pytest.approx(measured["03_projector_pretraining"]["seconds"] / 60)
-        written = [text.get_text() for text in course_map({"01": 0.5, "03": 3.2}).axes[0].texts]
-        assert "runs in 30 seconds" in written and "runs in 3 minutes" in written
-        assert {station.title for station in STATIONS} <= set(written)
 
     def test_the_alternative_text_names_every_station(self, monkeypatch):
         shown = []
         monkeypatch.setattr(lesson_00, "show", lambda figure, alt, summary: shown.append((alt, summary)))
-        show_course({"01": 1.0, "03": 3.0})
+        lesson_00.show_course({"01": 1.0, "03": 3.0})
         ((alt, summary),) = shown
-        assert all(f"{station.number} {station.title}" in alt for station in STATIONS)
+        assert all(f"{station.number} {station.title}" in alt for station in lesson_00.STATIONS)
         assert "4 minutes" in summary
 
 
 class TestEnvironment:
     def test_here_everything_is_found(self):
-        findings = {finding.what: finding for finding in look()}
+        findings = {finding.what: finding for finding in lesson_00.look()}
         assert {"Python", "torch", "transformers", "jupyterlab", "ipywidgets", "free memory"} <= set(findings)
         assert {f"weights in data/{name}" for name in ("base", "pretrain", "sft")} <= set(findings)
         assert "pytest" not in findings, "a reader does not need what the tests need"
@@ -90,13 +71,13 @@ class TestEnvironment:
             return "1.0" if name == "torch" else real(name)
 
         monkeypatch.setattr(importlib.metadata, "version", version)
-        wrong = {finding.what: finding for finding in look() if not finding.enough}
+        wrong = {finding.what: finding for finding in lesson_00.look() if not finding.enough}
         assert {"torch", "ipywidgets"} <= set(wrong) <= {"torch", "ipywidgets", "free memory"}
         assert wrong["ipywidgets"].here == "missing" and ">=" in wrong["torch"].advice
 
     def test_a_local_build_satisfies_its_version(self, monkeypatch):
         monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0+cpu")
-        assert next(finding for finding in look() if finding.what == "torch").enough
+        assert next(finding for finding in lesson_00.look() if finding.what == "torch").enough
 
     def test_missing_weights_and_a_closed_folder_are_found(self, monkeypatch, tmp_path):
         def closed(**given):
@@ -104,13 +85,15 @@ class TestEnvironment:
 
         monkeypatch.setattr(lesson_00, "data_folder", lambda: tmp_path)
         monkeypatch.setattr(tempfile, "TemporaryDirectory", closed)
-        wrong = {finding.what for finding in look() if not finding.enough} - {"free memory"}
+        wrong = {finding.what for finding in lesson_00.look() if not finding.enough} - {"free memory"}
         assert wrong == {"weights in data/base", "weights in data/pretrain", "weights in data/sft", "this folder"}
 
     def test_what_is_wrong_stands_first_and_open(self, monkeypatch):
         shown = []
         monkeypatch.setattr(lesson_00, "display", lambda bundle, raw: shown.append(bundle))
-        show_environment([Finding("Python", "3.11", True, "x"), Finding("torch", "<1>", False, "needs >=2.9")])
+        lesson_00.show_environment(
+            [lesson_00.Finding("Python", "3.11", True, "x"), lesson_00.Finding("torch", "<1>", False, "needs >=2.9")]
+        )
         page = shown[0]["text/html"]
         assert page.index("torch") < page.index("Python") and "<details open>" in page
         assert "&lt;1&gt;" in page and shown[0]["text/plain"] == "1 of 2 things are as they should be."
@@ -134,29 +117,24 @@ def features():
 def shipped():
     """The base model, its processor, and what was measured for its encoder."""
     model, processor, _ = load_checkpoint(data_folder() / "base")
-    return model, processor, load_familiar(model)
+    return model, processor, lesson_00.load_familiar(model)
 
 
 class TestDistance:
     def test_it_is_the_mahalanobis_distance_of_the_library(self, features):
-        ours = fit(features)
+        ours = lesson_00.fit(features)
         seen = features.mean(dim=1).numpy().astype(np.float64)
         count = len(seen)
         # the library divides by I, torch.cov by I - 1; a distance in the wider spread is shorter
-        theirs = ShrunkCovariance(shrinkage=SHRINKAGE).fit(seen).mahalanobis(seen) * (count - 1) / count
+        theirs = ShrunkCovariance(shrinkage=lesson_00.SHRINKAGE).fit(seen).mahalanobis(seen) * (count - 1) / count
         np.testing.assert_allclose(ours.distances(features).numpy(), np.sqrt(theirs / 6), rtol=1e-4)
 
-    def test_pictures_that_were_fitted_have_about_one(self, features):
-        assert fit(features).distances(features).pow(2).mean().item() == pytest.approx(
-            1, abs=0.1
-        )  # shrinkage takes a little
-
     def test_one_picture_is_measured_as_among_many(self, features):
-        familiar = fit(features)
+        familiar = lesson_00.fit(features)
         assert familiar.distance(features[3:4]) == pytest.approx(familiar.distances(features)[3].item(), rel=1e-6)
 
     def test_far_is_beyond_the_threshold_and_is_said_with_both_numbers(self, features):
-        familiar = fit(features, threshold=2.0)
+        familiar = lesson_00.fit(features, threshold=2.0)
         assert [familiar.is_far(distance) for distance in (1.9, 2.0, 2.1)] == [False, False, True]
         assert familiar.warning(2.0) == ""
         assert "2.5" in familiar.warning(2.5) and "2.0" in familiar.warning(2.5)
@@ -164,24 +142,24 @@ class TestDistance:
 
 class TestFiles:
     def test_what_is_saved_is_loaded(self, model, features, tmp_path):
-        familiar = fit(features, threshold=1.5)
-        save_familiar(tmp_path, familiar, model, REPORT)
-        loaded = load_familiar(model, tmp_path)
+        familiar = lesson_00.fit(features, threshold=1.5)
+        lesson_00.save_familiar(tmp_path, familiar, model, REPORT)
+        loaded = lesson_00.load_familiar(model, tmp_path)
         assert torch.equal(loaded.mean, familiar.mean) and torch.equal(loaded.whiten, familiar.whiten)
-        assert loaded.threshold == 1.5 and read_report(tmp_path)["photographs"] == REPORT["photographs"]
+        assert loaded.threshold == 1.5 and lesson_00.read_report(tmp_path)["photographs"] == REPORT["photographs"]
 
     def test_another_encoder_is_refused(self, make_model, features, tmp_path):
-        save_familiar(tmp_path, fit(features), make_model(0), REPORT)
-        with pytest.raises(FamiliarError, match=r"another encoder.*tests/benchmarks/familiar\.py"):
-            load_familiar(make_model(1), tmp_path)
+        lesson_00.save_familiar(tmp_path, lesson_00.fit(features), make_model(0), REPORT)
+        with pytest.raises(lesson_00.FamiliarError, match=r"another encoder.*tests/benchmarks/familiar\.py"):
+            lesson_00.load_familiar(make_model(1), tmp_path)
 
     def test_missing_files_are_named_with_their_command(self, model, tmp_path):
-        with pytest.raises(FamiliarError, match=r"familiar\.json is missing.*tests/benchmarks/familiar\.py"):
-            load_familiar(model, tmp_path)
+        with pytest.raises(lesson_00.FamiliarError, match=r"familiar\.json is missing.*tests/benchmarks/familiar\.py"):
+            lesson_00.load_familiar(model, tmp_path)
 
 
 def test_the_figure_says_how_many_and_marks_what_is_at_hand():
-    figure = distance_figure(REPORT | {"threshold": 2.0}, {"yours": 3.5})
+    figure = lesson_00.distance_figure(REPORT | {"threshold": 2.0}, {"yours": 3.5})
     written = [text.get_text() for text in figure.axes[0].texts]
     assert "yours" in written and "3 drawn scenes" in written and "2 photographs" in written
     assert any("2.00" in text for text in written)
@@ -195,19 +173,19 @@ class TestShipped:
         with torch.no_grad():
             *scenes, photo = familiar.distances(model.vision(processor.pixels(pictures))).tolist()
         assert [familiar.is_far(distance) for distance in (*scenes, photo)] == [False, False, False, True]
-        report = read_report()
+        report = lesson_00.read_report()
         assert scenes == pytest.approx(report["scenes"][1:4], abs=0.01)
         assert photo == pytest.approx(report["photographs"]["matplotlib/grace_hopper.jpg"], abs=0.05)
 
     def test_the_counts_follow_from_the_distances(self):
-        report = read_report()
+        report = lesson_00.read_report()
         for group, distances in (("exam scenes", report["scenes"]), ("photographs", report["photographs"].values())):
             counted = report["groups"][group]
             assert counted["pictures"] == len(distances)
             assert counted["far"] == sum(distance > report["threshold"] for distance in distances)
 
     def test_few_scenes_and_most_photographs_are_far(self):
-        groups = read_report()["groups"]
+        groups = lesson_00.read_report()["groups"]
         for name in ("exam scenes", "holdout scenes", "exam scenes through JPEG"):
             assert groups[name]["far"] <= 0.03 * groups[name]["pictures"], name
         assert groups["photographs"]["pictures"] >= 25
@@ -215,8 +193,4 @@ class TestShipped:
 
     def test_it_belongs_to_the_encoder_of_every_shipped_model(self):
         for name in ("pretrain", "sft"):
-            assert isinstance(load_familiar(load_checkpoint(data_folder() / name)[0]), Familiar)
-
-    def test_the_file_says_how_it_was_made(self):
-        report = json.loads((data_folder() / "results" / "familiar.json").read_text("utf-8"))
-        assert report["command"].startswith("python tests/benchmarks/familiar.py")
+            assert isinstance(lesson_00.load_familiar(load_checkpoint(data_folder() / name)[0]), lesson_00.Familiar)

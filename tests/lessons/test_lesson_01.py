@@ -1,6 +1,5 @@
 """Lenses on the encoder: probes that read what is there, twins, and the figures and the widget of notebook 01."""
 
-import io
 import re
 
 import numpy as np
@@ -18,7 +17,6 @@ from minivlm.scenes.facts import Scene, Thing, sample_scene
 
 
 def thing(kind="car", colour="red", place="left", distance="near", size="medium") -> Thing:
-    """A thing, by default a red car on the left."""
     return Thing(kind, colour, place, distance, size)
 
 
@@ -103,9 +101,8 @@ class TestTwins:
         assert scenes == pairs(alike, 30) and len(scenes) == 30
         for scene in scenes:
             left, right = scene.things
-            assert (left.kind == right.kind) == ("kind" in alike) and (left.colour == right.colour) == (
-                "colour" in alike
-            )
+            assert (left.kind == right.kind) == ("kind" in alike)
+            assert (left.colour == right.colour) == ("colour" in alike)
             assert (left.place, right.place) == ("left", "right")
 
     def test_an_encoder_that_sees_only_brightness_is_found_to_find_twins(self, monkeypatch, model):
@@ -125,21 +122,9 @@ class TestTwins:
         assert probes.twin_rate(model.vision, scenes) < 0.5
 
 
-@pytest.mark.usefixtures("no_empty_boxes")
 class TestFigures:
-    def test_all_of_them_become_pictures(self):
-        picture, cosine = draw(sample_scene("dev", 0), 64), torch.eye(64)
-        words = {0: ("car", True), 9: ("no colour", False)}
-        for figure in (
-            lesson_01.probe_curve({"kind": [0.1, 0.9], "colour": [0.5, 0.9]}, {"kind": 0.1, "colour": 0.1}),
-            lesson_01.reading_plate(picture, {"kind": words, "colour": words}, 8),
-            lesson_01.reading_plate(picture, {"kind": words}, 8),
-            lesson_01.cut_plate(picture, 8, (0, 1, 8, 9)),
-            lesson_01.twin_plate([Twin(picture, cosine, 0, "corner"), Twin(picture, cosine, 63, "corner")]),
-            lesson_01.twin_plate([Twin(picture, cosine, 9, "alone")]),
-            lesson_01.to_scale({"a": {"vision": 9, "projector": 1, "language_model": 4}}),
-        ):
-            assert Image.open(io.BytesIO(png(figure))).width > 350
+    def test_the_cut_plate_is_drawn(self, no_empty_boxes):
+        assert png(lesson_01.cut_plate(draw(sample_scene("dev", 0), 64), 8, (0, 1, 8, 9)))
 
     def test_areas_are_to_scale(self):
         parts = {"vision": 900, "projector": 100, "language_model": 400}
@@ -149,13 +134,12 @@ class TestFigures:
         assert "W\n100" in [text.get_text() for text in page.texts]
 
     def test_a_wrong_word_is_struck_through_bold_and_dashed(self):
-        axes = lesson_01.reading_plate(
-            draw(sample_scene("dev", 0), 64), {"kind": {0: ("car", True), 1: ("dog", False)}}, 8
-        )
-        right, wrong = axes.axes[0].texts
+        words = {"kind": {0: ("car", True), 1: ("dog", False)}}
+        axes = lesson_01.reading_plate(draw(sample_scene("dev", 0), 64), words, 8).axes[0]
+        right, wrong = axes.texts
         assert right.get_text() == "car" and wrong.get_text().replace("\u0336", "") == "dog" != wrong.get_text()
         assert (right.get_fontweight(), wrong.get_fontweight()) == ("normal", "bold")
-        assert [frame.get_linestyle() for frame in axes.axes[0].patches] == ["-", "--"]
+        assert [frame.get_linestyle() for frame in axes.patches] == ["-", "--"]
 
     def test_light_falls_on_what_is_alike(self):
         cosine = torch.zeros(64, 64)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lessons.lesson_02 import LOOKS, answers, cache_plate, prompts, rows_plate, user
-from lessons.plots.figures import BLUE, ORANGE, png
+from lessons.plots.figures import png
 
 IMAGE = 9
 
@@ -45,12 +45,6 @@ def test_an_image_token_at_padding_is_padding():
     assert [patch.get_width() for patch in (padding, image, words)] == [1, 1, 1]
 
 
-def test_a_short_run_bears_no_number():
-    ids = torch.tensor([[5] + [IMAGE] * 98 + [5]])
-    written = [text.get_text() for text in rows_plate(ids, IMAGE, torch.ones_like(ids)).axes[0].texts]
-    assert written == ["row 0", "98", *LOOKS]
-
-
 @pytest.mark.parametrize("steps", [1, 4])
 def test_places_computed_with_and_without_a_cache(steps):
     figure = cache_plate([False, True, True, False, False], steps)
@@ -64,9 +58,3 @@ def test_places_computed_with_and_without_a_cache(steps):
         f"with a cache: {5 + steps - 1} positions computed",
     ]
     assert png(figure)
-
-
-def test_cells_show_what_is_computed_kept_and_not_yet_there():
-    cells = cache_plate([False, True], 2).axes[1].images[0].get_array()
-    rgb = ["#" + "".join(f"{round(255 * value):02X}" for value in cell) for cell in cells.reshape(-1, 3)]
-    assert rgb == [BLUE, ORANGE, "#FFFFFF", "#DCDCDC", "#DCDCDC", BLUE]

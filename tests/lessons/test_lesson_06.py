@@ -59,12 +59,6 @@ def test_bars_bear_their_parts_and_sums(kind):
     assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in axes.patches}) == len(expected)
 
 
-def test_losses_stand_beside_that_of_a_model_that_knows_nothing():
-    (axes,) = lesson_06.losses_bars({"loaded": 0.5, "not": 7.1}, nothing=6.93).axes
-    assert [bar.get_width() for bar in axes.patches] == [0.5, 7.1]
-    assert [text.get_text() for text in axes.texts] == ["0.50", "7.10", "ln V = 6.93"]
-
-
 class TestNetwork:
     def test_offline_is_believed_without_asking(self, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from lessons import lesson_a1
 from lessons.lenses import ORDERS, typed_image
-from matplotlib.figure import Figure
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 
 from minivlm.checkpoint import load_checkpoint
@@ -244,14 +243,6 @@ class TestWhatFiguresSay:
 
 
 class TestFigures:
-    def test_the_square_frames_what_each_picture_chooses(self, picture):
-        values = np.array([[0.9, 0.1], [0.8, -0.02]])
-        square, beside = lesson_a1.matching([picture] * 2, ["a car", "a cat"], values).axes
-        frames = [patch.get_xy() for patch in square.patches]
-        assert [(round(x + 0.46), round(y + 0.46)) for x, y in frames] == [(0, 0), (0, 1)]
-        assert [text.get_text() for text in square.texts] == ["0.9", "0.1", "0.8", "0.0"]
-        assert [text.get_text() for text in beside.texts] == ["1", "a car", "2", "a cat"]
-
     def test_what_is_learnt_when_has_a_line_for_each_name(self):
         [axes] = lesson_a1.learnt_when({0: {"a": 0.1, "b": 0.5}, 9: {"a": 0.9, "b": 0.9}}, "title", "share").axes
         assert [line.get_ydata().tolist() for line in axes.lines] == [[0.1, 0.9], [0.5, 0.9]]
@@ -266,14 +257,6 @@ class TestFigures:
         marked = {line.get_label(): list(line.get_xdata()) for line in axes.lines if line.get_label()[0] != "_"}
         assert marked == {"drills": [0, 20], "roll calls": [41], "talk about mosaics": [42], "text": [21]}
         assert [text.get_text() for text in axes.texts] == ["round 1", "round 2", "round 3"]
-
-    def test_two_tongues_has_a_line_and_a_point_for_each_seed(self):
-        losses = {"blind": [[2.0, 1.0], [2.0, 1.5]], "reader": [[2.0, 0.5], [2.0, 0.4]]}
-        figure = lesson_a1.two_tongues(losses, {"blind": [0.0, 0.1], "reader": [0.8, 0.9]})
-        assert isinstance(figure, Figure)
-        left, right = figure.axes
-        assert [line.get_ydata()[-1] for line in left.lines if len(line.get_ydata())] == [1.5, 1.75, 1.25, 1.2]
-        assert [line.get_xdata()[-1] for line in right.lines] == [0.1, 0.9]
 
     def test_cuts_are_shown_with_their_numbers_and_as_text(self, monkeypatch):
         shown = []

@@ -280,17 +280,19 @@ def test_the_whole_base_from_one_call(config, tmp_path, monkeypatch):
     model, processor, meta = load_checkpoint(out)
     assert meta["stage"] == "base" and meta["text_probe"] == pytest.approx(text_probe(model, processor), abs=1e-6)
     assert meta["command"] == "minivlm base --out 'my base'"
-    drawing, corpus = {"drawing": drawing_key()}, {"corpus": program_key(build.CORPUS)}
-    assert meta["made_from"] == {"encoder": [drawing], "language_model": [drawing | corpus]}
+    drawing, programs = {"drawing": drawing_key()}, {"corpus": program_key(build.CORPUS)}
+    assert meta["made_from"] == {"encoder": [drawing], "language_model": [drawing | programs]}
+    names = {file.name for file in build.CORPUS}
+    assert names == {"corpus.py", "reading_tasks.py", "vocabulary.py", "language.py"}
     assert meta["recipes"]["encoder"]["pictures"] == 16 and len(meta["recipes"]["language_model"]) == len(rounds)
     assert {file.name for file in out.glob("*.log.jsonl")} == {"encoder.log.jsonl", "language_model.log.jsonl"}
     with pytest.raises(ValueError, match="choose one of"):
         build.build_base(out, work, only="eyes")
 
 
-def test_a_tokenizer_is_whole_or_not_there(tmp_path, monkeypatch):
+def test_a_tokenizer_is_whole_or_not_there(world_tokenizer, tmp_path, monkeypatch):
     folder, real = tmp_path / "work" / "tokenizer", PreTrainedTokenizerFast.save_pretrained
-    monkeypatch.setattr(build, "CORPUS_DOCUMENTS", 3000)
+    monkeypatch.setattr(build, "train_tokenizer", lambda texts: world_tokenizer)
 
     def killed(self, where):
         real(self, where)
@@ -332,20 +334,6 @@ def test_programs_are_noted_as_they_were_at_each_start(tmp_path):
     assert build._note(part, one) == build._note(part, one) == [two, one]
 
 
-def test_the_corpus_key_follows_the_programs_text(tmp_path):
-    names = {file.name for file in build.CORPUS}
-    assert names == {"corpus.py", "reading_tasks.py", "vocabulary.py", "language.py"}
-    copies = [tmp_path / file.name for file in build.CORPUS]
-    for copy, file in zip(copies, build.CORPUS, strict=True):
-        copy.write_text(file.read_text("utf-8"), "utf-8")
-    keys = {program_key(build.CORPUS), program_key(copies)}
-    assert len(keys) == 1
-    for copy in copies:
-        copy.write_text(copy.read_text("utf-8") + "# one word more\n", "utf-8")
-        keys.add(program_key(copies))
-    assert len(keys) == 5
-
-
 @pytest.mark.parametrize("old", ["another program", "no key", "cut off"])
 def test_pictures_of_another_program_are_drawn_again(old, tmp_path, monkeypatch):
     file = tmp_path / "dev.npy"
@@ -376,34 +364,37 @@ def test_the_drawing_key_follows_the_programs_text(tmp_path, monkeypatch):
     assert gallery.drawing_key() != before
 
 
-@pytest.mark.parametrize(("stop_round", "stop_step"), [(2, 0), (2, 3)], ids=["between the rounds", "in the second"])
-def test_the_language_model_resumes(stop_round, stop_step, config, world_tokenizer, tmp_path, monkeypatch):
+def test_the_language_model_resumes(config, world_tokenizer, tmp_path, monkeypatch):
+    """Stopped between the rounds, and in the second one: from the last state on."""
     config.text_config.vocab_size, config.image_token_id = 900, 900
     processor = MiniVLMProcessor.for_config(config, world_tokenizer)
     recipe = loop.Recipe(steps=4, batch_size=3, muon_lr=0.02, adam_lr=1e-3, warmup=1, save_every=2)
     rounds = [(replace(recipe, seed=i), lessons) for i, (_, lessons) in enumerate(language_model.ROUNDS[:2])]
+    real, steps, deadly = language_model.LanguageModelTrainer.step_loss, [], None
+
+    def noted(self, step):
+        steps.append((self.recipe.seed + 1, step))
+        if steps[-1] == deadly:
+            raise KeyboardInterrupt
+        return real(self, step)
 
     def weights(folder):
         return language_model.train(processor, config, folder, bf16=False, rounds=rounds, exam=2)[0].state_dict()
 
-    whole, steps, real = weights(tmp_path / "whole"), [], language_model.LanguageModelTrainer.step_loss
-
-    def killed(self, step):
-        if (self.recipe.seed + 1, step) == (stop_round, stop_step):
-            raise KeyboardInterrupt
-        return real(self, step)
-
-    monkeypatch.setattr(language_model.LanguageModelTrainer, "step_loss", killed)
-    with pytest.raises(KeyboardInterrupt):
-        weights(tmp_path / "again")
-    counted = lambda self, step: steps.append((self.recipe.seed + 1, step)) or real(self, step)  # noqa: E731
-    monkeypatch.setattr(language_model.LanguageModelTrainer, "step_loss", counted)
-    resumed = weights(tmp_path / "again")
-    assert steps == [(2, step) for step in range(stop_step // 2 * 2, 4)]  # from the last state on
-    assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
-    for number in (1, 2):
-        log = (tmp_path / "again" / f"round{number}" / "log.jsonl").read_text().splitlines()
-        assert [json.loads(line)["step"] for line in log] == [0, 1, 2, 3]
+    whole = weights(tmp_path / "whole")
+    monkeypatch.setattr(language_model.LanguageModelTrainer, "step_loss", noted)
+    for stop in (0, 3):
+        folder, deadly = tmp_path / f"stopped at {stop}", (2, stop)
+        with pytest.raises(KeyboardInterrupt):
+            weights(folder)
+        deadly = None
+        steps.clear()
+        resumed = weights(folder)
+        assert steps == [(2, step) for step in range(stop // 2 * 2, 4)]
+        assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
+        for number in (1, 2):
+            log = (folder / f"round{number}" / "log.jsonl").read_text().splitlines()
+            assert [json.loads(line)["step"] for line in log] == [0, 1, 2, 3]
 
 
 def _sized(config, vocab_size):

@@ -5,18 +5,10 @@ from dataclasses import replace
 import torch
 
 from minivlm.checkpoint import load_checkpoint, read_meta
-from minivlm.config import scenes_config
 from minivlm.pretraining import loop
 from minivlm.pretraining.language_model import ROUNDS
-from minivlm.pretraining.small_lm import make_small_lm, small_config
+from minivlm.pretraining.small_lm import make_small_lm
 from minivlm.runtime.paths import BASE, data_folder
-
-
-def test_its_shape():
-    config = scenes_config()
-    small = small_config(config)
-    assert small.language_width == 128 and small.text_config.head_dim * small.text_config.num_attention_heads == 128
-    assert config.language_width == 256, "the one it was made from stays as it was"
 
 
 def test_it_is_made_by_the_given_rounds_and_trains_upon(tmp_path):

