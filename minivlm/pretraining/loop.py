@@ -38,7 +38,7 @@ class Recipe:
 
 
 class Muon(torch.optim.Muon):
-    """The library's Muon in 32 bits. The library multiplies in bfloat16, which many processors do fifty times slower."""
+    """The library's Muon in 32 bits: in its bfloat16 many processors multiply fifty times slower."""
 
     @torch.no_grad()
     def step(self) -> None:
