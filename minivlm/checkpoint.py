@@ -68,8 +68,7 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint under a temporary name and rename it when it is complete; returns its folder.
 
-    A checkpoint of that name is replaced; of a link, what it points to. Nothing that this program did not make is
-    deleted.
+    A checkpoint of that name is replaced; of a link, what it points to. Nothing else is ever deleted.
 
     Args:
         meta: what `minivlm.json` shall say, `stage` at least; hashes and versions are added.

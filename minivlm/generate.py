@@ -55,8 +55,7 @@ def reply(
         As `model.generate(do_sample=False)` would give it: one text for one conversation, a list for several.
 
     Raises:
-        SampleError: a conversation is not understood or too long.
-        ImageError: an image cannot be read.
+        SampleError, ImageError: a conversation is not understood or too long; an image cannot be read.
         ValueError: there is a streamer, but more than one conversation.
     """
     single = bool(conversations) and isinstance(conversations[0], dict)

@@ -54,12 +54,12 @@ class Trainer:
     Stopped at any moment, the same call goes on where it was.
 
     Args:
-        model: the parent's weights, from `load_checkpoint(parent)` (stage 1 draws W from `seed`). Trained in place.
+        model: from `load_checkpoint(parent)` (stage 1 draws W anew). Trained in place, it ends in evaluation mode.
         samples: taken in an order that only `seed` decides, again and again if there are too few. Those with
             `patch_features` need no encoder; the images of the others are encoded in every step.
         stage: what trains, how fast, how long. Its `batch_size * accumulation` samples a step are of all processes.
         out: the checkpoint to write, with the parts that trained; the others are taken from `parent`. Of several
-            processes only the main one reads and writes it.
+            processes only the main one reads and writes it: they need no disk in common.
         precision: "fp32", or "bf16" to compute in 16 bits (the weights stay in 32); None measures, `choose_precision`.
         compiled: compile the language model's layers; None where it pays and works, `choose_compiled`.
         resume: go on if `out` holds this very run. False starts anew and replaces it.
@@ -388,12 +388,15 @@ def adamw(model: MiniVLMForConditionalGeneration, stage: Stage) -> torch.optim.A
     groups = []
     for part in stage.trains:
         parameters = list(getattr(model, part).parameters())
-        for parameter in parameters:
+        for decay, chosen in (
+            (stage.weight_decay, [p for p in parameters if p.ndim >= 2]),
+            (0.0, [p for p in parameters if p.ndim < 2]),
+        ):
+            if chosen:
+                groups.append({"params": chosen, "part": part, "weight_decay": decay})
+    for group in groups:
+        for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
-        matrices, vectors = ([p for p in parameters if (p.ndim >= 2) == matrix] for matrix in (True, False))
-        for params, decay in ((matrices, stage.weight_decay), (vectors, 0.0)):
-            if params:
-                groups.append({"params": params, "part": part, "weight_decay": decay})
     return torch.optim.AdamW(groups, fused=True)
 
 

@@ -177,8 +177,8 @@ def experiment(plan: Plan, names: Iterable[str] = tuple(EXPERIMENTS)) -> dict[st
 def _language_model(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     """How large a language model is, and how well it reads from words alone."""
     parameters = sum(p.numel() for p in load_checkpoint(folder)[0].language_model.parameters())
-    hash_, measured = meta["hashes"]["language_model"][:12], meta["metrics"]["language_model"]
-    return {"parameters": parameters, "hash": hash_, "from_words": measured}
+    about = {"hash": meta["hashes"]["language_model"][:12], "from_words": meta["metrics"]["language_model"]}
+    return {"parameters": parameters} | about
 
 
 class Lab:

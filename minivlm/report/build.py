@@ -26,11 +26,7 @@ from minivlm.report.tables import Table, counts, held, make_table, value
 
 
 def write_report(out: str | Path, run: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]] = ()) -> Path:
-    """Write the report of a run into the folder `out`.
-
-    Args:
-        run: what `pipeline.py` recorded.
-        seeds: `headline`s of shipped runs, shown together with this one's.
+    """Write the report of what `pipeline.py` recorded into the folder `out`, beside the `headline`s of other seeds.
 
     Returns:
         The path of `index.html`, which needs no other file. Beside it: `report.md`, its images, and two parts of it.
