@@ -194,17 +194,11 @@ def test_part_hashes_change_with_their_part_alone(model, processor):
 @pytest.fixture
 def chain(make_model, processor, tmp_path) -> Path:
     """base (all parts) <- pretrain (W alone) <- sft (W and the language model)."""
-    base, trained, final = make_model(0), make_model(0), make_model(0)
-    trained.projector.load_state_dict(make_model(1).projector.state_dict())
-    final.projector.load_state_dict(make_model(2).projector.state_dict())
-    final.language_model.load_state_dict(make_model(2).language_model.state_dict())
-    save_checkpoint(tmp_path / "base", base, processor, {"stage": "base"})
-    save_checkpoint(
-        tmp_path / "pretrain", trained, processor, {"stage": "pretrain"}, ["projector"], base=tmp_path / "base"
-    )
-    save_checkpoint(
-        tmp_path / "sft", final, processor, META, ["projector", "language_model"], base=tmp_path / "pretrain"
-    )
+    model, base = make_model(0), save_checkpoint(tmp_path / "base", make_model(0), processor, {"stage": "base"})
+    for seed, (stage, parts) in enumerate({"pretrain": PARTS[1:2], "sft": PARTS[1:]}.items(), 1):
+        for part in parts:
+            getattr(model, part).load_state_dict(getattr(make_model(seed), part).state_dict())
+        base = save_checkpoint(tmp_path / stage, model, processor, META | {"stage": stage}, parts, base=base)
     return tmp_path
 
 
