@@ -5,10 +5,12 @@ Nothing is downloaded and nothing is read from `data/`. `tests/faults.py` runs n
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from minivlm.config import MiniVLMConfig
@@ -34,7 +36,6 @@ TEXTS = [
 
 @pytest.fixture(autouse=True)
 def seeded():
-    """Every test starts from the same random state."""
     torch.manual_seed(0)
 
 
@@ -94,13 +95,11 @@ def make_model(config) -> Callable[..., MiniVLMForConditionalGeneration]:
 
 @pytest.fixture
 def model(make_model) -> MiniVLMForConditionalGeneration:
-    """A random tiny model."""
     return make_model()
 
 
 @pytest.fixture
 def processor(config, tokenizer) -> MiniVLMProcessor:
-    """The processor that belongs to the tiny config."""
     return MiniVLMProcessor.for_config(config, tokenizer)
 
 
@@ -131,16 +130,9 @@ def make_batch(config) -> Callable[..., dict[str, torch.Tensor]]:
             row = [1, *text(2 + index)]
             for _ in range(count):
                 row += block + text(3)
-            rows.append(row)
-        width = max(map(len, rows))
-        gaps = [width - len(row) for row in rows]
-        left = side == "left"
-        ids = [[0] * gap + row if left else row + [0] * gap for row, gap in zip(rows, gaps, strict=True)]
-        mask = [
-            [0] * gap + [1] * len(row) if left else [1] * len(row) + [0] * gap
-            for row, gap in zip(rows, gaps, strict=True)
-        ]
-        batch = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+            rows.append(torch.tensor(row))
+        padded = partial(pad_sequence, batch_first=True, padding_side=side)
+        batch = {"input_ids": padded(rows), "attention_mask": padded([torch.ones_like(row) for row in rows])}
         batch["images_per_row"] = torch.tensor(counts)
         if sum(counts):
             size = config.vision_config.image_size

@@ -89,7 +89,6 @@ def logits(generation: str, weights: dict, embeds: torch.Tensor, heads: int = 8)
 
 
 def rms(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Root-mean-square norm with epsilon 1e-5."""
     return x * (x.pow(2).mean(-1, keepdim=True) + 1e-5).rsqrt() * weight
 
 

@@ -10,7 +10,6 @@ from PIL import Image
 
 
 def turns(*texts: str) -> list[dict]:
-    """User and assistant by turns."""
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
@@ -47,7 +46,6 @@ def with_pictures(folder: Path) -> Path:
 
 
 def write(folder: Path, rows: list) -> Path:
-    """JSON lines."""
     file = folder / "train.jsonl"
     lines = (row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows)
     file.write_text("\n".join(lines) + "\n", "utf-8")
@@ -55,7 +53,6 @@ def write(folder: Path, rows: list) -> Path:
 
 
 def write_array(folder: Path, rows: list) -> Path:
-    """LLaVA's form."""
     speakers = {"user": "human", "assistant": "gpt"}
     array = []
     for number, row in enumerate(rows):
@@ -130,5 +127,4 @@ def different_images(samples) -> list:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
     return {path.name: path.read_bytes() for path in folder.iterdir()}

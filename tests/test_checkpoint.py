@@ -42,8 +42,17 @@ def edit(file: Path, change) -> None:
     safetensors.torch.save_file(tensors, file, {"format": "pt"})
 
 
-def edit_json(file: Path, **changes) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes), "utf-8")
+def edit_json(file: Path, without: str = "", **changes) -> None:
+    """Set keys of a JSON file, or take one out."""
+    content = json.loads(file.read_text("utf-8")) | changes
+    content.pop(without, None)
+    file.write_text(json.dumps(content), "utf-8")
+
+
+def assert_refused(folder: Path, problem: str) -> None:
+    """The checkpoint is not loaded, and the message says why."""
+    with pytest.raises(CheckpointError, match=problem):
+        load_checkpoint(folder)
 
 
 @pytest.fixture
@@ -81,25 +90,32 @@ def test_how_to_generate_is_saved_and_loaded(model, processor, tmp_path):
     assert loaded.generation_config.no_repeat_ngram_size == 7 and loaded.generation_config.eos_token_id == [2, 5]
 
 
+FRESH = """
+import sys
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+import minivlm
+from minivlm.checkpoint import load_checkpoint
+folder, batch, out = sys.argv[1:]
+theirs, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+assert type(theirs) is minivlm.MiniVLMForConditionalGeneration and not theirs.training
+assert not any(report.values()), report
+models = {"ours": load_checkpoint(folder)[0], "theirs": theirs}
+save_file({name: model(**load_file(batch)).logits.detach() for name, model in models.items()}, out)
+"""
+
+
 def test_a_fresh_process_gets_the_same_logits(saved, model, make_batch, tmp_path):
-    batch = make_batch([1, 2])
+    """By our loader and the library's. A buffer that is not saved and not rebuilt would come back as empty memory."""
+    batch, out = make_batch([1, 2, 0]), tmp_path / "logits.safetensors"
     safetensors.torch.save_file(batch, tmp_path / "batch.safetensors")
-    code = (
-        "import sys, safetensors.torch\n"
-        "from minivlm.checkpoint import load_checkpoint\n"
-        "batch = safetensors.torch.load_file(sys.argv[2])\n"
-        "logits = load_checkpoint(sys.argv[1])[0](**batch).logits\n"
-        "safetensors.torch.save_file({'logits': logits.detach()}, sys.argv[3])\n"
-    )
-    out = tmp_path / "logits.safetensors"
-    subprocess.run([sys.executable, "-c", code, saved, tmp_path / "batch.safetensors", out], check=True)
-    theirs = safetensors.torch.load_file(out)["logits"]
-    assert torch.allclose(theirs, model(**batch).logits, rtol=0, atol=1e-6)  # threads may sum in another order
+    subprocess.run([sys.executable, "-c", FRESH, saved, tmp_path / "batch.safetensors", out], check=True)
+    for logits in safetensors.torch.load_file(out).values():
+        assert torch.allclose(logits, model(**batch).logits, rtol=0, atol=1e-6)  # threads may sum in another order
 
 
-def test_the_library_loads_the_same_folder(saved, model, processor, make_batch):
-    loaded, report = AutoModelForImageTextToText.from_pretrained(saved, output_loading_info=True)
-    assert not any(report.values()), report
+def test_the_library_loads_the_same_folder(saved, model, make_batch):
+    loaded = AutoModelForImageTextToText.from_pretrained(saved)
     batch = make_batch([1, 0])
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
     assert type(AutoProcessor.from_pretrained(saved)) is MiniVLMProcessor
@@ -178,17 +194,11 @@ def test_part_hashes_change_with_their_part_alone(model, processor):
 @pytest.fixture
 def chain(make_model, processor, tmp_path) -> Path:
     """base (all parts) <- pretrain (W alone) <- sft (W and the language model)."""
-    base, trained, final = make_model(0), make_model(0), make_model(0)
-    trained.projector.load_state_dict(make_model(1).projector.state_dict())
-    final.projector.load_state_dict(make_model(2).projector.state_dict())
-    final.language_model.load_state_dict(make_model(2).language_model.state_dict())
-    save_checkpoint(tmp_path / "base", base, processor, {"stage": "base"})
-    save_checkpoint(
-        tmp_path / "pretrain", trained, processor, {"stage": "pretrain"}, ["projector"], base=tmp_path / "base"
-    )
-    save_checkpoint(
-        tmp_path / "sft", final, processor, META, ["projector", "language_model"], base=tmp_path / "pretrain"
-    )
+    model, base = make_model(0), save_checkpoint(tmp_path / "base", make_model(0), processor, {"stage": "base"})
+    for seed, (stage, parts) in enumerate({"pretrain": PARTS[1:2], "sft": PARTS[1:]}.items(), 1):
+        for part in parts:
+            getattr(model, part).load_state_dict(getattr(make_model(seed), part).state_dict())
+        base = save_checkpoint(tmp_path / stage, model, processor, META | {"stage": stage}, parts, base=base)
     return tmp_path
 
 
@@ -215,31 +225,25 @@ def test_a_whole_checkpoint_made_from_a_part_forgets_its_base(chain):
 
 def test_base_may_be_given(chain):
     shutil.move(chain / "base", chain / "elsewhere")
-    with pytest.raises(CheckpointError, match=r"pretrain holds only projector; its vision should lie in .*base"):
-        load_checkpoint(chain / "sft")
+    assert_refused(chain / "sft", r"pretrain holds only projector; its vision should lie in .*base")
     load_checkpoint(chain / "sft", base=chain / "elsewhere")
 
 
 def test_another_base_is_refused(chain, make_model, processor):
     save_checkpoint(chain / "base", make_model(9), processor, {"stage": "base"})
-    with pytest.raises(CheckpointError, match=r"vision\.safetensors: not the vision that .*sft.*minivlm\.json"):
-        load_checkpoint(chain / "sft")
+    assert_refused(chain / "sft", r"vision\.safetensors: not the vision that .*sft.*minivlm\.json")
 
 
 def test_bases_in_a_circle(chain):
     edit_json(chain / "pretrain" / "minivlm.json", base="../sft")
-    with pytest.raises(CheckpointError, match="its vision should lie in"):
-        load_checkpoint(chain / "sft")
+    assert_refused(chain / "sft", "its vision should lie in")
 
 
 def test_parts_without_a_base(model, processor, tmp_path, chain):
     with pytest.raises(CheckpointError, match="only projector would be saved; say by base= where the rest lies"):
         save_checkpoint(tmp_path / "w", model, processor, META, ["projector"])
-    meta = json.loads((chain / "pretrain" / "minivlm.json").read_text("utf-8"))
-    del meta["base"]
-    (chain / "pretrain" / "minivlm.json").write_text(json.dumps(meta), "utf-8")
-    with pytest.raises(CheckpointError, match="holds no vision and names no base; give base="):
-        load_checkpoint(chain / "pretrain")
+    edit_json(chain / "pretrain" / "minivlm.json", without="base")
+    assert_refused(chain / "pretrain", "holds no vision and names no base; give base=")
 
 
 def test_a_stage_refuses_the_wrong_parent(chain):
@@ -255,6 +259,7 @@ def test_a_stage_refuses_the_wrong_parent(chain):
 # ---- refused when loading: keys, shapes, values
 
 LM, W = "language_model.safetensors", "projector.safetensors"
+WEIGHT = "projector.weight"
 NORM = "language_model.model.norm.weight"
 EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"
 
@@ -266,15 +271,11 @@ EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.l
         (W, lambda t: t.update({"projector.bias": torch.zeros(24)}), r"projector\.bias is too much"),
         (
             W,
-            lambda t: t.update({"projector.weight": t["projector.weight"].t().contiguous()}),
-            r"projector\.weight has the shape \(16, 24\), but its config wants \(24, 16\)",
+            lambda t: t.update({WEIGHT: t[WEIGHT].t().contiguous()}),
+            rf"{WEIGHT} has the shape \(16, 24\), but its config wants \(24, 16\)",
         ),
-        (W, lambda t: t.update({"projector.weight": t["projector.weight"] + 1}), "not the projector that .*hashes"),
-        (
-            W,
-            lambda t: t["projector.weight"][0].fill_(float("nan")),
-            r"projector\.weight has values that are not finite",
-        ),
+        (W, lambda t: t.update({WEIGHT: t[WEIGHT] + 1}), "not the projector that .*hashes"),
+        (W, lambda t: t[WEIGHT][0].fill_(float("nan")), rf"{WEIGHT} has values that are not finite"),
         (LM, lambda t: t[NORM][0].fill_(float("inf")), f"{NORM} has values that are not finite"),
         (
             LM,
@@ -282,17 +283,12 @@ EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.l
             rf"{HEAD} differs from {EMBEDDINGS}, to which the config ties it.*tie_word_embeddings",
         ),
         (LM, lambda t: t.update({EMBEDDINGS: t[EMBEDDINGS][:-1].clone()}), rf"{EMBEDDINGS} has the shape \(319, 24\)"),
-        (
-            W,
-            lambda t: [t.clear(), t.update({"vision_proj.weight": torch.zeros(24, 16)})],
-            "projector.weight is missing",
-        ),
+        (W, lambda t: [t.clear(), t.update({"vision_proj.weight": torch.zeros(24, 16)})], f"{WEIGHT} is missing"),
     ],
 )
 def test_wrong_keys_shapes_and_values_are_named(saved, file, change, problem):
     edit(saved / file, change)
-    with pytest.raises(CheckpointError, match=rf"{file}: {problem}"):
-        load_checkpoint(saved)
+    assert_refused(saved, rf"{file}: {problem}")
 
 
 def test_no_key_of_any_part_may_be_missing(saved):
@@ -302,8 +298,7 @@ def test_no_key_of_any_part_may_be_missing(saved):
         whole = file.read_bytes()
         for name in safetensors.torch.load_file(file):
             edit(file, lambda tensors, name=name: tensors.pop(name))
-            with pytest.raises(CheckpointError, match=f"{name} is missing"):
-                load_checkpoint(saved)
+            assert_refused(saved, f"{name} is missing")
             file.write_bytes(whole)
 
 
@@ -323,71 +318,65 @@ def test_a_head_of_its_own_is_kept(config, processor, tmp_path):
 
 def test_a_whole_other_naming_lists_a_few_keys(saved):
     edit(saved / LM, lambda t: [t.update({f"x.{name}": t.pop(name)}) for name in list(t)])
-    with pytest.raises(CheckpointError, match=r"\(and \d+ more\) is missing"):
-        load_checkpoint(saved)
+    assert_refused(saved, r"\(and \d+ more\) is missing")
 
 
 # ---- refused when loading: files
 
 
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
 @pytest.mark.parametrize("name", [LM, W, "vision.safetensors"])
-def test_weights_cut_off(saved, name, share):
+def test_weights_cut_off_or_missing(saved, name):
     data = (saved / name).read_bytes()
-    (saved / name).write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(CheckpointError, match=rf"{name}: cut off, or no safetensors file .*copy it again"):
-        load_checkpoint(saved)
+    for share in (0, 0.01, 0.5, 0.999):
+        (saved / name).write_bytes(data[: int(len(data) * share)])
+        assert_refused(saved, rf"{name}: cut off, or no safetensors file .*copy it again")
+    (saved / name).unlink()
+    assert_refused(saved, rf"{name}: the file is missing; copy the whole checkpoint")
 
 
 @pytest.mark.parametrize("name", ["minivlm.json", *SMALL_FILES])
 def test_small_files_cut_off_or_missing(saved, name):
     data = (saved / name).read_bytes()
     (saved / name).write_bytes(data[: len(data) // 2])
-    with pytest.raises(CheckpointError, match=rf"{name}: cut off or damaged"):
-        load_checkpoint(saved)
+    assert_refused(saved, rf"{name}: cut off or damaged")
     (saved / name).unlink()
-    with pytest.raises(CheckpointError, match=rf"{name}: the file is missing"):
-        load_checkpoint(saved)
-
-
-def test_weights_missing(saved):
-    (saved / W).unlink()
-    with pytest.raises(CheckpointError, match=rf"{W}: the file is missing; copy the whole checkpoint"):
-        load_checkpoint(saved)
+    assert_refused(saved, rf"{name}: the file is missing")
 
 
 def test_no_folder_and_no_checkpoint(tmp_path):
-    with pytest.raises(CheckpointError, match="nowhere: there is no such checkpoint folder"):
-        load_checkpoint(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"minivlm\.json: the file is missing; give a folder that minivlm wrote"):
-        load_checkpoint(tmp_path)
+    assert_refused(tmp_path / "nowhere", "nowhere: there is no such checkpoint folder")
+    assert_refused(tmp_path, r"minivlm\.json: the file is missing; give a folder that minivlm wrote")
 
 
 @pytest.mark.parametrize(
-    ("changes", "problem"),
+    ("file", "changes", "problem"),
     [
-        ({"format": 99}, "not of format 1"),
-        ({"stage": None}, "'stage' is missing"),
-        ({"holds": ["projector", "ears"]}, "'holds' is .*ears"),
-        ({"holds": []}, "'holds' is"),
-        ({"holds": [["projector"]]}, "'holds' is"),
-        ({"base": 5}, "'base' is 5; it must be the path of a folder"),
-        ({"hashes": {"vision": ""}}, "'hashes' must name vision, projector, language_model and tokenizer"),
+        ("minivlm.json", {"format": 99}, "not of format 1"),
+        ("minivlm.json", {"stage": None}, "'stage' is missing"),
+        ("minivlm.json", {"holds": ["projector", "ears"]}, "'holds' is .*ears"),
+        ("minivlm.json", {"holds": []}, "'holds' is"),
+        ("minivlm.json", {"holds": [["projector"]]}, "'holds' is"),
+        ("minivlm.json", {"base": 5}, "'base' is 5; it must be the path of a folder"),
+        (
+            "minivlm.json",
+            {"hashes": {"vision": ""}},
+            "'hashes' must name vision, projector, language_model and tokenizer",
+        ),
+        ("config.json", {"model_type": "llava"}, "model_type is 'llava', not 'minivlm'"),
+        ("processor_config.json", {"num_image_tokens": 5}, "5 tokens per picture, but the encoder .* makes 4"),
     ],
 )
-def test_damaged_meta(saved, changes, problem):
-    edit_json(saved / "minivlm.json", **changes)
-    with pytest.raises(CheckpointError, match=rf"minivlm\.json: {problem}"):
-        load_checkpoint(saved)
+def test_json_files_of_something_else(saved, file, changes, problem):
+    edit_json(saved / file, **changes)
+    assert_refused(saved, rf"{file}: {problem}")
 
 
 def edit_config(folder: Path, part: str, key: str, value) -> None:
     """Set a key of a part of `config.json`, or take it out (None)."""
-    config = json.loads((folder / "config.json").read_text("utf-8"))
-    config[part][key] = value
+    changed = json.loads((folder / "config.json").read_text("utf-8"))[part] | {key: value}
     if value is None:
-        del config[part][key]
-    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+        del changed[key]
+    edit_json(folder / "config.json", **{part: changed})
 
 
 EDITED = [
@@ -399,30 +388,18 @@ EDITED = [
     ("vision_config", "patch_size", 100),
     ("vision_config", "hidden_size", -16),
     ("vision_config", "num_attention_heads", 5),
+    ("vision_config", "num_attention_heads", None),
 ]
 
 
-@pytest.mark.parametrize(("part", "key", "value"), [*EDITED, ("vision_config", "num_attention_heads", None)])
+@pytest.mark.parametrize(("part", "key", "value"), EDITED)
 def test_a_config_that_was_edited_is_told_by_its_hash(saved, part, key, value):
     """Even where the weights would fit: another number of heads gives other answers without a word."""
     edit_config(saved, part, key, value)
-    with pytest.raises(CheckpointError, match=r"config\.json: not the one that .*put the checkpoint's own file back"):
-        load_checkpoint(saved)
-
-
-@pytest.mark.parametrize(("part", "key", "value"), EDITED)
-def test_a_config_that_cannot_be_understood(saved, part, key, value):
-    """As in a checkpoint that recorded no hash of its config."""
-    forget_the_config(saved)
-    edit_config(saved, part, key, value)
-    with pytest.raises(CheckpointError, match=r"config\.json: not understood \(\w+: .*; put the checkpoint's own file"):
-        load_checkpoint(saved)
-
-
-def forget_the_config(folder: Path) -> None:
-    meta = json.loads((folder / "minivlm.json").read_text("utf-8"))
-    del meta["config"]
-    (folder / "minivlm.json").write_text(json.dumps(meta), "utf-8")
+    assert_refused(saved, r"config\.json: not the one that .*put the checkpoint's own file back")
+    if value is not None:  # which the library would take for its default
+        edit_json(saved / "minivlm.json", without="config")  # as in a checkpoint that recorded no hash
+        assert_refused(saved, r"config\.json: not understood \(\w+: .*; put the checkpoint's own")
 
 
 def test_the_config_may_be_laid_out_anew_or_be_changed_on_purpose(saved):
@@ -432,7 +409,7 @@ def test_the_config_may_be_laid_out_anew_or_be_changed_on_purpose(saved):
     file.write_text(json.dumps(dict(reversed(config.items())) | {"transformers_version": "9"}), "utf-8")
     load_checkpoint(saved)
     edit_config(saved, "text_config", "attention_dropout", 0.25)
-    forget_the_config(saved)
+    edit_json(saved / "minivlm.json", without="config")
     assert load_checkpoint(saved)[0].config.text_config.attention_dropout == 0.25
 
 
@@ -440,8 +417,7 @@ def test_the_config_may_be_laid_out_anew_or_be_changed_on_purpose(saved):
 @pytest.mark.parametrize("content", ["[]", "5", "null", '"text"', "[" * 100_000])
 def test_small_files_that_hold_no_object(saved, name, content):
     (saved / name).write_text(content, "utf-8")
-    with pytest.raises(CheckpointError, match=rf"{name}: (holds a \w+, no JSON object|cut off or damaged)"):
-        load_checkpoint(saved)
+    assert_refused(saved, rf"{name}: (holds a \w+, no JSON object|cut off or damaged)")
 
 
 @pytest.mark.parametrize(
@@ -462,20 +438,13 @@ def test_small_files_that_cannot_be_understood(saved, name, changes):
     assert len(str(caught.value).replace(str(saved), "")) < 500 and "\n" not in str(caught.value)
 
 
-def test_another_kind_of_model(saved):
-    edit_json(saved / "config.json", model_type="llava")
-    with pytest.raises(CheckpointError, match=r"config\.json: model_type is 'llava', not 'minivlm'"):
-        load_checkpoint(saved)
-
-
 # ---- refused when loading: another vocabulary
 
 
 def test_another_tokenizer(saved):
     words = ["完全不同的文字 and quite other words, many more of them, from which another vocabulary is learnt"] * 2
     train_tokenizer(words, 320).save_pretrained(saved)
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: another vocabulary.*put the checkpoint's own"):
-        load_checkpoint(saved)
+    assert_refused(saved, r"tokenizer\.json: another vocabulary.*put the checkpoint's own")
 
 
 @pytest.mark.parametrize(
@@ -493,16 +462,7 @@ def test_tokenizer_and_model_of_different_vocabularies(config, processor, tmp_pa
     if problem is None:
         load_checkpoint(folder)
     else:
-        with pytest.raises(CheckpointError, match=problem):
-            load_checkpoint(folder)
-
-
-def test_another_number_of_image_tokens(saved):
-    edit_json(saved / "processor_config.json", num_image_tokens=5)
-    with pytest.raises(
-        CheckpointError, match=r"processor_config\.json: 5 tokens per picture, but the encoder .* makes 4"
-    ):
-        load_checkpoint(saved)
+        assert_refused(folder, problem)
 
 
 # ---- torch files

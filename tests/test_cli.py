@@ -5,10 +5,12 @@ import json
 import re
 import sys
 from contextlib import redirect_stdout
+from functools import partial
 
 import pytest
 from PIL import Image
 
+import minivlm.evaluation.exam
 from minivlm import cli
 from minivlm.checkpoint import read_meta
 from minivlm.config import PROMPTS
@@ -17,7 +19,6 @@ from minivlm.generate import ask
 from minivlm.report import STAGES
 from minivlm.runtime.paths import data_folder
 from minivlm.scenes.drawing.table import TABLE
-from minivlm.scenes.facts import SETTINGS, Scene, Thing
 from minivlm.scenes.language import read_facts
 
 COMMANDS = ("run", "train", "evaluate", "caption", "chat", "data", "base", "experiment", "export")
@@ -45,9 +46,7 @@ def test_an_unknown_command_is_refused(capsys):
 
 def test_bench_says_what_it_is_called_now(capsys):
     code, _, err = said(capsys, "bench", "--preset", "scenes")
-    assert code == 2 and err == (
-        "minivlm: the benchmark is a script of the repository now: python tests/benchmarks/bench.py\n"
-    )
+    assert code == 2 and err.startswith("minivlm: ") and "python tests/benchmarks/bench.py" in err
 
 
 def test_the_shipped_model_captions_the_tables_pictures(capsys):
@@ -58,13 +57,7 @@ def test_the_shipped_model_captions_the_tables_pictures(capsys):
     assert panda.startswith(files[0]) and ("panda", None) in read_facts(panda.removeprefix(files[0])).things
     facts = read_facts(traffic.removeprefix(files[1]))
     assert {("car", "red"), ("car", "yellow")} <= set(facts.things) and facts.setting == "street"
-
-
-def test_the_seeds_string_is_a_shorthand(capsys):
-    file = str(data_folder() / "table" / "panda.png")
-    plain = said(capsys, "caption", file, "--prompt", PROMPTS["zh"])[1]
-    short = said(capsys, "caption", file, "--prompt", f"<image>\n{PROMPTS['zh']}")[1]
-    assert plain == short and "熊猫" in plain
+    assert "熊猫" in said(capsys, "caption", files[0], "--prompt", PROMPTS["zh"])[1]
 
 
 @pytest.mark.parametrize("typed", ["What is it?", "<image>\nWhat is it?", "<image>\\nWhat is it?"])
@@ -170,7 +163,7 @@ def test_ctrl_c_ends_quietly(monkeypatch):
     assert cli.main(["data", "table", "x"]) == 130
 
 
-def test_data_commands(capsys, tmp_path):
+def test_data_commands(capsys, tmp_path, monkeypatch):
     code, out, _ = said(capsys, "data", "table", str(tmp_path / "table"))
     assert code == 0 and len(out.splitlines()) == 7
     for name in TABLE:  # what is shipped is what is drawn, to the pixel
@@ -178,16 +171,10 @@ def test_data_commands(capsys, tmp_path):
             Image.open(folder / f"{name}.png") for folder in (tmp_path / "table", data_folder() / "table")
         )
         assert drawn.size == (224, 224) and drawn.tobytes() == shipped.tobytes()
+    monkeypatch.setattr(cli, "SHEET", 2)
     code, out, _ = said(capsys, "data", "sheet", str(tmp_path / "sheet.png"))
-    assert code == 0 and re.search(r"sheet\.png: 64 pictures, [1-9]\d* a second on one core\n", out)
-    assert Image.open(tmp_path / "sheet.png").size == (8 * 230 + 6,) * 2
-    rows = tmp_path / "rows.jsonl"
-    row = {"conversations": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}
-    rows.write_text(json.dumps(row) + "\n", "utf-8")
-    assert "1 rows" in said(capsys, "data", "check", str(rows))[1]
-    rows.write_text("{\n", "utf-8")
-    code, _, err = said(capsys, "data", "check", str(rows))
-    assert code == 2 and "line 1" in err
+    assert code == 0 and re.search(r"sheet\.png: 4 pictures, [1-9]\d* a second on one core\n", out)
+    assert Image.open(tmp_path / "sheet.png").size == (2 * 230 + 6,) * 2
 
 
 def test_base_calls_the_builder(capsys, monkeypatch, tmp_path):
@@ -200,29 +187,25 @@ def test_base_calls_the_builder(capsys, monkeypatch, tmp_path):
     assert [str(value) for value in asked[0]] == ["a", "b c", "tokenizer", typed]
 
 
-@pytest.fixture(scope="module")
-def small_run_and_words(tmp_path_factory):
-    """The whole main job, in small: 1% of the steps, 8 pictures of the exam; and what it printed."""
-    out = tmp_path_factory.mktemp("run")
-    words = io.StringIO()
-    command = ["run", "--out", str(out), "--scale", "0.01", "--exam", "8", "--pictures", "24", "--precision", "fp32"]
-    with redirect_stdout(words):
-        assert cli.main(command) == 0
-    return out, words.getvalue()
+SMALL = ["--scale", "0.0025", "--pictures", "8", "--precision", "fp32"]  # two steps of stage 1, one of stage 2
 
 
 @pytest.fixture(scope="module")
-def small_run(small_run_and_words):
-    """The folder of that run."""
-    return small_run_and_words[0]
+def small_run(tmp_path_factory):
+    """The whole main job, in small: its folder, its results, and the lines that it printed."""
+    out, words = tmp_path_factory.mktemp("run"), io.StringIO()
+    with redirect_stdout(words), pytest.MonkeyPatch.context() as patch:
+        for limit in ("LONG", "SHORT"):  # a model of so few steps would write up to it
+            patch.setattr(minivlm.evaluation.exam, limit, 8)
+        assert cli.main(["run", "--out", str(out), "--exam", "2", *SMALL]) == 0
+    return out, json.loads((out / "results.json").read_text("utf-8")), words.getvalue().splitlines()
 
 
 @pytest.mark.slow
-def test_a_run_prints_the_table_and_where_the_page_lies(small_run_and_words):
-    out, words = small_run_and_words
-    lines = words.splitlines()
-    answers = json.loads((out / "results.json").read_text("utf-8"))["table"]
-    for name, row in zip(TABLE, answers, strict=True):
+def test_a_run_prints_the_table_and_where_the_page_lies(small_run):
+    out, results, lines = small_run
+    for name, row in zip(TABLE, results["table"], strict=True):
+        assert row["name"] == name
         (start,) = (number for number, line in enumerate(lines) if line.startswith(f"{name}: "))
         columns = [(line[:15].strip(), line[15:]) for line in lines[start + 1 : start + 5]]
         said = [(title, row["answers"][stage][lang]) for stage, title in STAGES.items() for lang in ("en", "zh")]
@@ -231,54 +214,27 @@ def test_a_run_prints_the_table_and_where_the_page_lies(small_run_and_words):
 
 
 @pytest.mark.slow
-def test_a_run_leaves_checkpoints_and_a_self_contained_page(small_run):
-    assert read_meta(small_run / "pretrain")["stage"] == "pretrain" and read_meta(small_run / "sft")["stage"] == "sft"
-    text = (small_run / "index.html").read_text("utf-8")
+def test_a_run_leaves_checkpoints_results_and_a_self_contained_page(small_run):
+    out, results, _ = small_run
+    assert read_meta(out / "pretrain")["stage"] == "pretrain" and read_meta(out / "sft")["stage"] == "sft"
+    text = (out / "index.html").read_text("utf-8")
     sources = re.findall(r'(?:src|href)="([^"]*)"', text)
     assert len(sources) >= 8 and all(source.startswith("data:") for source in sources)
     for heading in ("Pretrain_vlm", "SFT_vlm", "POPE", "blank"):
         assert heading in text
     for name in ("report.md", "table.md", "metrics.md", "results.json"):
-        assert (small_run / name).stat().st_size > 200
-
-
-@pytest.mark.slow
-def test_results_hold_what_the_page_shows(small_run):
-    results = json.loads((small_run / "results.json").read_text("utf-8"))
-    assert [row["name"] for row in results["table"]] == list(TABLE)
-    assert (
-        results["sizes"]["exam"] == 8 and len(results["losses"]["pretrain"]) == 8 and len(results["losses"]["sft"]) == 4
-    )
+        assert (out / name).stat().st_size > 200
+    assert results["sizes"]["exam"] == 2
+    assert {stage: len(losses) for stage, losses in results["losses"].items()} == {"pretrain": 2, "sft": 1}
     assert set(results["exam"]) == {"pretrain", "sft"} and set(results["exam"]["sft"]) == {"en", "zh"}
     assert results["ledgers"]["pretrain"][0][2] == 0  # the encoder: nothing of it trains
 
 
 @pytest.mark.slow
-def test_what_a_model_wrote_is_escaped(small_run):
-    from minivlm.report import write_report
-
-    results = json.loads((small_run / "results.json").read_text("utf-8"))
-    results["table"][0]["answers"]["sft"]["en"] = "a <script>alert(1)</script> & a red <b>car</b>"
-    write_report(small_run / "again", results)
-    text = (small_run / "again" / "index.html").read_text("utf-8")
-    assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt; &amp; " in text
-
-
-@pytest.mark.slow
-def test_one_stage_and_one_exam(small_run, tmp_path, capsys):
+def test_one_stage_and_one_exam(tmp_path, capsys, monkeypatch):
     out = tmp_path / "stage"
-    scale = ["--scale", "0.01", "--pictures", "24", "--precision", "fp32"]
-    assert said(capsys, "train", "pretrain", "--out", str(out), *scale)[0] == 0
-    assert read_meta(out)["steps"] == 8
-    code, text, _ = said(capsys, "evaluate", str(out), "--exam", "4")
+    assert said(capsys, "train", "pretrain", "--out", str(out), *SMALL)[0] == 0
+    assert read_meta(out)["steps"] == 2
+    monkeypatch.setattr(minivlm.evaluation, "prepare_exam", partial(minivlm.evaluation.prepare_exam, holdout=2))
+    code, text, _ = said(capsys, "evaluate", str(data_folder() / "pretrain"), "--exam", "2")
     assert code == 0 and set(json.loads(text)) == {"en", "zh"}
-    code, _, err = said(
-        capsys, "train", "sft", "--parent", str(data_folder() / "base"), "--out", str(tmp_path / "x"), *scale
-    )
-    assert code == 2 and "starts from a 'pretrain' checkpoint" in err
-
-
-def test_the_table_tells_the_truth():
-    assert all(isinstance(scene, Scene) and scene.setting in SETTINGS for scene in TABLE.values())
-    assert [thing.kind for thing in TABLE["traffic"].things] == ["car", "car"]
-    assert TABLE["panda"].things[0] == Thing("panda", None, "middle", "near", "big")

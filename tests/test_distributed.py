@@ -38,15 +38,16 @@ SETTINGS = {
 }
 if torch.accelerator.is_available():  # elsewhere nothing needs to be said
     SETTINGS["ACCELERATE_USE_CPU"] = "true"
-PATIENCE = 120  # seconds, in which a job has ended, well or not
+JOBS = {(1, 2): ["everything", "stored", "left"], (2, 1): ["everything", "stored", "refusals"]}  # of one launch each
+PATIENCE = 400  # seconds, in which a launch has ended, well or not
 LOSSES = {"fp32": {"rel": 0, "abs": 1e-5}, "bf16": {"rel": 0, "abs": 0.02}}
 WEIGHTS = {"fp32": 1e-4, "bf16": 0.1}  # see `apart`
 
 pytestmark = pytest.mark.slow
+TWO = pytest.mark.parametrize(("agents", "processes"), JOBS, ids=["two processes", "two machines"])
 
 
 def free_port() -> str:
-    """A port of this machine that nobody uses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])
@@ -67,19 +68,37 @@ def ended(*commands: list[str]) -> list[subprocess.CompletedProcess]:
     ]
 
 
-def torchrun(folder: Path, job: str, agents: int, processes: int) -> list[subprocess.CompletedProcess]:
-    """A job of the worker by so many agents, with so many processes each."""
+def torchrun(folder: Path, jobs: list[str], agents: int, processes: int) -> list[subprocess.CompletedProcess]:
+    """Jobs of the worker by so many agents, with so many processes each."""
     common = ["torch.distributed.run", "--nproc_per_node", str(processes), "--nnodes", str(agents)]
     common += ["--master_addr", "127.0.0.1", "--master_port", free_port()]
-    end = [str(SCRIPT), str(folder), job]
+    end = [str(SCRIPT), str(folder), *jobs]
     return ended(*([*common, "--node_rank", str(number), *end] for number in range(agents)))
 
 
-def done(folder: Path, job: str, agents: int, processes: int) -> list[dict]:
-    """What every process has to tell about a job that ends well."""
-    agents_ended = torchrun(folder, job, agents, processes)
+def done(folder: Path, jobs: list[str], agents: int, processes: int) -> None:
+    agents_ended = torchrun(folder, jobs, agents, processes)
     assert [agent.returncode for agent in agents_ended] == [0] * agents, "\n".join(a.stderr for a in agents_ended)
-    return [json.loads((folder / f"{job}-{rank}.json").read_text()) for rank in range(agents * processes)]
+
+
+def reports(folder: Path, job: str) -> list[dict]:
+    return [json.loads((folder / f"{job}-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def with_images(folder: Path, processor) -> None:
+    """What the jobs of a launch read: data sets for `stored`, image files for `left`; one image of each is none."""
+    for name, index in (("pictures", "index"), ("broken-pictures", "broken-index")):
+        stored = folder / "stored"
+        write_dataset(stored / index, write(with_noise(stored / name), noise_rows()), processor)
+    third_image(folder / "stored" / "broken-index").write_bytes(b"no picture")
+    for machine in (folder / "left").glob("*"):
+        Image.new("RGB", (8, 8), "red").save(machine / "red.png")
+        (machine / "broken.png").write_bytes(b"no picture")
+
+
+def third_image(index: Path) -> Path:
+    """An image of the second batch of two, which is the second process's."""
+    return different_images(open_dataset(index))[2]
 
 
 @pytest.fixture(scope="module")
@@ -113,16 +132,17 @@ def alone(place, make_machines):
 
 
 @pytest.fixture
-def together(place, make_machines):
-    """`together(agents, processes)`: all runs of several processes, made once; their folder and their reports."""
+def together(place, make_machines, processor):
+    """`together(agents, processes, job)`: the job's folder and its reports; a launch does all its jobs, once."""
 
-    def make(agents: int, processes: int) -> tuple[Path, list[dict]]:
-        name = f"{agents}-times-{processes}"
-        if (place / name).exists():
-            reports = sorted((place / name).glob("everything-*.json"))
-            return place / name, [json.loads(report.read_text()) for report in reports]
-        folder = make_machines(name, agents)
-        return folder, done(folder, "everything", agents, processes)
+    def make(agents: int, processes: int, job: str) -> tuple[Path, list[dict]]:
+        folder, jobs = place / f"{agents}-times-{processes}", JOBS[agents, processes]
+        if not folder.exists():
+            for name in jobs:
+                make_machines(f"{folder.name}/{name}", agents)
+            with_images(folder, processor)
+            done(folder, jobs, agents, processes)
+        return folder / job, reports(folder, job)
 
     return make
 
@@ -136,13 +156,13 @@ def apart(one: Path, other: Path, parent: Path) -> float:
     return ((first - second).norm() / (second - start).norm()).item()
 
 
-@pytest.mark.parametrize(("agents", "processes"), [(1, 2), (2, 1)], ids=["two processes", "two machines"])
+@TWO
 def test_together_they_learn_what_one_process_learns(agents, processes, together, alone):
     machine, losses = alone
-    folder, reports = together(agents, processes)
-    assert [(report["processes"], report["launched"]) for report in reports] == [(2, 2), (2, 2)]
+    folder, told = together(agents, processes, "everything")
+    assert [(report["processes"], report["launched"]) for report in told] == [(2, 2), (2, 2)]
     for name, (stage, parent, precision) in RUNS.items():
-        first, second = (report[name] for report in reports)
+        first, second = (report[name] for report in told)
         assert first["losses"] == second["losses"] and first["hashes"] == second["hashes"]
         assert first["losses"] == pytest.approx(losses[name], **LOSSES[precision])
         written = machine_folder(folder, 0) / name
@@ -151,9 +171,9 @@ def test_together_they_learn_what_one_process_learns(agents, processes, together
     assert len(list(folder.glob("*/sft"))) == 1  # only the main process writes
 
 
-@pytest.mark.parametrize(("agents", "processes"), [(1, 2), (2, 1)], ids=["two processes", "two machines"])
+@TWO
 def test_in_an_epoch_every_row_is_seen_once_by_one_of_them(agents, processes, together):
-    seen = [report["pretrain"]["seen"] for report in together(agents, processes)[1]]
+    seen = [report["pretrain"]["seen"] for report in together(agents, processes, "everything")[1]]
     assert [[len(rows) for rows in passes] for passes in seen] == [[2] * 16, [2] * 16]  # eight steps of two passes
     one, other = ({row for rows in passes for row in rows} for passes in seen)
     assert len(one) == len(other) == 32 and one | other == {row.name for row in ROWS}
@@ -161,7 +181,7 @@ def test_in_an_epoch_every_row_is_seen_once_by_one_of_them(agents, processes, to
 
 def test_the_loss_is_the_mean_over_the_tokens_of_all_processes(together):
     """By hand, for the first step; the mean of the processes' own means is another number."""
-    folder, reports = together(1, 2)
+    folder, told = together(1, 2, "everything")
     model, processor, _ = load_checkpoint(machine_folder(folder, 0) / "parent")
     named = {row.name: row for row in ROWS}
 
@@ -175,17 +195,16 @@ def test_the_loss_is_the_mean_over_the_tokens_of_all_processes(together):
         with torch.no_grad():
             return loss_by_hand(model(**batch).logits, batch["labels"])
 
-    shares = [[name for rows in report["sft"]["seen"][:2] for name in rows] for report in reports]  # two passes
+    shares = [[name for rows in report["sft"]["seen"][:2] for name in rows] for report in told]  # two passes
     assert [len(share) for share in shares] == [7, 7]
     assert set(map(count, shares[0] + shares[1])) == {0, 1, 2}
-    first = reports[0]["sft"]["losses"][0]
+    first = told[0]["sft"]["losses"][0]
     assert first == pytest.approx(loss(shares[0] + shares[1]), abs=1e-5)
     assert abs(first - (loss(shares[0]) + loss(shares[1])) / 2) > 1e-3
 
 
-def test_what_one_process_finds_wrong_stops_all_of_them(make_machines):
-    folder = make_machines("refused", 2)
-    first, second = done(folder, "refusals", 2, 1)
+def test_what_one_process_finds_wrong_stops_all_of_them(together):
+    folder, (first, second) = together(2, 1, "refusals")
     assert first["rows"] == second["rows"]
     assert "process 1 of 2 was given another run than the main process: its rows is" in first["rows"]
     assert "its recipe is" in first["recipe"] == second["recipe"]
@@ -198,13 +217,13 @@ def test_what_one_process_finds_wrong_stops_all_of_them(make_machines):
     assert left == {"base", "parent", "taken", "stopped"}
 
 
-def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(make_machines, alone, together):
+def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(place, make_machines, alone, together):
     """With as many processes as before to the last bit, with another number to tolerance."""
     machine, losses = alone
-    never, expected = together(2, 1)
-    folder = make_machines("killed", 2)
+    never, expected = together(2, 1, "everything")
+    folder = make_machines("killed/killed", 2)
     first, second = (machine_folder(folder, number) for number in (0, 1))
-    agents = torchrun(folder, "killed", 2, 1)
+    agents = torchrun(place / "killed", ["killed"], 2, 1)
     assert all(agent.returncode for agent in agents)
     assert "ProcessError: another process stopped, and its own words say why" in agents[0].stderr
     assert {path.name for path in first.iterdir()} == {"base", "parent", "killed"}
@@ -213,7 +232,8 @@ def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(make_machines
     assert (meta["steps"], meta["finished"]) == (KILLED_IN - 2, False)
     shutil.copytree(first / "killed", machine / "killed")
 
-    again = done(folder, "killed", 2, 1)
+    done(place / "killed", ["killed"], 2, 1)
+    again = reports(place / "killed", "killed")
     assert [report["passes"] for report in again] == [2 * 2, 2 * 2]  # two steps of two passes were left
     assert again[0]["losses"] == again[1]["losses"] == expected[0]["sft"]["losses"]
     same = machine_folder(never, 0) / "sft"
@@ -225,39 +245,21 @@ def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(make_machines
     assert apart(machine / "killed", machine / "sft", machine / "parent") < WEIGHTS["fp32"]
 
 
-def test_a_picture_that_one_process_cannot_read_ends_the_job(make_machines):
-    folder = make_machines("unreadable", 2)
-    for number in (0, 1):
-        Image.new("RGB", (8, 8), "red").save(machine_folder(folder, number) / "red.png")
-        (machine_folder(folder, number) / "broken.png").write_bytes(b"no picture")
-    agents = torchrun(folder, "unreadable", 2, 1)
-    assert all(agent.returncode for agent in agents)
-    named = ["ImageError" in agent.stderr and "broken.png" in agent.stderr for agent in agents]
-    assert sorted(named) == [False, True]
-    assert not list(folder.glob("*/unreadable*"))
-
-
-@pytest.mark.parametrize(
-    ("agents", "processes", "encoded"), [(1, 2, [6, 4]), (2, 1, [10, 10])], ids=["two processes", "two machines"]
-)
+@TWO
 def test_features_are_encoded_once_a_machine_and_one_that_cannot_be_stops_all(
-    make_machines, model, processor, agents, processes, encoded, monkeypatch
+    together, model, processor, agents, processes, tmp_path, monkeypatch
 ):
     """Two processes share the batches; on two disks each machine makes all of its own. The bytes are those of one."""
-    folder = make_machines(f"features-{agents}-{processes}", agents)
-    for name, index in (("pictures", "index"), ("broken-pictures", "broken-index")):
-        write_dataset(folder / index, write(with_noise(folder / name), noise_rows()), processor)
-    dataset = open_dataset(folder / "broken-index")
-    broken = different_images(dataset)[2]  # of the second batch, which is the second process's
-    where = next(sample.name for sample in dataset if broken in sample.images)
-    broken.write_bytes(b"no picture")
-    reports = done(folder, "stored", agents, processes)
-    assert [report["encoded"] for report in reports] == encoded and sum(encoded) == agents * NOISE
+    folder, told = together(agents, processes, "stored")
+    encoded = [report["encoded"] for report in told]
+    assert encoded == ([6, 4] if agents == 1 else [10, 10]) and sum(encoded) == agents * NOISE
     monkeypatch.setattr(features, "BATCH", 2)
-    FeatureStore.build(folder / "alone", open_dataset(folder / "index"), model, processor)
+    FeatureStore.build(tmp_path / "alone", open_dataset(folder / "index"), model, processor)
     for number in range(agents):
-        assert contents(machine_folder(folder, number) / "store") == contents(folder / "alone")
-    first, second = (report["said"] for report in reports)
+        assert contents(machine_folder(folder, number) / "store") == contents(tmp_path / "alone")
+    broken = third_image(folder / "broken-index")
+    where = next(sample.name for sample in open_dataset(folder / "broken-index") if broken in sample.images)
+    first, second = (report["said"] for report in told)
     assert second.startswith(f"SampleError: {where}: {broken}: this is not an image")
     if agents == 1:
         assert first == "ProcessError: process 1 of 2 stopped: " + second.removeprefix("SampleError: ")
@@ -265,13 +267,13 @@ def test_features_are_encoded_once_a_machine_and_one_that_cannot_be_stops_all(
         assert first == second
 
 
-def test_the_group_is_left_at_the_end_of_a_command_and_after_an_error(place):
-    folder = place / "left"
-    machine_folder(folder, 0).mkdir(parents=True)
-    first, second = done(folder, "left", 1, 2)
-    assert [report[name] for report in (first, second) for name in ("well", "error")] == [[True, False]] * 4
-    assert second["said"] == "ValueError: no more"
-    assert first["said"].startswith("ProcessError: another process stopped")
+def test_the_group_is_left_at_the_end_of_a_command_and_after_an_image_that_one_process_cannot_read(together):
+    folder, told = together(1, 2, "left")
+    assert [report[name] for report in told for name in ("well", "error")] == [[True, False]] * 4
+    one, other = sorted(report["said"] for report in told)
+    assert one.startswith("ImageError: ") and "broken.png" in one
+    assert other.startswith("ProcessError: another process stopped, and its own words say why")
+    assert not list(folder.glob("*/unreadable*"))
 
 
 @pytest.mark.parametrize("problem", [None, ValueError("a bad file"), KeyboardInterrupt()])

@@ -7,14 +7,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     CLIPVisionModel,
     GenerationConfig,
     LlamaForCausalLM,
 )
 
-from minivlm.config import PRESETS, STAGES, MiniVLMConfig, Stage, preset_config
+from minivlm.config import PRESETS, STAGES, MiniVLMConfig, preset_config
 from minivlm.model import (
     LedgerRow,
     MiniVLMForConditionalGeneration,
@@ -61,42 +60,27 @@ def test_parameters_of_clip_26m_exactly():
 def test_a_preset_takes_the_tokenizers_vocabulary():
     config = preset_config("scenes", vocab_size=777)
     assert (config.text_config.vocab_size, config.image_token_id) == (777, 777)
-    with pytest.raises(ValueError, match=r"no preset 'scene'; choose one of scenes, clip-26m"):
-        preset_config("scene")
 
 
-def test_config_round_trip(config, tmp_path):
-    config.save_pretrained(tmp_path)
-    loaded = AutoConfig.from_pretrained(tmp_path)
-    assert type(loaded) is MiniVLMConfig
-    assert loaded.to_dict() == AutoConfig.from_pretrained(tmp_path).to_dict()
-    for part in ("vision_config", "text_config"):
-        saved, back = getattr(config, part).to_dict(), getattr(loaded, part).to_dict()
-        assert {key: back[key] for key in saved if key != "transformers_version"} == {
-            key: value for key, value in saved.items() if key != "transformers_version"
-        }
-    assert (loaded.image_token_id, loaded.num_image_tokens) == (320, 4)
-
-
-def test_config_refuses_a_negative_id(config):
-    with pytest.raises(ValueError, match="image_token_id is -1"):
-        MiniVLMConfig(vision_config=config.vision_config, text_config=config.text_config, image_token_id=-1)
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: preset_config("scene"), r"no preset 'scene'; choose one of scenes, clip-26m"),
+        (lambda: MiniVLMConfig(image_token_id=-1), "image_token_id is -1"),
+        (lambda: dataclasses.replace(PRETRAIN, trains=("vision", "projector")), r"vision.* cannot train"),
+        (lambda: dataclasses.replace(SFT, learning_rates={"projector": 1e-3}), "give a learning rate to each"),
+    ],
+)
+def test_presets_configs_and_stages_that_cannot_be(make, problem):
+    with pytest.raises(ValueError, match=problem):
+        make()
 
 
 def test_stages_of_every_preset():
+    expected = [("pretrain", "base", ("projector",)), ("sft", "pretrain", ("projector", "language_model"))]
     for stages in STAGES.values():
-        assert list(stages) == ["pretrain", "sft"]
-        assert [stage.name for stage in stages.values()] == ["pretrain", "sft"]
-        assert [stage.parent for stage in stages.values()] == ["base", "pretrain"]
-        assert [stage.trains for stage in stages.values()] == [("projector",), ("projector", "language_model")]
-        assert all(stage.warmup_steps < stage.steps for stage in stages.values())
-
-
-def test_a_stage_refuses_what_no_stage_may_do():
-    with pytest.raises(ValueError, match=r"vision.* cannot train"):
-        dataclasses.replace(PRETRAIN, trains=("vision", "projector"))
-    with pytest.raises(ValueError, match="give a learning rate to each"):
-        dataclasses.replace(SFT, learning_rates={"projector": 1e-3})
+        assert [(stage.name, stage.parent, stage.trains) for stage in stages.values()] == expected
+        assert list(stages) == ["pretrain", "sft"] and all(s.warmup_steps < s.steps for s in stages.values())
 
 
 # ---- vision
@@ -104,7 +88,6 @@ def test_a_stage_refuses_what_no_stage_may_do():
 
 @pytest.fixture
 def encoder(config) -> VisionEncoder:
-    """A random encoder."""
     return VisionEncoder(CLIPVisionModel._from_config(config.vision_config))
 
 
@@ -177,21 +160,6 @@ def test_features_computed_before_replace_pixels_bit_for_bit(model, make_batch):
         assert torch.equal(model(**given).logits, expected)
 
 
-def test_embeddings_stand_where_their_tokens_stand(model, make_batch):
-    """Against a loop: every position is either a row of the table or W times the next patch feature."""
-    batch = make_batch([1, 0, 2])
-    with torch.no_grad():
-        embeds = model.embed(batch["input_ids"], batch["pixel_values"])
-        features = model.vision(batch["pixel_values"]).flatten(0, 1)  # (I * N, Dv)
-        queue = [model.projector.weight @ feature for feature in features]
-        table = model.language_model.model.embed_tokens.weight
-        for row, ids in enumerate(batch["input_ids"].tolist()):
-            for place, token in enumerate(ids):
-                expected = queue.pop(0) if token == 320 else table[token]
-                torch.testing.assert_close(embeds[row, place], expected)
-    assert queue == []
-
-
 def test_autocast_keeps_text_and_pictures_in_one_precision(model, make_batch):
     batch = make_batch([1, 2])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -237,15 +205,6 @@ def test_pictures_and_placeholders_must_belong_together(model, make_batch, call)
 
 
 # ---- generate
-
-
-def test_generate_gives_prompt_and_answer(model, make_batch):
-    batch = make_batch([1, 2, 0])
-    length = batch["input_ids"].shape[1]
-    result = model.generate(**batch, max_new_tokens=5, num_beams=3, num_return_sequences=2)
-    assert torch.equal(result[:, :length], batch["input_ids"].repeat_interleave(2, 0))
-    assert result.shape[0] == 6 and length < result.shape[1] <= length + 5
-    assert (result[:, length:] < 320).all()  # `<image>` has no logit
 
 
 def test_generate_takes_its_inputs_in_every_form(model, make_batch):
@@ -353,8 +312,9 @@ def test_the_ledger_counts_exactly(model, config):
     layer = 24 * 24 * 2 + 24 * 12 * 2 + 3 * 24 * 40 + 2 * 24  # q and o, k and v, MLP, norms
     language_model = 320 * 24 + 2 * layer + 24  # the tied head is not counted again
     vision = sum(p.numel() for p in CLIPVisionModel._from_config(config.vision_config).parameters())
-    for stage, trained in ((PRETRAIN, 0), (SFT, language_model)):
+    for stage, norm, trained in ((PRETRAIN, False, 0), (PRETRAIN, True, 24), (SFT, True, language_model)):
         set_trainable(model, stage)
+        model.language_model.model.norm.requires_grad_(norm)  # the ledger tells what is, not what was meant
         found = ledger(model, stage)
         assert found.rows == (
             LedgerRow("vision", vision, 0),
@@ -363,31 +323,10 @@ def test_the_ledger_counts_exactly(model, config):
         )
         assert found.total == ("total", vision + 384 + language_model, 384 + trained)
         assert found.total.parameters == sum(p.numel() for p in model.parameters())
-
-
-def test_the_ledger_shows_what_is_and_not_what_was_meant(model):
-    set_trainable(model, PRETRAIN)
-    model.language_model.model.norm.requires_grad_(True)
-    assert ledger(model, PRETRAIN).rows[2].trained == 24
-
-
-def test_the_ledger_reads_well(model):
-    set_trainable(model, PRETRAIN)
-    table = str(ledger(model, PRETRAIN)).splitlines()
-    assert table[0].split() == ["stage", "pretrain", "parameters", "trained", "frozen"]
-    assert table[2].split() == ["projector", "384", "384", "0"]
-    assert len({len(line) for line in table}) == 1
-    assert table[4].split()[1:] == [f"{n:,}" for n in (sum(p.numel() for p in model.parameters()), 384)] + [
-        f"{sum(p.numel() for p in model.parameters()) - 384:,}"
-    ]
+        assert len({len(line) for line in str(found).splitlines()}) == 1  # a table
 
 
 # ---- save and load in the library's way
-
-
-def test_the_auto_classes_know_the_model(config):
-    assert type(AutoConfig.for_model("minivlm")) is MiniVLMConfig
-    assert type(AutoModelForImageTextToText.from_config(config)) is MiniVLMForConditionalGeneration
 
 
 def test_save_and_load_give_the_same_logits(model, make_batch, tmp_path):
@@ -413,8 +352,3 @@ def test_an_untied_head_survives_saving(config, make_batch, tmp_path):
     batch = make_batch([1])
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
-
-
-def test_a_stage_can_be_varied():
-    short = dataclasses.replace(SFT, steps=3)
-    assert isinstance(short, Stage) and short.steps == 3 and short.learning_rates == SFT.learning_rates

@@ -3,14 +3,8 @@
 Mostly in float64, where two right programs agree to ten decimal places and a wrong one does not.
 """
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from training import loss_by_hand
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM, LlavaForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -24,6 +18,11 @@ ROWS = pytest.mark.parametrize(
     "counts", [[1], [2], [0], [1, 2, 0], [0, 1], [2, 2]], ids=lambda counts: "-".join(map(str, counts))
 )
 SIDES = pytest.mark.parametrize("side", ["left", "right"])
+
+
+@pytest.fixture
+def model(make_model) -> MiniVLMForConditionalGeneration:
+    return make_model(dtype=torch.float64)
 
 
 def positions_by_hand(mask: torch.Tensor) -> torch.Tensor:
@@ -84,8 +83,7 @@ def test_text_only_generates_what_the_base_model_generates(config, model, make_b
 
 @ROWS
 @SIDES
-def test_logits_equal_llava(make_model, make_batch, counts, side):
-    model = make_model(dtype=torch.float64)
+def test_logits_equal_llava(model, make_batch, counts, side):
     batch = make_batch(counts, side, dtype=torch.float64)
     shown = batch["attention_mask"]
     with torch.no_grad():
@@ -96,8 +94,7 @@ def test_logits_equal_llava(make_model, make_batch, counts, side):
 
 @ROWS
 @SIDES
-def test_greedy_tokens_equal_llava(make_model, make_batch, counts, side):
-    model = make_model(dtype=torch.float64)
+def test_greedy_tokens_equal_llava(model, make_batch, counts, side):
     batch = make_batch(counts, side, dtype=torch.float64)
     ours = model.generate(**batch, max_new_tokens=10)
     suppressed = {"suppress_tokens": [model.config.image_token_id]}
@@ -106,8 +103,7 @@ def test_greedy_tokens_equal_llava(make_model, make_batch, counts, side):
     assert torch.equal(ours, theirs)
 
 
-def test_beams_equal_llava(make_model, make_batch):
-    model = make_model(dtype=torch.float64)
+def test_beams_equal_llava(model, make_batch):
     batch = make_batch([2, 1], dtype=torch.float64)
     options = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 6}
     ours = model.generate(**batch, **options)
@@ -118,9 +114,8 @@ def test_beams_equal_llava(make_model, make_batch):
 @pytest.mark.parametrize(
     "beams", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.5}]
 )
-def test_beams_equal_those_of_the_language_model_alone(make_model, make_batch, beams):
+def test_beams_equal_those_of_the_language_model_alone(model, make_batch, beams):
     """Rows with two pictures, without any and with one, padded on the left; embedded by a loop, not by the model."""
-    model = make_model(dtype=torch.float64)
     batch = make_batch([2, 0, 1], dtype=torch.float64)
     table = model.language_model.model.embed_tokens.weight
     with torch.no_grad():
@@ -171,9 +166,8 @@ def test_enough_beams_find_the_best_of_all_answers(config, make_batch):
     assert not torch.equal(greedy, found.sequences[::5, -3:])  # what greed misses
 
 
-def test_the_oracles_can_tell_pictures_apart(make_model, make_batch):
+def test_the_oracles_can_tell_pictures_apart(model, make_batch):
     """A model that ignores pictures would pass above if both sides ignored them; here both must not."""
-    model = make_model(dtype=torch.float64)
     batch = make_batch([2, 1], dtype=torch.float64)
     other = batch | {"pixel_values": batch["pixel_values"].flip(0)}
     for each, adapt in ((model, dict), (as_llava(model), for_llava)):
@@ -188,9 +182,8 @@ def test_the_oracles_can_tell_pictures_apart(make_model, make_batch):
 # ---- padding, rows and the cache
 
 
-def test_left_padding_changes_no_logit(make_model, make_batch):
+def test_left_padding_changes_no_logit(model, make_batch):
     """Rotary positions are relative, so a shift shows only in the last digits: float64 sees it."""
-    model = make_model(dtype=torch.float64)
     batch = make_batch([1, 2, 0], "left", dtype=torch.float64)
     _assert_rows_are_as_if_alone(model, batch, atol=1e-12)
 
@@ -226,9 +219,8 @@ def _rows_alone(batch) -> list[dict]:
 
 
 @SIDES
-def test_cached_decoding_equals_uncached(make_model, make_batch, side):
+def test_cached_decoding_equals_uncached(model, make_batch, side):
     """One token at a time over a growing cache, and the whole sequence anew at each step."""
-    model = make_model(dtype=torch.float64)
     batch = make_batch([1, 2, 0], side, dtype=torch.float64)
     ids, mask, cache = batch["input_ids"], batch["attention_mask"], None
     pictures = {"pixel_values": batch["pixel_values"], "images_per_row": batch["images_per_row"]}
@@ -245,8 +237,7 @@ def test_cached_decoding_equals_uncached(make_model, make_batch, side):
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
 
 
-def test_generate_equals_a_loop_without_cache(make_model, make_batch):
-    model = make_model(dtype=torch.float64)
+def test_generate_equals_a_loop_without_cache(model, make_batch):
     batch = make_batch([1, 2, 0], dtype=torch.float64)
     ids, mask = batch["input_ids"], batch["attention_mask"]
     for _ in range(8):
@@ -257,8 +248,7 @@ def test_generate_equals_a_loop_without_cache(make_model, make_batch):
     assert torch.equal(model.generate(**batch, max_new_tokens=8, eos_token_id=None), ids)
 
 
-def test_beams_of_a_batch_are_the_beams_of_its_rows(make_model, make_batch):
-    model = make_model(dtype=torch.float64)
+def test_beams_of_a_batch_are_the_beams_of_its_rows(model, make_batch):
     batch = make_batch([2, 0, 1], dtype=torch.float64)
     options = {"num_beams": 4, "num_return_sequences": 2, "max_new_tokens": 5, "eos_token_id": None}
     new = model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
@@ -267,8 +257,7 @@ def test_beams_of_a_batch_are_the_beams_of_its_rows(make_model, make_batch):
     assert torch.equal(new, torch.cat(alone))
 
 
-def test_samples_are_those_of_a_batch_with_every_row_repeated(make_model, make_batch):
-    model = make_model(dtype=torch.float64)
+def test_samples_are_those_of_a_batch_with_every_row_repeated(model, make_batch):
     batch = make_batch([2, 1], dtype=torch.float64)
     options = {"do_sample": True, "max_new_tokens": 8, "eos_token_id": None}
     first, second, third = batch["pixel_values"]
@@ -288,14 +277,13 @@ def test_samples_are_those_of_a_batch_with_every_row_repeated(make_model, make_b
 # ---- gradients
 
 
-def test_finite_differences_of_the_gradient_that_reaches_w_through_the_frozen_lm(make_model, make_batch, monkeypatch):
+def test_finite_differences_of_the_gradient_that_reaches_w_through_the_frozen_lm(model, make_batch, monkeypatch):
     """Nudge W and look at the loss: two pictures in a row, padding, float64."""
 
     def norm_in_float64(self, hidden):  # the library's own rounds to float32, whatever it is given
         return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
 
     monkeypatch.setattr(LlamaRMSNorm, "forward", norm_in_float64)
-    model = make_model(dtype=torch.float64)
     set_trainable(model, STAGES["scenes"]["pretrain"])
     batch = make_batch([1, 2], "right", dtype=torch.float64)
     learnt = (batch["attention_mask"] == 1) & (batch["input_ids"] != model.config.image_token_id)
@@ -330,36 +318,3 @@ def test_the_loss_is_the_mean_over_supervised_tokens(make_model, make_batch, sid
             output = model(**batch, labels=labels)
         assert output.loss.dtype == torch.float32
         assert output.loss.item() == pytest.approx(loss_by_hand(output.logits, labels), rel=tolerance)
-
-
-# ---- save and load
-
-
-LOAD = """
-import sys, json, torch
-from safetensors.torch import load_file, save_file
-import minivlm
-from transformers import AutoModelForImageTextToText
-folder = sys.argv[1]
-model, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
-assert type(model) is minivlm.MiniVLMForConditionalGeneration and not model.training
-with torch.no_grad():
-    logits = model(**load_file(folder + "/batch.safetensors")).logits
-save_file({"logits": logits}, folder + "/logits.safetensors")
-print(json.dumps({key: sorted(map(str, value)) for key, value in report.items()}))
-"""
-
-
-@pytest.mark.slow
-def test_a_fresh_process_gives_the_same_logits(model, make_batch, tmp_path):
-    """Buffers that are not saved come back as empty memory where nothing rebuilds them; this would show it."""
-    model.save_pretrained(tmp_path)
-    batch = make_batch([1, 2, 0])
-    save_file(batch, tmp_path / "batch.safetensors")
-    root = str(Path(__file__).parents[1])
-    done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
-    assert {key: value for key, value in report.items() if value} == {}
-    with torch.no_grad():
-        assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], model(**batch).logits)

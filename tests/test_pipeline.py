@@ -21,7 +21,6 @@ from minivlm.train import Trainer
 
 @pytest.fixture
 def plan(tmp_path, model, processor) -> Plan:
-    """A run from the tiny model as its base."""
     save_base(tmp_path / BASE, model, processor)
     return Plan(tmp_path / "out", tmp_path)
 
@@ -46,18 +45,24 @@ def done(monkeypatch, config) -> list[str]:
     return order
 
 
-def probe_finds(precision: str, monkeypatch) -> None:
-    monkeypatch.setattr(minivlm.pipeline, "choose_precision", lambda model: precision)
+@pytest.fixture(autouse=True)
+def probe_finds(monkeypatch):
+    """`probe_finds(precision)`: what the probe finds faster from then on; at first it is fp32."""
+
+    def finds(precision: str) -> None:
+        monkeypatch.setattr(minivlm.pipeline, "choose_precision", lambda model: precision)
+
+    finds("fp32")
+    return finds
 
 
 @pytest.mark.parametrize("place", [PRETRAIN, ""])
-def test_the_precision_of_what_was_begun_holds_whatever_the_probe_finds(plan, model, processor, monkeypatch, place):
+def test_the_precision_of_what_was_begun_holds_whatever_the_probe_finds(plan, model, processor, place):
     """Of a run or of a single stage."""
     folder = plan.out / place
     save_base(folder, model, processor)
     meta = json.loads((folder / META).read_text("utf-8")) | {"precision": "bf16"}
     (folder / META).write_text(json.dumps(meta), "utf-8")
-    probe_finds("fp32", monkeypatch)
     assert minivlm.pipeline._precision(plan, model) == "bf16"
     assert minivlm.pipeline._precision(Plan(plan.out, plan.data, resume=False), model) == "fp32"
     assert minivlm.pipeline._precision(Plan(plan.out, plan.data, precision="fp32"), model) == "fp32"
@@ -84,34 +89,30 @@ def test_a_stage_that_would_be_refused_is_refused_before_pictures_are_drawn(
         minivlm.pipeline.train_stage(plan, SFT, model, processor, plan.data / parent, plan.data / out)
 
 
-def test_a_checkpoint_that_no_stage_wrote_has_no_precision_to_keep(plan, model, monkeypatch):
-    probe_finds("fp32", monkeypatch)
+def test_a_checkpoint_that_no_stage_wrote_has_no_precision_to_keep(plan, model):
     assert minivlm.pipeline._precision(Plan(plan.data / BASE, plan.data), model) == "fp32"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_run_killed_between_two_renames_goes_on_in_its_precision(plan, done, monkeypatch):
+def test_a_run_killed_between_two_renames_goes_on_in_its_precision(plan, done, monkeypatch, probe_finds):
     def run_and_die():
-        probe_finds("bf16", monkeypatch)
+        probe_finds("bf16")
         monkeypatch.setattr(Path, "rename", deadly(Path.rename, 3))
         run(plan)
 
     assert in_a_child(run_and_die) == -signal.SIGKILL
     assert not (plan.out / PRETRAIN).exists() and (plan.out / f"{PRETRAIN}.replaced").is_dir()
-    probe_finds("fp32", monkeypatch)
     assert run(plan)["precision"] == "bf16"
     assert [read_meta(plan.out / name)["precision"] for name in (PRETRAIN, SFT)] == ["bf16", "bf16"]
 
 
-def test_the_exam_is_drawn_once_before_any_training(plan, done, monkeypatch):
-    probe_finds("fp32", monkeypatch)
+def test_the_exam_is_drawn_once_before_any_training(plan, done):
     run(plan)
     assert done == ["exam", PRETRAIN, SFT]
 
 
-def test_a_run_that_went_on_took_the_time_of_all_its_sittings(plan, done, monkeypatch):
+def test_a_run_that_went_on_took_the_time_of_all_its_sittings(plan, done):
     """As its logs tell, here of 100 seconds a step; twelve steps were made in an earlier sitting."""
-    probe_finds("fp32", monkeypatch)
     run(plan)
     for name in (PRETRAIN, SFT):
         log = [json.loads(line) for line in (plan.out / name / "log.jsonl").read_text("utf-8").splitlines()]
@@ -130,18 +131,18 @@ def test_a_total_is_never_less_than_its_rounded_phases():
     assert clock.with_total(9.0)["total"] == 9.0
 
 
-@pytest.mark.parametrize("name", [PRETRAIN, SFT])
-def test_a_run_finds_a_place_of_other_things_before_it_draws_anything(plan, done, name):
-    (plan.out / name).mkdir(parents=True)
-    (plan.out / name / "chapter.txt").write_text("years of work")
-    with pytest.raises(FolderError, match=f"{name} exists and is no checkpoint"):
-        run(plan)
-    assert done == []
-
-
-def test_a_run_finds_out_that_it_cannot_write_before_it_draws_anything(plan, done):
-    plan.out.write_text("a file")
-    with pytest.raises(OSError, match="cannot be written"):
+@pytest.mark.parametrize(
+    ("place", "error", "complaint"),
+    [
+        (PRETRAIN, FolderError, "pretrain exists and is no checkpoint"),
+        (SFT, FolderError, "sft exists and is no checkpoint"),
+        (".", OSError, "cannot be written"),
+    ],
+)
+def test_a_run_finds_a_place_of_other_things_before_it_draws_anything(plan, done, place, error, complaint):
+    (plan.out / place).parent.mkdir(exist_ok=True)
+    (plan.out / place).write_text("years of work")
+    with pytest.raises(error, match=complaint):
         run(plan)
     assert done == []
 

@@ -1,20 +1,16 @@
 """Ids, labels and pixels, against what can be said about them by hand."""
 
-import inspect
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
-from transformers import AutoProcessor, PreTrainedTokenizerFast, pipeline
+from transformers import PreTrainedTokenizerFast
 
 from minivlm.config import IGNORE_INDEX, PROMPTS
-from minivlm.data.images import ImageError
 from minivlm.data.samples import Example, Sample
 from minivlm.data.validation import SampleError, messages_from_turns
-from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 
 PAD, START, END, IMAGE, N = 0, 1, 2, 320, 4  # of the tokenizer and the model in conftest.py
@@ -90,11 +86,6 @@ def test_whole_sequence_by_hand(processor, tokenizer):
     assert rendered.labels == [IGNORE_INDEX] * len(before) + [*answer, END] + [IGNORE_INDEX] * len(newline)
 
 
-def test_one_token_answer_supervises_two_tokens(processor, tokenizer):
-    assert len(plain(tokenizer, "a")) == 1
-    assert len(supervised(processor.encode(Sample([user("Is there a car?"), assistant("a")])))) == 2
-
-
 # ---- what people type
 
 
@@ -138,28 +129,19 @@ def test_several_pictures_in_one_conversation(processor):
     messages = [
         user(text("Look at "), shown(red), text("and "), shown(green)),
         assistant("a"),
-        user(shown(blue), text("And now?")),
+        user(shown(blue), shown(red), text("And now?")),  # side by side, yet two blocks
         assistant("b"),
     ]
     rendered = processor.encode(Sample(messages))
-    assert rendered.images == [red, green, blue]
-    assert rendered.input_ids.count(IMAGE) == 3 * N
+    assert rendered.images == [red, green, blue, red]
+    assert rendered.input_ids.count(IMAGE) == 4 * N
     starts = [i for i, token in enumerate(rendered.input_ids) if token == IMAGE and rendered.input_ids[i - 1] != IMAGE]
-    assert all(rendered.input_ids[start : start + N + 1][:N] == [IMAGE] * N for start in starts)
-    assert len(starts) == 3
+    assert all(rendered.input_ids[start : start + N] == [IMAGE] * N for start in starts)
+    assert len(starts) == 4
     batch = processor.collate([rendered])
-    assert batch["images_per_row"].tolist() == [3]
+    assert batch["images_per_row"].tolist() == [4]
     brightest = batch["pixel_values"].mean(dim=(2, 3)).argmax(dim=1)  # which colour channel each picture is
-    assert brightest.tolist() == [0, 1, 2]
-
-
-def test_two_pictures_side_by_side_are_two_blocks(processor):
-    rendered = processor.encode(Sample([user(shown(), shown(), text("Which?")), assistant("a")]))
-    ids = rendered.input_ids
-    first = ids.index(IMAGE)
-    assert ids[first : first + N] == [IMAGE] * N
-    assert ids[first + N] != IMAGE  # the newline that ends a picture's line
-    assert ids.count(IMAGE) == 2 * N
+    assert brightest.tolist() == [0, 1, 2, 0]
 
 
 @pytest.mark.parametrize("key", ["image", "path", "url"])
@@ -170,12 +152,6 @@ def test_a_part_may_name_its_picture_in_three_ways(processor, picture, key, tmp_
     batch = processor.apply_chat_template([user(part)], tokenize=True, return_dict=True)
     expected = processor(images=picture, text="<image>")
     assert torch.equal(batch["pixel_values"], expected["pixel_values"])
-
-
-def test_an_address_is_refused(processor):
-    part = {"type": "image", "url": "https://example.org/cat.png"}
-    with pytest.raises(ImageError, match="save the image as a file"):
-        processor.apply_chat_template([user(part)], tokenize=True, return_dict=True)
 
 
 def test_pixel_values_by_hand(processor, picture):
@@ -204,17 +180,11 @@ def test_a_see_through_picture_reaches_the_encoder_on_white(processor):
 
 
 def test_raw_strings_count_image_placeholders(processor, picture):
-    red = picture_of("red")
-    batch = processor(
-        text=["<image> and <image>", "no picture", "one <image>"], images=[red, picture, red], return_tensors="pt"
-    )
+    red, texts = picture_of("red"), ["<image> and <image>", "no picture", "one <image>"]
+    batch = processor(text=texts, images=[red, picture, red], return_tensors="pt")
     assert batch["images_per_row"].tolist() == [2, 0, 1]
     assert (batch["input_ids"] == IMAGE).sum(dim=1).tolist() == [2 * N, 0, N]
-    nested = processor(
-        text=["<image> and <image>", "no picture", "one <image>"],
-        images=[[red, picture], [], [red]],
-        return_tensors="pt",
-    )
+    nested = processor(text=texts, images=[[red, picture], [], [red]], return_tensors="pt")
     assert all(torch.equal(batch[key], nested[key]) for key in batch)
     assert torch.equal(batch["pixel_values"], processor.pixels([red, picture, red]))
 
@@ -296,11 +266,7 @@ def test_half_a_character_is_refused_in_training_and_in_chat(processor):
 @pytest.mark.parametrize(
     ("messages", "problem"),
     [
-        ([], "the conversation is empty"),
-        ([user("What is this?")], "no supervised token"),
-        ([user("What is this?"), assistant("")], "an assistant turn is empty"),
         ([user("What?"), assistant("a"), user("And?"), assistant("")], "an assistant turn is empty"),
-        ([user("Draw."), {"role": "assistant", "content": [shown()]}], "a picture stands in an assistant turn"),
         ([{"role": "human", "content": "Hi"}, assistant("a")], "role 'human'; the roles are system, user, assistant"),
         ([{"content": "Hi"}, assistant("a")], "role None"),
         ([{"role": "user"}, assistant("a")], "the user's content is NoneType"),
@@ -392,17 +358,9 @@ def test_row_strings_hold_several_placeholders(processor):
         {"role": "user", "content": "提供给定图像的简要描述。\n<image>"},
         assistant("b"),
     ]
-    messages = messages_from_turns(turns, ["0.jpg", "1.jpg", "2.jpg"])
-    rendered = processor.encode(Sample(messages))
+    rendered = processor.encode(Sample(messages_from_turns(turns, ["0.jpg", "1.jpg", "2.jpg"])))
     assert rendered.images == ["0.jpg", "1.jpg", "2.jpg"]
     assert rendered.input_ids.count(IMAGE) == 3 * N
-
-
-@pytest.mark.parametrize("images", [[], ["0.jpg"], ["0.jpg", "1.jpg", "2.jpg"]])
-def test_row_with_other_counts_is_refused(images):
-    turns = [{"role": "user", "content": "<image> <image>"}, assistant("a")]
-    with pytest.raises(SampleError, match=f"line 9: 2 <image> in the text, but {len(images)} pictures; write one"):
-        messages_from_turns(turns, images, "line 9")
 
 
 @pytest.mark.parametrize("turns", [None, "text", [None], [{"role": "user"}], [{"role": "user", "content": ["a"]}]])
@@ -419,12 +377,11 @@ def test_collate_pads_a_little_beyond_the_longest_row(processor):
     length = len(row.input_ids)
     for multiple, width in ((1, length), (length, length), (length - 1, 2 * (length - 1))):
         batch = processor.collate([row], pad_to_multiple_of=multiple)
-        assert {name: tuple(batch[name].shape) for name in ("input_ids", "attention_mask", "labels")} == dict.fromkeys(
-            ("input_ids", "attention_mask", "labels"), (1, width)
-        )
-        assert batch["input_ids"][0].tolist() == row.input_ids + [PAD] * (width - length)
-        assert batch["labels"][0].tolist() == row.labels + [IGNORE_INDEX] * (width - length)
-        assert batch["attention_mask"].sum() == length
+        gap = width - length
+        assert batch["input_ids"].tolist() == [row.input_ids + [PAD] * gap]
+        assert batch["labels"].tolist() == [row.labels + [IGNORE_INDEX] * gap]
+        assert batch["attention_mask"].tolist() == [[1] * length + [0] * gap]
+        assert set(batch) == {"input_ids", "labels", "attention_mask", "images_per_row"}  # no picture, no pixels
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -440,11 +397,6 @@ def test_collate_pads_ids_mask_and_labels_alike(processor, picture, side):
     assert batch["images_per_row"].tolist() == [0, 1]
     assert torch.equal(batch["pixel_values"], processor.pixels([picture]))
     assert set(batch) == {"input_ids", "labels", "attention_mask", "images_per_row", "pixel_values"}
-
-
-def test_a_batch_without_pictures_has_no_pixels(processor):
-    batch = processor.collate([processor.encode(Sample([user("Hi"), assistant("a")]))])
-    assert set(batch) == {"input_ids", "labels", "attention_mask", "images_per_row"}
 
 
 def test_features_replace_pictures(processor):
@@ -465,43 +417,7 @@ def test_features_replace_pictures(processor):
         processor.collate(rows)
 
 
-def test_the_model_takes_what_the_processor_gives(processor, model, picture):
-    rows = [
-        processor.encode(Sample([user(shown(picture), shown(picture), text("What?")), assistant("a dog")])),
-        processor.encode(Sample([user("Hi"), assistant("a")])),
-    ]
-    losses = [model(**processor.collate(rows, padding_side=side)).loss for side in ("left", "right")]
-    assert torch.isfinite(losses[0])
-    assert torch.allclose(*losses)
-    accepted = inspect.signature(MiniVLMForConditionalGeneration.forward).parameters
-    assert set(processor.model_input_names) <= set(accepted)
-
-
-def test_pipeline(processor, model, picture):
-    """The library's own pipeline asks model and processor together."""
-    ask = pipeline("image-text-to-text", model=model, processor=processor)
-    greedy = {"max_new_tokens": 3, "do_sample": False}
-    messages = [user(shown(picture), text("What is in this picture?"))]
-    answer = ask(text=messages, generate_kwargs=greedy, return_full_text=False)[0]["generated_text"]
-    batch = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
-    ids = model.generate(**batch, **greedy)[0, batch["input_ids"].shape[1] :]
-    assert answer == processor.decode(ids, skip_special_tokens=True)
-
-
 # ---- saved and loaded
-
-
-def test_saved_and_loaded_processor_does_the_same(processor, picture, tmp_path):
-    processor.save_pretrained(tmp_path)
-    loaded = AutoProcessor.from_pretrained(tmp_path)
-    assert type(loaded) is MiniVLMProcessor
-    assert loaded.num_image_tokens == N
-    assert loaded.chat_template == processor.chat_template
-    messages = [user(shown(picture), text("What <image> is this? 这个图像")), assistant("a dog")]
-    assert loaded.encode(Sample(messages)) == processor.encode(Sample(messages))
-    assert torch.equal(loaded.pixels([picture]), processor.pixels([picture]))
 
 
 def test_a_tokenizer_without_image_token_is_refused(processor):

@@ -44,6 +44,10 @@ def seeds():
     return read_seeds(data_folder() / "results" / "seeds.json")
 
 
+def measured_in(name):
+    return json.loads((data_folder() / "results" / f"{name}.json").read_text("utf-8"))
+
+
 def scenes_sha256(split, count):
     return hashlib.sha256(repr([sample_scene(split, index) for index in range(count)]).encode()).hexdigest()
 
@@ -97,25 +101,18 @@ def test_the_exam_is_the_one_that_was_drawn_before_any_training():
 
 
 @pytest.mark.parametrize(("name", "bars"), [("kind", (0.95, 0.90)), ("colour", (0.97, 0.95))])
-def test_a_linear_probe_reads_near_things_in_the_encoder(name, bars):
-    probed = read_meta(data_folder() / BASE)["metrics"]["encoder"][name]
+def test_a_linear_probe_reads_near_things_and_the_setting_in_the_encoder(name, bars):
+    probed = read_meta(data_folder() / BASE)["metrics"]["encoder"]
     for number, bar in zip((1, 4), bars, strict=True):
-        found = probed[f"near, {number} in the picture"]
+        found = probed[name][f"near, {number} in the picture"]
         assert found["accuracy"] >= bar and found["things"] >= 200
-
-
-def test_a_linear_probe_reads_the_setting_in_the_encoder():
-    assert read_meta(data_folder() / BASE)["metrics"]["encoder"]["setting"] >= 0.99
-
-
-def read_lists():
-    return json.loads((data_folder() / "results/lists.json").read_text("utf-8"))
+    assert probed["setting"] >= 0.99
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_language_model_turns_lists_into_captions(lang):
     """Not the figure alone: the whole interval lies above the bar."""
-    measured = read_lists()
+    measured = measured_in("lists")
     assert measured["lists"] == 5000 and measured[lang]["recall"]["denominator"] > 10_000
     assert min(measured[lang][name]["low"] for name in ("precision", "recall")) >= LISTS_BAR
 
@@ -132,48 +129,28 @@ def test_the_figures_of_lists_are_those_of_the_shipped_language_model(lang):
     assert found == pytest.approx(recorded, abs=2e-3)
 
 
-def test_three_seeds_are_shipped():
-    found = [shown["seed"] for shown in seeds()]
-    assert len(found) == 3 == len(set(found))
-
-
 @pytest.mark.parametrize("lang", LANGUAGES)
 @pytest.mark.parametrize("stage", FLOORS)
-def test_every_seed_names_near_things_above_the_floor(stage, lang):
-    below = []
+def test_every_seed_is_above_the_floors(stage, lang):
+    """Near things, the setting and, after stage 2, answers to questions."""
+    found, below = [], []
     for shown in seeds():
+        found.append(shown["seed"])
+        figures = [("the setting", shown["setting"][stage][lang], SETTING_BAR)]
+        if stage == SFT:
+            figures.append(("questions", shown["questions"][lang], QUESTIONS_FLOOR))
         for number, floors in FLOORS[stage].items():
+            near = shown["near"][stage][lang][number]
             for key, floor in zip(("precision", "recall"), floors, strict=True):
-                figure = shown["near"][stage][lang][number][key]
-                if figure["numerator"] < floor * figure["denominator"]:
-                    below.append(f"seed {shown['seed']}, {number} in the picture: {key} {figure['value']} < {floor}")
-    assert seeds() and below == []
-
-
-@pytest.mark.parametrize("lang", LANGUAGES)
-def test_every_seed_answers_questions_above_the_floor(lang):
-    figures = {shown["seed"]: shown["questions"][lang] for shown in seeds()}
-    assert (
-        figures
-        and {seed: f for seed, f in figures.items() if f["numerator"] < QUESTIONS_FLOOR * f["denominator"]} == {}
-    )
-
-
-@pytest.mark.parametrize("lang", LANGUAGES)
-@pytest.mark.parametrize("stage", FLOORS)
-def test_every_seed_names_the_setting(stage, lang):
-    values = {shown["seed"]: shown["setting"][stage][lang]["value"] for shown in seeds()}
-    assert values and {seed: value for seed, value in values.items() if value < SETTING_BAR} == {}
-
-
-def read_controls():
-    return json.loads((data_folder() / "results/controls.json").read_text("utf-8"))
+                figures.append((f"{number} in the picture: {key}", near[key], floor))
+        below += [(found[-1], what, f) for what, f, floor in figures if f["numerator"] < floor * f["denominator"]]
+    assert len(found) == 3 == len(set(found)) and below == []
 
 
 @pytest.mark.parametrize("control", ("blank", "another"))
 def test_every_seeds_controls_are_at_chance(control):
     """Nine intervals of ten hold the chance level, and hardly any lies above it: nothing is known."""
-    measured = read_controls()
+    measured = measured_in("controls")
     held = {run["seed"]: run["held"][control] for run in measured["runs"]}
     assert set(held) == {0, 1, 2}
     for one in held.values():
@@ -184,12 +161,12 @@ def test_every_seeds_controls_are_at_chance(control):
 
 
 def test_shown_another_picture_no_seed_beats_the_best_blind_guess():
-    assert {run["seed"]: run["beats_blind"] for run in read_controls()["runs"]} == {0: [], 1: [], 2: []}
+    assert {run["seed"]: run["beats_blind"] for run in measured_in("controls")["runs"]} == {0: [], 1: [], 2: []}
 
 
 def test_the_data_card_gives_the_language_models_measured_figures():
     card = " ".join((data_folder() / "README.md").read_text("utf-8").split())
-    measured = read_lists()
+    measured = measured_in("lists")
     said = {
         lang: [f"{f['value']:.3f} ({f['low']:.3f}–{f['high']:.3f})" for f in measured[lang].values()]
         for lang in LANGUAGES

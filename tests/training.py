@@ -12,7 +12,7 @@ import torch
 from minivlm.checkpoint import load_checkpoint, save_checkpoint
 from minivlm.config import IGNORE_INDEX, STAGES, Stage
 from minivlm.data.samples import Sample
-from minivlm.train import Trainer, text_probe
+from minivlm.train import text_probe
 
 PICTURES = 6
 META = {"stage": "sft", "seed": 3, "command": "minivlm train", "metrics": {"loss": 1.5}, "text_probe": 2.25}
@@ -49,7 +49,6 @@ def some_rows(
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
@@ -73,13 +72,7 @@ def loss_by_hand(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 
 def save_base(folder: Path, model, processor) -> Path:
-    """The model as a base checkpoint."""
     return save_checkpoint(folder, model, processor, {"stage": "base", "text_probe": text_probe(model, processor)})
-
-
-def die(*_args, **_kwargs) -> None:
-    """The end of a process at once, with nothing tidied up."""
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def deadly(function: Callable, at: int | str) -> Callable:
@@ -88,7 +81,7 @@ def deadly(function: Callable, at: int | str) -> Callable:
 
     def call(*args, **kwargs):
         if next(calls) == at or (isinstance(at, str) and args[0].name.endswith(at) and args[0].exists()):
-            die()
+            os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
 
     return call
@@ -103,11 +96,3 @@ def in_a_child(work: Callable[[], None]) -> int:
         finally:
             os._exit(1)  # never back into pytest
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def train_both(model, processor, base: Path, out: Path, **options) -> list[list[dict]]:
-    """Both stages from a base; the logs."""
-    options = {"precision": "fp32"} | options
-    first = Trainer(model, processor, some_rows(), stage("pretrain"), out / "pretrain", parent=base, **options).fit()
-    second = Trainer(model, processor, some_rows(), stage("sft"), out / "sft", parent=out / "pretrain", **options).fit()
-    return [first, second]

@@ -5,25 +5,21 @@ import errno
 import os
 import resource
 import shutil
+import signal
 import stat
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from training import META, assert_unharmed, contents
+from training import META, assert_unharmed, contents, deadly, in_a_child
 
-from minivlm.checkpoint import (
-    load_checkpoint,
-    read_meta,
-    require_place,
-    save_checkpoint,
-)
+from minivlm.checkpoint import load_checkpoint, read_meta, require_place, save_checkpoint
 from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime import files
 from minivlm.runtime.files import MARK, FolderError, latest_folder, replace_folder, require_writable
+
+FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 @pytest.fixture
@@ -94,24 +90,18 @@ def test_a_drive_that_cannot_sync_folders_is_good_enough(saved, make_model, proc
 
 
 def test_a_folder_that_cannot_be_written(model, processor, tmp_path, monkeypatch):
-    """As any user meets it; root, who may write anywhere, is told so by the system call instead."""
+    """As any user meets it, before training too; root, who may write anywhere, is told so by the system call."""
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
     if os.geteuid() == 0:
 
-        def refused(self, *_, **__):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        def refused(*_, **__):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-        monkeypatch.setattr(Path, "mkdir", refused)
+        monkeypatch.setattr(files, "TemporaryFile", refused)
     with pytest.raises(PermissionError, match=r"closed/sft cannot be written \(Permission denied\).*choose another"):
         save_checkpoint(closed / "sft", model, processor, META)
     assert list(closed.iterdir()) == []
-
-
-def test_a_place_where_no_folder_can_be(model, processor, tmp_path):
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(OSError, match="cannot be written"):
-        save_checkpoint(tmp_path / "file" / "sft", model, processor, META)
 
 
 @contextmanager
@@ -129,10 +119,7 @@ def test_the_system_really_refuses_to_write_more(saved, make_model, processor):
     """A true write stops in the middle of the first, or only of the largest file."""
     before, changed = contents(saved), make_model(1)
     for limit in (100, max(map(len, before.values())) - 1):
-        with (
-            no_file_larger_than(limit),
-            pytest.raises(OSError, match=r"written \(File too large\)") as caught,
-        ):
+        with no_file_larger_than(limit), pytest.raises(OSError, match=r"written \(File too large\)") as caught:
             save_checkpoint(saved, changed, processor, META)
         assert caught.value.errno == errno.EFBIG
         assert_unharmed(saved, before)
@@ -150,53 +137,38 @@ def test_a_full_disk_while_the_tokenizer_is_written(saved, model, processor):
     assert_unharmed(saved, before)
 
 
-def test_other_troubles_of_the_tokenizer_are_not_renamed(saved, model, processor, monkeypatch):
-    def broken(*_, **__):
-        raise RuntimeError("something else")
+@pytest.mark.parametrize(
+    ("owner", "name", "trouble"),
+    [(files, "_sync", KeyboardInterrupt), (MiniVLMProcessor, "save_pretrained", RuntimeError)],
+)
+def test_other_troubles_while_writing_keep_their_name(saved, model, processor, monkeypatch, owner, name, trouble):
+    """Ctrl-C, or an error of the tokenizer's, leaves the old checkpoint and no rubbish."""
+
+    def troubled(*_, **__):
+        raise trouble("something else")
 
     before = contents(saved)
-    monkeypatch.setattr(MiniVLMProcessor, "save_pretrained", broken)
-    with pytest.raises(RuntimeError, match="something else"):
+    with monkeypatch.context() as patch, pytest.raises(trouble, match="something else"):
+        patch.setattr(owner, name, troubled)
         save_checkpoint(saved, model, processor, META)
     assert_unharmed(saved, before)
 
 
-def test_interrupted_while_writing(saved, model, processor, monkeypatch):
-    """Ctrl-C leaves the old checkpoint and no rubbish."""
+def killed_at_rename(number: int, folder: Path, model, processor) -> int:
+    """Save in a forked process that is killed at that rename; its wait status."""
 
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
+    def save_and_die():
+        Path.rename = deadly(Path.rename, number)
+        save_checkpoint(folder, model, processor, {"stage": "pretrain"})
 
-    before = contents(saved)
-    monkeypatch.setattr(files, "_sync", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(saved, model, processor, META)
-    monkeypatch.undo()
-    assert_unharmed(saved, before)
+    return in_a_child(save_and_die)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from minivlm.checkpoint import load_checkpoint, save_checkpoint
-model, processor, meta = load_checkpoint(sys.argv[1])
-calls, genuine = 0, Path.rename
-def rename(self, target):
-    global calls
-    calls += 1
-    if calls == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return genuine(self, target)
-Path.rename = rename
-save_checkpoint(sys.argv[1], model, processor, {"stage": "pretrain"})
-"""
-
-
+@FORK
 @pytest.mark.parametrize("rename", [1, 2])
 def test_killed_at_a_rename(saved, model, processor, rename):
     """Killed before either rename, the old checkpoint loads; the next save clears up and succeeds."""
-    done = subprocess.run([sys.executable, "-c", KILLED, saved, str(rename)], check=False)
-    assert done.returncode < 0
+    assert killed_at_rename(rename, saved, model, processor) == -signal.SIGKILL
     assert load_checkpoint(saved)[2]["stage"] == "sft"
     assert read_meta(saved)["stage"] == "sft"
     save_checkpoint(saved, model, processor, {"stage": "pretrain"})
@@ -311,10 +283,11 @@ def test_a_link_stays_one_and_what_it_points_to_is_replaced(saved, make_model, p
         assert torch.equal(load_checkpoint(folder)[0].projector.weight, changed.projector.weight)
 
 
+@FORK
 def test_killed_between_the_renames_behind_a_link(saved, model, processor):
     link = saved.with_name("latest")
     link.symlink_to(saved, target_is_directory=True)
-    assert subprocess.run([sys.executable, "-c", KILLED, link, "2"], check=False).returncode < 0
+    assert killed_at_rename(2, link, model, processor) == -signal.SIGKILL
     assert not saved.exists() and (saved.with_name("sft.replaced") / MARK).is_file()
     assert read_meta(link)["stage"] == read_meta(saved)["stage"] == "sft"
     save_checkpoint(link, model, processor, {"stage": "pretrain"})
@@ -328,10 +301,9 @@ def test_killed_while_the_old_one_is_deleted(saved, model, processor, monkeypatc
     def stopped(path, *_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files.shutil, "rmtree", stopped)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files.shutil, "rmtree", stopped)
         save_checkpoint(saved, model, processor, {"stage": "pretrain"})
-    monkeypatch.undo()
     assert {path.name for path in saved.parent.iterdir()} > {"sft"}
     save_checkpoint(saved, model, processor, META)
     assert [path.name for path in saved.parent.iterdir()] == ["sft"]

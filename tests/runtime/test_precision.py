@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from training import save_base, some_rows, stage
+from training import contents, save_base, some_rows, stage
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import minivlm.runtime.precision
 from minivlm.checkpoint import load_checkpoint, read_meta
-from minivlm.config import IGNORE_INDEX
+from minivlm.config import IGNORE_INDEX, STAGES, preset_config
 from minivlm.model import set_trainable
 from minivlm.runtime.attention import LEAN, lean_attention
+from minivlm.runtime.paths import BASE, data_folder
 from minivlm.runtime.precision import (
     CompileError,
     WorkingCopy,
@@ -185,39 +186,39 @@ def test_a_tied_head_stays_tied(model, precision):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "close"), [("fp32", 1e-5), ("bf16", 0.02)])
-def test_compiled_layers_compute_the_same(model, processor, compiler, precision, close):
+def test_compiled_layers_compute_the_same(model, processor, compiler):
     set_trainable(model, stage("sft"))
     batch = mixed_batch(model, processor)
     loss, expected = plainly(model, batch)
-    working = WorkingCopy(model, precision, compiled=True)
+    working = WorkingCopy(model, "fp32", compiled=True)
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())  # nothing is left of the trial
     found = supervised_loss(working.model, batch)
     working.backward(found)
-    assert found.item() == pytest.approx(loss, rel=close)
+    assert found.item() == pytest.approx(loss, rel=1e-5)
     one, other = (torch.cat([g[key].flatten() for key in expected]) for g in (gradients(model), expected))
-    assert 1 - torch.cosine_similarity(one, other, dim=0) < close / 2
+    assert 1 - torch.cosine_similarity(one, other, dim=0) < 5e-6
 
 
 @pytest.mark.slow
 def test_a_compiled_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not(model, processor, compiler, tmp_path):
+    """In 16 bits, with an attention of our own; and what it learns is what it learns without a compiler."""
     base = save_base(tmp_path / "base", model, processor)
-    part = stage("pretrain", steps=6)
 
     def start(out, on_step=None, compiled=None):
-        # what a new process has not compiled, this one shall not have either
-        torch.compiler.reset()
-        parent = load_checkpoint(base)[:2]
         given = {"parent": base, "precision": "bf16", "compiled": compiled, "on_step": on_step}
-        Trainer(*parent, some_rows(), part, tmp_path / out, **given).fit()
-        return {file.name: file.read_bytes() for file in (tmp_path / out).glob("*.safetensors")}
+        return Trainer(*load_checkpoint(base)[:2], some_rows(), stage("pretrain"), tmp_path / out, **given).fit()
 
-    whole = start("whole", compiled=True)
-    assert read_meta(tmp_path / "whole")["compiled"] is True
+    torch.compiler.reset()
+    log, plain = start("whole", compiled=True), start("plain", compiled=False)
+    for key in ("loss", "grad_norm"):
+        assert [entry[key] for entry in log] == pytest.approx([entry[key] for entry in plain], rel=0.02)
     with pytest.raises(KeyboardInterrupt):
         start("parts", lambda step, loss, _: step == 3 and os.kill(os.getpid(), signal.SIGINT), compiled=True)
-    assert start("parts") == whole  # without being told, it goes on compiled
-    assert read_meta(tmp_path / "parts")["compiled"] is True
+    torch.compiler.reset()  # as in a new process, nothing is compiled yet
+    start("parts")  # without being told, it goes on compiled
+    whole, parts, without = (contents(tmp_path / out) for out in ("whole", "parts", "plain"))
+    assert parts["projector.safetensors"] == whole["projector.safetensors"] != without["projector.safetensors"]
+    assert [read_meta(tmp_path / out)["compiled"] for out in ("whole", "parts", "plain")] == [True, True, False]
 
 
 def test_compiling_that_fails_says_why_and_what_to_do(model, monkeypatch):
@@ -235,12 +236,8 @@ def test_compiling_that_fails_says_why_and_what_to_do(model, monkeypatch):
 @pytest.mark.parametrize("works", [True, False])
 def test_only_a_long_run_is_compiled_and_only_where_that_works(model, monkeypatch, capsys, works):
     tried = []
-
-    def attempt():
-        tried.append(1)
-        return "" if works else "no compiler"
-
-    monkeypatch.setattr(minivlm.runtime.precision, "why_not_compiled", attempt)
+    reason = "" if works else "no compiler"
+    monkeypatch.setattr(minivlm.runtime.precision, "why_not_compiled", lambda: tried.append(1) or reason)
     weights = sum(p.numel() for p in model.language_model.parameters())
     enough = minivlm.runtime.precision.COMPILE_FROM / weights
     assert not choose_compiled(model, int(enough) - 1) and not tried
@@ -249,10 +246,6 @@ def test_only_a_long_run_is_compiled_and_only_where_that_works(model, monkeypatc
 
 
 def test_the_true_models_stages_are_compiled_and_those_of_scenes_need_no_compiler():
-    from minivlm.checkpoint import load_checkpoint
-    from minivlm.config import STAGES, preset_config
-    from minivlm.runtime.paths import BASE, data_folder
-
     text = preset_config("clip-26m").text_config
     least = 3 * text.hidden_size * text.intermediate_size * text.num_hidden_layers  # its MLPs alone
     base, _, _ = load_checkpoint(data_folder() / BASE)
