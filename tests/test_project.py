@@ -97,25 +97,6 @@ class TestVersions:
         for file in ("pyproject.toml", *INSTALLERS, "README.md"):
             assert not re.findall(r"[a-z]==\d", read(file)), f"{file} pins a version; only constraints.txt may"
 
-    def test_all_use_the_same_constraints_file(self):
-        makefile = read("Makefile")
-        assert re.findall(r"^CONSTRAINTS := (\S+)$", makefile, re.MULTILINE) == ["constraints.txt"]
-        installs = re.findall(r"^.*-m pip\b.* install\b.*$", makefile, re.MULTILINE)
-        assert len(installs) == 1 and installs[0].endswith("install -c $(CONSTRAINTS)")
-
-        conda = yaml.safe_load(read("environment.yml"))
-        pip = next(entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
-        assert [line for line in pip if line.startswith("-c")] == ["-c constraints.txt"]
-
-        workflow = read(".github/workflows/test.yml")
-        steps = yaml.safe_load(workflow)["jobs"]["test"]["steps"]
-        assert [step["run"] for step in steps if "run" in step] == [".ci/run"], "it installs through make"
-        assert re.findall(r"\S*constraints\S*", workflow) == ["constraints.txt"]
-        assert re.findall(r"^make .*", read(".ci/run"), re.MULTILINE) == ['make test VENV="$fresh/venv" < /dev/null']
-
-        by_hand = re.findall(r"^.*python -m pip install.*$", read("README.md"), re.MULTILINE)
-        assert len(by_hand) == 3 and all("-c constraints.txt" in line for line in by_hand)
-
     def test_environment_yml(self):
         conda = yaml.safe_load(read("environment.yml"))
         assert conda["name"] == "minivlm"
@@ -191,6 +172,8 @@ class TestMake:
     def test_ci_run_is_executable(self):
         assert (ROOT / ".ci/run").stat().st_mode & stat.S_IXUSR
         assert read(".ci/run").startswith("#!/usr/bin/env bash\n")
+        steps = yaml.safe_load(read(".github/workflows/test.yml"))["jobs"]["test"]["steps"]
+        assert [step["run"] for step in steps if "run" in step] == [".ci/run"], "it installs through make"
 
     def test_readme_commands_exist(self):
         targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
@@ -209,12 +192,6 @@ class TestMake:
         commands = {"run", "train", "evaluate", "caption", "chat", "data", "base", "experiment", "export", "import"}
         assert named and named <= commands
         assert {name for name in commands if not re.search(rf"\b{name}\b", shown)} == set()
-
-    def test_help_names_every_command(self):
-        done = make()
-        assert done.returncode == 0
-        for name in ("run", "test", "check", "lab"):
-            assert re.search(rf"^make {name} +\w", done.stdout, re.MULTILINE)
 
     @pytest.mark.parametrize(
         ("script", "message"),
