@@ -44,7 +44,7 @@ from minivlm.runtime.precision import choose_precision
 from minivlm.scenes.facts import USUAL, Scene, random_stream, sample_scene
 from minivlm.scenes.features import scene_features
 from minivlm.scenes.language import caption, read_facts
-from minivlm.scenes.samples import SceneSamples, language_of
+from minivlm.scenes.samples import SceneSamples
 from minivlm.train import Trainer
 
 SHIPPED = "results/experiments.json"
@@ -111,7 +111,7 @@ class ShortAnswers(Sequence):
             sample_scene(samples.split, index % samples.pictures),
             random_stream("short answer", samples.seed, samples.split, index),
         )
-        text = caption(scene, language_of(index, samples.pictures, samples.seed), rng)
+        text = caption(scene, samples.language(index), rng)
         question, answer, *rest = sample.messages
         return replace(sample, messages=[question, answer | {"content": text}, *rest])
 
