@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from minivlm.data.dataset import SampleDataset, fingerprint, read_about
 from minivlm.data.images import ImageError, ImageSource
@@ -89,24 +90,26 @@ def encode(
 def pixel_batches(processor: "MiniVLMProcessor", images: np.ndarray) -> Iterator[torch.Tensor]:
     """`processor.pixels` for uint8 images (I, H, W, 3) at the encoder's own size, several times as fast.
 
-    Each of the 256 levels of a channel is normalised once, with the image processor's arithmetic, and then looked up.
-
-    Yields:
-        (i, 3, H, W) float32, equal to the processor's to the last bit.
-
-    Raises:
-        FeatureError: the images have another size.
+    Yields (i, 3, H, W) float32, equal to the processor's to the last bit. Raises FeatureError for another size.
     """
     settings = processor.image_processor
-    size = (settings.crop_size["height"], settings.crop_size["width"])
-    if images.shape[1:] != (*size, 3):
-        raise FeatureError(f"the images have the shape {images.shape[1:]}, but the encoder's is {(*size, 3)}")
-    levels = (np.arange(256) * settings.rescale_factor).astype(np.float32)
-    mean, std = (np.array(values, dtype=np.float32) for values in (settings.image_mean, settings.image_std))
-    tables = (levels - mean[:, None]) / std[:, None]  # (3, 256)
+    shape = (settings.crop_size["height"], settings.crop_size["width"], 3)
+    if images.shape[1:] != shape:
+        raise FeatureError(f"the images have the shape {images.shape[1:]}, but the encoder's is {shape}")
     for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
-        yield torch.from_numpy(np.stack([tables[c][batch[..., c]] for c in range(3)], axis=1))  # (i, 3, H, W)
+        yield normalised(images[start : start + BATCH], settings.image_mean, settings.image_std)
+
+
+def normalised(
+    images: np.ndarray, mean: Sequence[float] = OPENAI_CLIP_MEAN, std: Sequence[float] = OPENAI_CLIP_STD
+) -> torch.Tensor:
+    """uint8 images (I, H, W, 3) as `pixel_values` (I, 3, H, W), to the last bit as CLIP's image processor makes them.
+
+    Each of the 256 levels of a channel is normalised once and then looked up.
+    """
+    levels = (np.arange(256) / 255).astype(np.float32)
+    tables = (levels - np.float32(mean)[:, None]) / np.float32(std)[:, None]  # (3, 256)
+    return torch.from_numpy(np.stack([table[images[..., c]] for c, table in enumerate(tables)], axis=1))
 
 
 class FeatureStore:
