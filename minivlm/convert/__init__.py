@@ -5,5 +5,3 @@ LLaVA (`llava`).
 from minivlm.convert.hub import build, import_published, reachable
 from minivlm.convert.llava import as_llava, export_llava
 from minivlm.convert.minimind import load_published, name_in
-
-__all__ = ["as_llava", "build", "export_llava", "import_published", "load_published", "name_in", "reachable"]

@@ -57,20 +57,25 @@ def build(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        vision, pixels, seen = _encoder(encoder)
+        vision, pixels, vision_line = _encoder(encoder)
         if weights == RANDOM:
-            _refuse_given(heads, tokenizer)
-            language_model, projector = LlamaForCausalLM(clip_26m_config().text_config), None
-            words, system, read = _stand_in()
-            said = f"{RANDOM}: a language model of the true shape that knows nothing"
-        else:
-            found = load_published(find_weights(weights), heads)
-            language_model, projector, said = found.language_model, found.projector, found.statement
-            words, system, read = load_tokenizer(tokenizer, language_model.config)
-            if words.bos_token != START[found.generation]:
+            if heads is not None or tokenizer != MINIMIND2_V:  # there is nothing that they could be right or wrong for
                 raise CheckpointError(
-                    f"{tokenizer}: turns begin with {words.bos_token!r} there, but {found.generation} was "
-                    f"trained with {START[found.generation]!r}; give the tokenizer that {weights} was published with"
+                    f"{RANDOM} weights have the true shape and a stand-in tokenizer; leave out heads and tokenizer"
+                )
+            language_model, projector, system = LlamaForCausalLM(clip_26m_config().text_config), None, None
+            words = load_checkpoint(data_folder() / BASE)[1].tokenizer
+            words_line = f"{RANDOM}: the tokenizer of the drawn world, {words.vocab_size} tokens"
+            weights_line = f"{RANDOM}: a language model of the true shape that knows nothing"
+        else:
+            published = load_published(find_weights(weights), heads)
+            language_model, projector = published.language_model, published.projector
+            weights_line = published.statement
+            words, system, words_line = load_tokenizer(tokenizer, language_model.config)
+            if words.bos_token != (start := START[published.generation]):
+                raise CheckpointError(
+                    f"{tokenizer}: turns begin with {words.bos_token!r} there, but {published.generation} was "
+                    f"trained with {start!r}; give the tokenizer that {weights} was published with"
                 )
     image_token_id = words.convert_tokens_to_ids(IMAGE_TOKEN)
     bias = projector is not None and "bias" in projector
@@ -83,7 +88,7 @@ def build(
             )
         model.projector.load_state_dict(projector, strict=True)
     processor = MiniVLMProcessor(pixels, words, model.config.num_image_tokens, words.chat_template, system)
-    return model, processor, [said, seen, read]
+    return model, processor, [weights_line, vision_line, words_line]
 
 
 def import_published(
@@ -129,8 +134,7 @@ def reachable(seconds: float = 3.0) -> bool:
 def find_weights(source: str) -> Path:
     """The weights' file: a path, a folder that holds one such file, or `owner/repository/file`, fetched once.
 
-    Raises:
-        CheckpointError: there is none, or a folder holds several.
+    Raises CheckpointError where there is none, or a folder holds several.
     """
     path = Path(source)
     if path.is_file():
@@ -187,58 +191,44 @@ def load_tokenizer(source: str, config: Any) -> tuple[PreTrainedTokenizerFast, s
     config.bos_token_id, config.eos_token_id, config.pad_token_id = (
         words.convert_tokens_to_ids(token) for token in special.values()
     )
-    told = "without a system turn" if system is None else f"with the system turn {system!r}"
-    line = f"{source}: {len(ids)} tokens, {words.bos_token} … {words.eos_token}, {told}; {IMAGE_TOKEN} added as id "
+    turn = "without a system turn" if system is None else f"with the system turn {system!r}"
+    line = f"{source}: {len(ids)} tokens, {words.bos_token} … {words.eos_token}, {turn}; {IMAGE_TOKEN} added as id "
     return words, system, line + str(words.convert_tokens_to_ids(IMAGE_TOKEN))
 
 
 def default_system(tokenizer: PreTrainedTokenizerFast, source: str = "the tokenizer") -> str | None:
     """What the tokenizer's chat template says in a system turn of its own accord; None if there is no such turn.
 
-    Raises:
-        CheckpointError: the template writes turns in another form than `<bos>role`, the text, `<eos>`.
+    Raises CheckpointError where it writes turns in another form than `<bos>role`, the text, `<eos>`.
     """
     if tokenizer.chat_template is None:
         return None
     start, end = tokenizer.bos_token, tokenizer.eos_token
-    said = [("user", "<one>"), ("assistant", "<two>"), ("user", "<three>")]
-    messages = [{"role": role, "content": text} for role, text in said]
+    texts = [("user", "<one>"), ("assistant", "<two>"), ("user", "<three>")]
+    messages = [{"role": role, "content": text} for role, text in texts]
     try:
-        found = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # Jinja's own errors, and whatever a template does with a message
         raise CheckpointError(f"{source}: its chat template fails on plain text ({_line(error)})") from error
-    turns = "".join(f"{start}{role}\n{text}{end}\n" for role, text in said) + f"{start}assistant\n"
-    before, head, tail = found.removesuffix(turns), f"{start}system\n", f"{end}\n"
-    if found == turns:
+    turns = "".join(f"{start}{role}\n{text}{end}\n" for role, text in texts) + f"{start}assistant\n"
+    before, head, tail = prompt.removesuffix(turns), f"{start}system\n", f"{end}\n"
+    if prompt == turns:
         return None
-    if found.endswith(turns) and before.startswith(head) and before.endswith(tail):
+    if prompt.endswith(turns) and before.startswith(head) and before.endswith(tail):
         return before.removeprefix(head).removesuffix(tail)
     raise CheckpointError(
-        f"{source}: its chat template is not understood; it is to end with {turns!r}, but gives {found!r}. Give the "
+        f"{source}: its chat template is not understood; it is to end with {turns!r}, but gives {prompt!r}. Give the "
         "tokenizer of llama_legacy or minimind2"
     )
-
-
-def _refuse_given(heads: int | None, tokenizer: str) -> None:
-    """With random weights there is nothing that these could be right or wrong for."""
-    if heads is not None or tokenizer != MINIMIND2_V:
-        raise CheckpointError(
-            f"{RANDOM} weights have the true shape and a stand-in tokenizer; leave out heads and tokenizer"
-        )
-
-
-def _stand_in() -> tuple[PreTrainedTokenizerFast, str | None, str]:
-    """The tokenizer of the drawn world, for a language model that knows nothing anyway."""
-    _, processor, _ = load_checkpoint(data_folder() / BASE)
-    words = processor.tokenizer
-    return words, None, f"{RANDOM}: the tokenizer of the drawn world, {words.vocab_size} tokens"
 
 
 def _encoder(source: str) -> tuple[CLIPVisionModel, CLIPImageProcessorPil, str]:
     """The encoder, how its pictures are prepared, and a line on it; its load report must be empty."""
     if source == RANDOM:
         config = clip_26m_config().vision_config
-        return CLIPVisionModel(config).eval(), _pixels(config.image_size), f"{RANDOM}: an encoder that sees nothing"
+        side = config.image_size
+        pixels = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+        return CLIPVisionModel(config).eval(), pixels, f"{RANDOM}: an encoder that sees nothing"
     try:
         config = AutoConfig.from_pretrained(source)
         if config.model_type not in CLIP:
@@ -250,24 +240,18 @@ def _encoder(source: str) -> tuple[CLIPVisionModel, CLIPImageProcessorPil, str]:
         raise
     except Exception as error:  # the library's own, and over a damaged file whatever its readers raise
         raise CheckpointError(f"{source}: no CLIP encoder found ({_line(error)}); {NETWORK}") from error
-    if problems := {kind: sorted(map(str, found)) for kind, found in report.items() if found}:
+    if problems := {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}:
         raise CheckpointError(f"{source}: not the encoder that its config describes: {problems}; take it as published")
     if bad := [name for name, tensor in vision.state_dict().items() if not torch.isfinite(tensor).all()]:
         raise CheckpointError(f"{source}: {', '.join(bad)} has values that are not finite; fetch it again")
     side = vision.config.image_size
     if not (pixels.do_center_crop and pixels.do_resize) or len(pixels.image_mean) != 3 or pixels.crop_size is None:
-        raise CheckpointError(
-            f"{source}: its pictures are not scaled, cut to a square and in three colours, as CLIP's are"
-        )
-    if (made := (pixels.crop_size.height, pixels.crop_size.width)) != (side, side):
-        raise CheckpointError(f"{source}: pictures are cut to {made}, but the encoder wants {side} by {side}")
+        raise CheckpointError(f"{source}: pictures are not scaled, cut to a square and in three colours, as CLIP's are")
+    if (size := (pixels.crop_size.height, pixels.crop_size.width)) != (side, side):
+        raise CheckpointError(f"{source}: pictures are cut to {size}, but the encoder wants {side} by {side}")
     parameters = sum(p.numel() for p in vision.parameters())
     line = f"{source}: an encoder of {parameters:,} parameters, {(side // vision.config.patch_size) ** 2} patches of "
     return vision.float().eval(), pixels, line + f"width {vision.config.hidden_size}; every key fits"
-
-
-def _pixels(side: int) -> CLIPImageProcessorPil:
-    return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
 
 def _line(error: Exception) -> str:

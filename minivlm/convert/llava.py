@@ -84,23 +84,22 @@ def as_llava(model: MiniVLMForConditionalGeneration) -> LlavaForConditionalGener
     weights["embed_tokens.weight"] = torch.cat([table, table.new_zeros(1, table.shape[1])])
     llava.model.language_model.load_state_dict(weights)
     llava.model.vision_tower.load_state_dict(model.vision.clip.state_dict())
+    projector = llava.model.multi_modal_projector
+    projector.linear_1.load_state_dict(model.projector.state_dict())
     with torch.no_grad():
-        llava.model.multi_modal_projector.linear_1.weight.copy_(model.projector.weight)
-        llava.model.multi_modal_projector.linear_2.weight.copy_(torch.eye(config.language_width))
+        torch.nn.init.eye_(projector.linear_2.weight)
         if config.projector_bias:
-            llava.model.multi_modal_projector.linear_1.bias.copy_(model.projector.bias)
-            llava.model.multi_modal_projector.linear_2.bias.zero_()
-    own = model.generation_config.to_dict() | {"suppress_tokens": [config.image_token_id]}
-    llava.generation_config = GenerationConfig.from_dict(own)
+            projector.linear_2.bias.zero_()
+    generation = model.generation_config.to_dict() | {"suppress_tokens": [config.image_token_id]}
+    llava.generation_config = GenerationConfig.from_dict(generation)
     return llava
 
 
 def llava_processor(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> LlavaProcessor:
     """LLaVA's processor with the same tokenizer, pictures and chat template: N placeholders a picture."""
     tokenizer = copy.deepcopy(processor.tokenizer)
-    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = (
-        "left"  # so that an answer goes on where its prompt ends, in a batch, too
-    )
+    # so that an answer goes on where its prompt ends, in a batch, too
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
     return LlavaProcessor(
         image_processor=processor.image_processor,
         tokenizer=tokenizer,
@@ -118,11 +117,8 @@ def export_llava(
     """Write a folder that `AutoModelForImageTextToText` and `AutoProcessor` read without any code of this project.
 
     Args:
-        folder: where to; it must not exist, or be empty.
+        folder: where to; it must not exist, or be empty. It is returned.
         meta: of the checkpoint, for the model card.
-
-    Returns:
-        The folder.
 
     Raises:
         ExportError: as `as_llava`, or something lies in `folder`.
@@ -142,7 +138,6 @@ def export_llava(
 
 
 def _card(folder: Path, model: MiniVLMForConditionalGeneration, meta: dict[str, Any]) -> str:
-    """The model card."""
     hashes = "; ".join(f"{part} {value[:12]}" for part, value in meta.get("hashes", {}).items())
     return CARD.format(
         about=f"Stage: {meta.get('stage', 'unknown')}; made by `{meta.get('command', 'unknown')}`.",

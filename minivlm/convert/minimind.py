@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mode
-from typing import Any
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -77,26 +76,6 @@ class Published:
     statement: str
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What does not fit between a file and the model that its shapes describe, under the file's own names."""
-
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    misshapen: tuple[str, ...]
-    untied: tuple[str, ...]
-
-    def __str__(self) -> str:
-        """One line; empty if all fits."""
-        named = {
-            "missing": self.missing,
-            "not of this layout": self.unexpected,
-            "of another shape": self.misshapen,
-            "not equal to the embeddings that it is tied to": self.untied,
-        }
-        return "; ".join(f"{problem}: {', '.join(keys)}" for problem, keys in named.items() if keys)
-
-
 def load_published(file: str | Path, heads: int | None = None) -> Published:
     """Read a published language model, or one with its projector, from .pth or safetensors.
 
@@ -123,7 +102,7 @@ def load_published(file: str | Path, heads: int | None = None) -> Published:
     with torch.device("meta"):
         model = LlamaForCausalLM(config)
     projector = {name.removeprefix(PROJECTOR): tensors[name] for name in tensors if name.startswith(PROJECTOR)}
-    if report := str(_report(tensors, model, generation)):
+    if report := _report(tensors, model, generation):
         raise CheckpointError(
             f"{file}: looks like {GENERATIONS[generation]}, but does not fit. {report}. Nothing was loaded: take the "
             "file as it was published, or tell its number of heads"
@@ -134,9 +113,9 @@ def load_published(file: str | Path, heads: int | None = None) -> Published:
     state[HEAD] = state[TABLE]
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
-    return Published(
-        _ready(model, config), projector or None, generation, _statement(file, generation, config, projector)
-    )
+    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # no weights: on the meta device never computed
+    statement = f"{file.name}: {GENERATIONS[generation]}; {_statement(model, projector)}; every key fits"
+    return Published(model.eval(), projector or None, generation, statement)
 
 
 def recognise(tensors: Mapping[str, torch.Tensor], file: Path) -> str:
@@ -151,12 +130,12 @@ def recognise(tensors: Mapping[str, torch.Tensor], file: Path) -> str:
             f"SigLIP2), by its keys {', '.join(alien[:3])} …; this course reads the two before, such as MiniMind2-V"
         )
     for generation in GENERATIONS:
-        table = name_in(generation, TABLE)
-        if table in tensors and (tensors[table].ndim != 2 or not tensors[table].numel()):
+        table = tensors.get(name := name_in(generation, TABLE))
+        if table is not None and (table.ndim != 2 or not table.numel()):
             raise CheckpointError(
-                f"{file}: {table} has the shape {tuple(tensors[table].shape)}, and is to have a row for each word"
+                f"{file}: {name} has the shape {tuple(table.shape)}, and is to have a row for each word"
             )
-        if table in tensors:
+        if table is not None:
             return generation
     listed = ", ".join(list(tensors)[:SHOWN]) + (f" and {len(tensors) - SHOWN} more" if len(tensors) > SHOWN else "")
     raise CheckpointError(
@@ -179,33 +158,27 @@ def _settings(file: Path) -> dict[str, float]:
     if not beside.is_file():
         return {}
     try:
-        said = dict(json.loads(beside.read_text("utf-8")))
+        content = dict(json.loads(beside.read_text("utf-8")))
     except (ValueError, TypeError) as error:  # no JSON, or no object
         raise CheckpointError(f"{beside}: not understood ({error}); put the published file back") from error
-    rotary = said.get("rope_parameters") or {}  # where transformers 5 keeps what stood beside it before
+    rotary = content.get("rope_parameters") or {}  # where transformers 5 keeps what stood beside it before
     if not isinstance(rotary, dict):
         raise CheckpointError(f"{beside}: rope_parameters is no object; put the published file back")
-    _require_plain(said, rotary, beside)
-    settings = {key: said[key] for key in SETTINGS if said.get(key) is not None}
-    if rotary.get("rope_theta") is not None:
-        settings["rope_theta"] = rotary["rope_theta"]
+    not_read = {
+        "a mixture of experts": content.get("use_moe"),
+        "stretched positions": content.get("rope_scaling") or rotary.get("rope_type", "default") != "default",
+        "another activation than silu": content.get("hidden_act", "silu") != "silu",
+        "a head of its own": content.get("tie_word_embeddings") is False,
+    }
+    if requests := [name for name, value in not_read.items() if value]:
+        raise CheckpointError(f"{beside}: asks for {', '.join(requests)}; only the plain model is read")
+    values = content | {key: value for key, value in rotary.items() if value is not None}
+    settings = {key: values[key] for key in SETTINGS if values.get(key) is not None}
     for key, value in settings.items():
         kind = int if SETTINGS[key] is int else (int, float)
         if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < math.inf:
             raise CheckpointError(f"{beside}: {key} is {value!r}; it must be a number above 0; put the right one there")
     return settings
-
-
-def _require_plain(said: Mapping[str, Any], rotary: Mapping[str, Any], beside: Path) -> None:
-    """Refuse a config that asks for what is not computed here, rather than read half of it."""
-    found = {
-        "a mixture of experts": said.get("use_moe"),
-        "stretched positions": said.get("rope_scaling") or rotary.get("rope_type", "default") != "default",
-        "another activation than silu": said.get("hidden_act", "silu") != "silu",
-        "a head of its own": said.get("tie_word_embeddings") is False,
-    }
-    if asked := [what for what, there in found.items() if there]:
-        raise CheckpointError(f"{beside}: asks for {', '.join(asked)}; only the plain model is read")
 
 
 def _config(
@@ -215,13 +188,13 @@ def _config(
 
     def rows(kind: str) -> int:
         ending = name_in(generation, f"{kind}.weight")
-        found = [t.shape[0] for name, t in tensors.items() if name.endswith(f".{ending}") and t.ndim]
-        if not found:
+        sizes = [t.shape[0] for name, t in tensors.items() if name.endswith(f".{ending}") and t.ndim]
+        if not sizes:
             raise CheckpointError(
                 f"{file}: looks like {GENERATIONS[generation]}, but not one layer has a {ending}; its keys: "
                 f"{', '.join(list(tensors)[:SHOWN])}"
             )
-        return mode(found)
+        return mode(sizes)
 
     heads = int(settings.get("num_attention_heads", HEADS))
     width, keys = rows("self_attn.q_proj"), rows("self_attn.k_proj")
@@ -232,7 +205,7 @@ def _config(
             f"{file}: {width} query rows and {keys} key rows cannot belong to {heads} heads; give the right number, or "
             "put the published config.json beside it"
         )
-    layers = {int(found[1]) for name in tensors if (found := re.search(r"layers\.(\d+)\.", name))}
+    layers = {match[1] for name in tensors if (match := re.search(r"layers\.(\d+)\.", name))}
     return LlamaConfig(
         vocab_size=tensors[name_in(generation, TABLE)].shape[0],
         hidden_size=rows("input_layernorm"),
@@ -251,8 +224,11 @@ def _config(
     )
 
 
-def _report(tensors: Mapping[str, torch.Tensor], model: LlamaForCausalLM, generation: str) -> LoadReport:
-    """Compare the file with the model's names and shapes; the head may be left out, as safetensors does when tied."""
+def _report(tensors: Mapping[str, torch.Tensor], model: LlamaForCausalLM, generation: str) -> str:
+    """What does not fit between the file and the model that its shapes describe, under the file's names; one line.
+
+    The head may be left out, as safetensors does when it is tied.
+    """
     wanted = {name_in(generation, ours): tuple(tensor.shape) for ours, tensor in model.state_dict().items()}
     head, table = name_in(generation, HEAD), name_in(generation, TABLE)
     if any(name.startswith(PROJECTOR) for name in tensors):
@@ -262,14 +238,16 @@ def _report(tensors: Mapping[str, torch.Tensor], model: LlamaForCausalLM, genera
         if f"{PROJECTOR}bias" in tensors:
             wanted[f"{PROJECTOR}bias"] = (model.config.hidden_size,)
     shapes = {name: tuple(tensors[name].shape) for name in wanted if name in tensors}
-    differ = [f"{name} {shape} instead of {wanted[name]}" for name, shape in shapes.items() if shape != wanted[name]]
     tied = head not in tensors or shapes[head] != shapes[table] or torch.equal(tensors[head], tensors[table])
-    return LoadReport(
-        missing=tuple(name for name in wanted if name not in tensors and name != head),
-        unexpected=tuple(name for name in tensors if name not in wanted),
-        misshapen=tuple(differ),
-        untied=() if tied else (head,),
-    )
+    problems = {
+        "missing": [name for name in wanted if name not in tensors and name != head],
+        "not of this layout": [name for name in tensors if name not in wanted],
+        "of another shape": [
+            f"{n} {shape} instead of {wanted[n]}" for n, shape in shapes.items() if shape != wanted[n]
+        ],
+        "not equal to the embeddings that it is tied to": [] if tied else [head],
+    }
+    return "; ".join(f"{problem}: {', '.join(keys)}" for problem, keys in problems.items() if keys)
 
 
 def _halves(name: str, weight: torch.Tensor, head_dim: int) -> torch.Tensor:
@@ -284,23 +262,15 @@ def _halves(name: str, weight: torch.Tensor, head_dim: int) -> torch.Tensor:
     return pairs.transpose(1, 2).reshape(weight.shape)
 
 
-def _ready(model: LlamaForCausalLM, config: LlamaConfig) -> LlamaForCausalLM:
-    """The rotary frequencies are no weights: on the meta device they were never computed."""
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)
-    return model.eval()
-
-
-def _statement(file: Path, generation: str, config: LlamaConfig, projector: Mapping[str, torch.Tensor]) -> str:
-    """One line for people."""
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in LlamaForCausalLM(config).parameters())
+def _statement(model: LlamaForCausalLM, projector: Mapping[str, torch.Tensor]) -> str:
+    """The sizes, for people."""
+    config, parameters = model.config, sum(p.numel() for p in model.parameters())
     line = (
-        f"{file.name}: {GENERATIONS[generation]}; language model of {parameters:,} parameters (V {config.vocab_size}, "
-        f"Dl {config.hidden_size}, {config.num_hidden_layers} layers, {config.num_attention_heads} query and "
-        f"{config.num_key_value_heads} key/value heads of {config.head_dim}, SwiGLU {config.intermediate_size})"
+        f"language model of {parameters:,} parameters (V {config.vocab_size}, Dl {config.hidden_size}, "
+        f"{config.num_hidden_layers} layers, {config.num_attention_heads} query and {config.num_key_value_heads} "
+        f"key/value heads of {config.head_dim}, SwiGLU {config.intermediate_size})"
     )
     if not projector:
-        return f"{line}, no projector; every key fits"
+        return f"{line}, no projector"
     width, vision_width = projector["weight"].shape
-    bias = "with" if "bias" in projector else "without"
-    return f"{line}, projector {vision_width} to {width} {bias} bias; every key fits"
+    return f"{line}, projector {vision_width} to {width} {'with' if 'bias' in projector else 'without'} bias"

@@ -7,10 +7,8 @@
 def chat_template(start: str, end: str, system: str | None = None) -> str:
     """The template of a model whose turns begin with the token `start` and end with `end`.
 
-    One turn may be a string or a list of parts; a picture is a part of its own and ends its line.
-
-    Args:
-        system: what a system turn says before every conversation that has none of its own; None puts none there.
+    One turn may be a string or a list of parts; a picture is a part of its own and ends its line. `system` is what a
+    system turn says before every conversation that has none of its own; None puts none there.
     """
     template = (
         "{% for message in messages %}START{{ message['role'] }}\n"
@@ -19,10 +17,9 @@ def chat_template(start: str, end: str, system: str | None = None) -> str:
         "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
         "{% endfor %}{% endif %}END\n{% endfor %}"
         "{% if add_generation_prompt %}STARTassistant\n{% endif %}"
-    ).replace("START", start)
-    template = template.replace("END", end)
+    )
+    template = template.replace("START", start).replace("END", end)
     if system is None:
         return template
-    said = "".join(f"\\u{ord(letter):04x}" if letter in "\\'\"{}%" or ord(letter) < 32 else letter for letter in system)
-    first = f"{{% if messages[0]['role'] != 'system' %}}{start}system\n{{{{ '{said}' }}}}{end}\n{{% endif %}}"
-    return first + template
+    text = "".join(f"\\u{ord(letter):04x}" if letter in "\\'\"{}%" or ord(letter) < 32 else letter for letter in system)
+    return f"{{% if messages[0]['role'] != 'system' %}}{start}system\n{{{{ '{text}' }}}}{end}\n{{% endif %}}" + template

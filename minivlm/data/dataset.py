@@ -78,17 +78,9 @@ def write_dataset(
     with replace_folder(folder) as temporary:
         with _Writer(temporary / ROWS) as writer:
             result = survey(path, processor, images, decode, writer.add)
-        about = {
-            "format": FORMAT,
-            "source": os.path.abspath(path),
-            "decoded": decode,
-            **_measured_by(processor),
-            "rows": fingerprint(temporary / ROWS),
-            **vars(result),
-            "bad": len(result.bad),
-            "versions": versions() | {"pyarrow": writer.version},
-        }
-        write_json(temporary / ABOUT, about)
+        about = {"format": FORMAT, "source": os.path.abspath(path), "decoded": decode, **_measured_by(processor)}
+        about |= {"rows": fingerprint(temporary / ROWS), **vars(result), "bad": len(result.bad)}
+        write_json(temporary / ABOUT, about | {"versions": versions() | {"pyarrow": writer.version}})
     return result
 
 
@@ -120,7 +112,7 @@ class _Writer:
         images = [image for image in sample.images if isinstance(image, bytes)]
         turns = [turn_of(message) for message in sample.messages]
         row = {"where": sample.name, "conversations": turns, "tokens": tokens}
-        row |= {"files": files, "sizes": [os.path.getsize(file) for file in files], "pictures": images}
+        row |= {"files": files, "sizes": [*map(os.path.getsize, files)], "pictures": images}
         self._waiting.append(row)
         self._bytes += sum(map(len, images)) + sum(len(turn["content"]) for turn in turns)
         if len(self._waiting) == BATCH_ROWS or self._bytes >= BATCH_BYTES:
@@ -164,9 +156,7 @@ class SampleDataset(Sequence[Sample]):
     def __getitem__(self, index: int) -> Sample:
         """Sample number `index`, its images as paths or as the bytes of files, its features from the store.
 
-        Raises:
-            IndexError: there is no such sample.
-            FeatureError: as `FeatureStore.of` raises it.
+        Raises IndexError where there is no such sample, and FeatureError as `FeatureStore.of` does.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
@@ -179,24 +169,19 @@ class SampleDataset(Sequence[Sample]):
         return replace(sample, patch_features=self.features.of(index, sample), checked=True)
 
     def with_features(self, store: "FeatureStore") -> "SampleDataset":
-        """The same data set, with `patch_features` in every sample that has images.
+        """The same data set with `patch_features` in every sample that has images.
 
-        Raises:
-            FeatureError: the store was made for another data set.
+        Raises FeatureError where the store was made for another data set.
         """
         store.require_dataset(self)
         return SampleDataset(self.folder, self.about, self.table, store)
 
     def require_trainable(self, processor: "MiniVLMProcessor") -> None:
-        """Refuse a data set on which training could end at a sample.
-
-        Args:
-            processor: that of the model that shall train.
+        """Refuse a data set on which training a model with this processor could end at a sample.
 
         Raises:
             DatasetError: the samples' lengths were counted with another tokenizer, limit or number of tokens of an
-                image; the images were not opened; or one of their files is missing or has another size than at the
-                check.
+                image; the images were not opened; or a file is missing or has another size than at the check.
         """
         for name, value in _measured_by(processor).items():
             if self.about[name] != value:
@@ -210,9 +195,9 @@ class SampleDataset(Sequence[Sample]):
                 "them again with --decode"
             )
         for name, file, size in self.files():
-            now = os.path.getsize(file) if os.path.isfile(file) else None
-            if now != size:
-                state = "is missing" if now is None else f"has {now:,} bytes and had {size:,} when it was checked"
+            present = os.path.getsize(file) if os.path.isfile(file) else None
+            if present != size:
+                state = "is missing" if present is None else f"has {present:,} bytes and had {size:,} at the check"
                 raise DatasetError(f"{self.folder}: {name}: the image {file} {state}; put it back, or {AGAIN}")
 
     def files(self) -> Iterator[tuple[str, str, int]]:
@@ -234,8 +219,7 @@ class SampleDataset(Sequence[Sample]):
 def open_dataset(folder: str | Path) -> SampleDataset:
     """Open a data set; its file is read once to compare its hash, then only where samples are asked for.
 
-    Raises:
-        DatasetError: there is no data set, it is of another format, or a file is damaged.
+    Raises DatasetError where there is none, it is of another format, or a file is damaged.
     """
     from datasets import Dataset
 
@@ -247,12 +231,9 @@ def open_dataset(folder: str | Path) -> SampleDataset:
 
 
 def read_about(file: Path, version: int, keys: Iterable[str], refused: type[ValueError], remedy: str) -> dict[str, Any]:
-    """What a folder says about itself in a JSON file.
+    """What a folder says about itself in a JSON file of format `version` with these `keys`.
 
-    Args:
-        version: the one `format` that can be read.
-        keys: what has to be there.
-        refused, remedy: the error to raise, and what its message says to do.
+    Raises `refused` where it does not, with `remedy`, which says what to do.
     """
     if not file.is_file():
         raise refused(f"{file.parent}: {file.name} is missing, so there is nothing to open here; {remedy}")
@@ -268,7 +249,7 @@ def read_about(file: Path, version: int, keys: Iterable[str], refused: type[Valu
 
 
 def fingerprint(file: Path) -> dict[str, Any] | None:
-    """What tells a file from one that is cut off or was changed; None if there is none."""
+    """Size and hash of a file; None if there is none."""
     if not file.is_file():
         return None
     with file.open("rb") as stream:
@@ -277,5 +258,6 @@ def fingerprint(file: Path) -> dict[str, Any] | None:
 
 def _measured_by(processor: "MiniVLMProcessor") -> dict[str, Any]:
     """What decides whether a sample is too long, in the order of `MEASURED_BY`."""
-    values = (hash_tokenizer(processor.tokenizer), processor.tokenizer.model_max_length, processor.num_image_tokens)
+    tokenizer = processor.tokenizer
+    values = (hash_tokenizer(tokenizer), tokenizer.model_max_length, processor.num_image_tokens)
     return dict(zip(MEASURED_BY, values, strict=True))

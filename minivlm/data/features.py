@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from tqdm.auto import tqdm
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from minivlm.data.dataset import SampleDataset, fingerprint, read_about
 from minivlm.data.images import ImageError, ImageSource
 from minivlm.data.samples import Sample
 from minivlm.data.validation import SampleError
 from minivlm.runtime.files import hash_tensors, replace_folder, require_replaceable, write_json
-from minivlm.runtime.processes import all_or_none, launched_here, processes
+from minivlm.runtime.processes import all_or_none, processes
 
 if TYPE_CHECKING:
     from minivlm.model import MiniVLMForConditionalGeneration
@@ -54,15 +55,7 @@ def encode_images(
     precision: str = "fp32",
     title: str = "pictures",
 ) -> torch.Tensor:
-    """The features (I, N, Dv) of images, in bf16 on the CPU.
-
-    Args:
-        precision: of the encoder, "fp32", or "bf16" to multiply in 16 bits.
-        title: of the bar; without one there is none.
-
-    Raises:
-        ImageError: an image cannot be read.
-    """
+    """The features (I, N, Dv) of images, as `encode` makes them; raises ImageError where an image cannot be read."""
     batches = (processor.pixels(list(images[i : i + BATCH])) for i in range(0, len(images), BATCH))
     return encode(model, batches, len(images), precision, title and f"encoding {title}")
 
@@ -75,7 +68,12 @@ def encode(
     precision: str = "fp32",
     title: str = "encoding",
 ) -> torch.Tensor:
-    """What the model's encoder makes of batches of `pixel_values` (i, 3, H, W): (count, N, Dv) in bf16, on the CPU."""
+    """What the model's encoder makes of batches of `pixel_values` (i, 3, H, W): (count, N, Dv) in bf16, on the CPU.
+
+    Args:
+        precision: of the encoder, "fp32", or "bf16" to multiply in 16 bits.
+        title: of the bar; without one there is none.
+    """
     config, device = model.config, model.vision.clip.device
     features = torch.empty(count, config.num_image_tokens, config.vision_width, dtype=torch.bfloat16)  # (I, N, Dv)
     done = 0
@@ -92,34 +90,33 @@ def encode(
 def pixel_batches(processor: "MiniVLMProcessor", images: np.ndarray) -> Iterator[torch.Tensor]:
     """`processor.pixels` for uint8 images (I, H, W, 3) at the encoder's own size, several times as fast.
 
-    There are only 256 levels for each of three channels, so each is rescaled and normalised once, with the image
-    processor's arithmetic, and then looked up.
-
-    Yields:
-        (i, 3, H, W) float32, equal to the processor's to the last bit.
-
-    Raises:
-        FeatureError: the images have another size.
+    Yields (i, 3, H, W) float32, equal to the processor's to the last bit. Raises FeatureError for another size.
     """
     settings = processor.image_processor
-    size = (settings.crop_size["height"], settings.crop_size["width"])
-    if images.shape[1:] != (*size, 3):
-        raise FeatureError(f"the images have the shape {images.shape[1:]}, but the encoder's is {(*size, 3)}")
-    levels = (np.arange(256) * settings.rescale_factor).astype(np.float32)
-    mean, std = (np.array(values, dtype=np.float32) for values in (settings.image_mean, settings.image_std))
-    tables = (levels - mean[:, None]) / std[:, None]  # (3, 256)
+    shape = (settings.crop_size["height"], settings.crop_size["width"], 3)
+    if images.shape[1:] != shape:
+        raise FeatureError(f"the images have the shape {images.shape[1:]}, but the encoder's is {shape}")
     for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
-        yield torch.from_numpy(np.stack([tables[c][batch[..., c]] for c in range(3)], axis=1))  # (i, 3, H, W)
+        yield normalised(images[start : start + BATCH], settings.image_mean, settings.image_std)
+
+
+def normalised(
+    images: np.ndarray, mean: Sequence[float] = OPENAI_CLIP_MEAN, std: Sequence[float] = OPENAI_CLIP_STD
+) -> torch.Tensor:
+    """uint8 images (I, H, W, 3) as `pixel_values` (I, 3, H, W), to the last bit as CLIP's image processor makes them.
+
+    Each of the 256 levels of a channel is normalised once and then looked up.
+    """
+    levels = (np.arange(256) / 255).astype(np.float32)
+    tables = (levels - np.float32(mean)[:, None]) / np.float32(std)[:, None]  # (3, 256)
+    return torch.from_numpy(np.stack([table[images[..., c]] for c, table in enumerate(tables)], axis=1))
 
 
 class FeatureStore:
     """Features of a data set's images on the disk, memory-mapped; `dataset.with_features(store)` attaches them.
 
-    Pickled, it is its folder's path.
-
     Args:
-        folder: a store that `FeatureStore.build` made or began.
+        folder: a store that `FeatureStore.build` made or began; pickled, a store is this path.
 
     Attributes:
         about: what `store.json` says: the features' identity, and the fingerprint of `images.npy`.
@@ -136,9 +133,8 @@ class FeatureStore:
         if fingerprint(self.folder / IMAGES) != self.about["images"]:
             raise FeatureError(f"{self.folder / IMAGES}: missing, cut off or changed since it was written; {REMOVE}")
         self.images = np.load(self.folder / IMAGES, mmap_mode="r")
-        shape = (1 + int(self.images["entry"].max()), self.about["tokens of an image"], self.about["width"])
-        self.entry_bytes = shape[1] * shape[2] * torch.bfloat16.itemsize
-        for name, size in ((FEATURES, shape[0] * self.entry_bytes), (DONE, math.ceil(shape[0] / BATCH))):
+        shape = _shape(self.images, self.about)
+        for name, size in _sizes(shape).items():
             file = self.folder / name
             if not file.is_file() or file.stat().st_size != size:
                 raise FeatureError(f"{file}: missing, or its size is not {size:,} bytes; {REMOVE}")
@@ -159,7 +155,7 @@ class FeatureStore:
         Raises:
             FeatureError: an image was changed since it was encoded, or is missing.
         """
-        start = self._first(number)
+        start = bisect_left(self.images["sample"], number)
         records = self.images[start : start + len(sample.images)]
         for record, image in zip(records, sample.images, strict=True):
             self.require_unchanged(record, image, sample.name)
@@ -180,10 +176,6 @@ class FeatureStore:
         """Refuse a file that was changed since the store was begun; what lies in the data set, its hash holds."""
         if record["time"] != IN_DATASET and _size_and_time(image, name) != (record["size"], record["time"]):
             raise FeatureError(f"{self.folder}: {name}: the image {image} was changed since it was encoded; {REMOVE}")
-
-    def _first(self, number: int) -> int:
-        """Where the records of sample `number` begin."""
-        return bisect_left(self.images["sample"], number)
 
     @classmethod
     def build(
@@ -216,21 +208,17 @@ class FeatureStore:
         identity = _identity(dataset, model, processor, precision)
         new = here.is_local_main_process and not (folder / ABOUT).is_file()
         all_or_none(lambda: _create(folder, dataset, identity) if new else None)
-        store = all_or_none(lambda: cls(folder))
-        all_or_none(lambda: _require_features_of(store, dataset, identity))
-        missing = all_or_none(store.missing)  # by all processes, before any of these batches is made
-        all_or_none(lambda: _require_room(store, missing))
-        mine = missing[here.local_process_index :: launched_here()]
+        store, missing = all_or_none(lambda: _open(folder, dataset, identity))  # by all, before any batch is made
+        mine = missing[here.local_process_index :: int(os.environ.get("LOCAL_WORLD_SIZE", "1"))]
         all_or_none(lambda: _encode_batches(store, mine, dataset, model, processor))
         return cls(folder)
 
     def _pixels(self, place: int, dataset: SampleDataset, processor: "MiniVLMProcessor") -> torch.Tensor:
         """The image of record `place`, opened and prepared: (1, 3, H, W)."""
-        record = self.images[place]
-        number = int(record["sample"])
+        number = int(self.images["sample"][place])
         sample = dataset[number]
-        image = sample.images[place - self._first(number)]
-        self.require_unchanged(record, image, sample.name)
+        image = sample.images[place - bisect_left(self.images["sample"], number)]
+        self.require_unchanged(self.images[place], image, sample.name)
         try:
             return processor.pixels([image])
         except ImageError as error:
@@ -238,11 +226,7 @@ class FeatureStore:
 
 
 def stored_precision(folder: str | Path) -> str | None:
-    """The precision in which a store was made or begun; None if there is none.
-
-    Raises:
-        FeatureError: the store is damaged or of another version.
-    """
+    """The precision of a store that was made or begun, None if there is none; raises as `FeatureStore` does."""
     return FeatureStore(folder).about["precision"] if (Path(folder) / ABOUT).is_file() else None
 
 
@@ -250,15 +234,14 @@ def _identity(
     dataset: SampleDataset, model: "MiniVLMForConditionalGeneration", processor: "MiniVLMProcessor", precision: str
 ) -> dict[str, Any]:
     """What decides the features, under the names that `store.json` and messages give it."""
-    values = (
-        model.config.num_image_tokens,
-        model.config.vision_width,
-        hash_tensors(model.vision.state_dict()),
-        json.loads(processor.image_processor.to_json_string()),
-        precision,
-        dataset.about["rows"]["sha256"],
-    )
-    return dict(zip(IDENTITY, values, strict=True))
+    return {
+        "tokens of an image": model.config.num_image_tokens,
+        "width": model.config.vision_width,
+        "encoder": hash_tensors(model.vision.state_dict()),
+        "preprocessing": json.loads(processor.image_processor.to_json_string()),
+        "precision": precision,
+        "data set": dataset.about["rows"]["sha256"],
+    }
 
 
 def _create(folder: Path, dataset: SampleDataset, identity: dict[str, Any]) -> None:
@@ -267,14 +250,22 @@ def _create(folder: Path, dataset: SampleDataset, identity: dict[str, Any]) -> N
         raise FeatureError(f"{folder} lies in the data set, which is replaced as a whole; choose another folder")
     require_replaceable(folder, ABOUT, "store of features")
     images = _images_of(dataset)
-    entries = 1 + int(images["entry"].max())
-    entry_bytes = identity["tokens of an image"] * identity["width"] * torch.bfloat16.itemsize
     with replace_folder(folder) as temporary:
         np.save(temporary / IMAGES, images)
-        for name, size in ((FEATURES, entries * entry_bytes), (DONE, math.ceil(entries / BATCH))):
-            with (temporary / name).open("wb") as file:
-                file.truncate(size)  # zeros, which take no room yet on most disks
+        for name, size in _sizes(_shape(images, identity)).items():
+            (temporary / name).touch()
+            os.truncate(temporary / name, size)  # zeros, which take no room yet on most disks
         write_json(temporary / ABOUT, {"format": FORMAT, **identity, "images": fingerprint(temporary / IMAGES)})
+
+
+def _shape(images: np.ndarray, identity: dict[str, Any]) -> tuple[int, int, int]:
+    """(E, N, Dv) of the features."""
+    return 1 + int(images["entry"].max()), identity["tokens of an image"], identity["width"]
+
+
+def _sizes(shape: tuple[int, int, int]) -> dict[str, int]:
+    """The bytes of the two files that are filled batch by batch."""
+    return {FEATURES: math.prod(shape) * torch.bfloat16.itemsize, DONE: math.ceil(shape[0] / BATCH)}
 
 
 def _images_of(dataset: SampleDataset) -> np.ndarray:
@@ -304,20 +295,24 @@ def _size_and_time(image: Path | bytes, name: str) -> tuple[int, int]:
     return state.st_size, state.st_mtime_ns
 
 
-def _require_features_of(store: FeatureStore, dataset: SampleDataset, identity: dict[str, Any]) -> None:
-    """Refuse a store of something else, and images whose files have another size or time."""
+def _open(folder: Path, dataset: SampleDataset, identity: dict[str, Any]) -> tuple[FeatureStore, list[int]]:
+    """The store and its missing batches; refuse one of something else, and images of another size or time."""
+    store = FeatureStore(folder)
     for key in IDENTITY:
         if store.about[key] != identity[key]:
             values = "" if isinstance(identity[key], dict) else f" ({store.about[key]}, not {identity[key]})"
-            raise FeatureError(f"{store.folder}: its features are of another {key}{values}; {REMOVE}")
+            raise FeatureError(f"{folder}: its features are of another {key}{values}; {REMOVE}")
     files = store.images[store.images["time"] != IN_DATASET]
     for record, (name, file, _) in zip(files, dataset.files(), strict=True):
         store.require_unchanged(record, Path(file), name)
+    missing = store.missing()
+    _require_room(store, missing)
+    return store, missing
 
 
 def _require_room(store: FeatureStore, missing: list[int]) -> None:
     """Say how large the store is; refuse a disk that has no room for what is missing."""
-    needed = sum(len(store.features[number * BATCH :][:BATCH]) for number in missing) * store.entry_bytes
+    needed = sum(store.features[number * BATCH :][:BATCH].nbytes for number in missing)
     free = shutil.disk_usage(store.folder).free
     processes().print(
         f"features of {len(store):,} images, {_readable(store.features.nbytes)}, in {store.folder}: "
@@ -346,7 +341,7 @@ def _encode_batches(
         features = encode(model, [pixels], len(places), store.about["precision"], title="")  # (i, N, Dv)
         content = features.view(torch.int16).numpy().astype("<i2", copy=False).tobytes()
         try:
-            _overwrite(store.folder / FEATURES, number * BATCH * store.entry_bytes, content)
+            _overwrite(store.folder / FEATURES, number * BATCH * store.features[0].nbytes, content)
             _overwrite(store.folder / DONE, number, b"\1")
         except OSError as error:
             raise OSError(

@@ -17,20 +17,9 @@ MAX_ASPECT = 100  # the short side is scaled to the encoder's size: one of an ex
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 # What Pillow's plug-ins raise on files that are damaged or hostile. UnidentifiedImageError is an OSError.
-_BROKEN = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    KeyError,
-    IndexError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
+_BOMB = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, struct.error, zlib.error)
+_BROKEN += _BOMB
 
 
 class ImageError(ValueError):
@@ -85,7 +74,7 @@ def _open_file(file: io.BufferedIOBase, name: str, size: int) -> Image.Image:
         raise ImageError(f"{name}: the file is empty (0 bytes); copy or download it again")
     try:
         image = Image.open(file, formats=FORMATS)  # reads the header only
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except _BOMB as error:
         raise ImageError(
             f"{name}: its header promises too many pixels to decode; make it smaller, {MAX_PIXELS:,} pixels at most"
         ) from error

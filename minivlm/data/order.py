@@ -20,13 +20,8 @@ class SampleOrder:
     """Which examples make up a step: a pure function of the seed and the step.
 
     Samples come in a random order without repetition until all have been seen, then in another. Those of `WINDOW` steps
-    are sorted by length, cut into steps and these shuffled, so that little is padded.
-
-    Args:
-        samples: a sequence.
-        processor: encodes them.
-        step_size: samples of all processes and passes together.
-        seed: decides the order.
+    are sorted by length, cut into steps and these shuffled, so that little is padded. `step_size` counts the samples
+    of all processes and passes together.
     """
 
     def __init__(self, samples: Sequence[Sample], processor: "MiniVLMProcessor", step_size: int, seed: int):
@@ -47,15 +42,15 @@ class SampleOrder:
 
     def _encode(self, window: int) -> list[list[Example]]:
         size = self._span * self.step_size
-        numbers = [self._number(position) for position in range(window * size, (window + 1) * size)]
-        examples = [self.processor.encode(self.samples[number]) for number in numbers]
+        samples = (self._sample(position) for position in range(window * size, (window + 1) * size))
+        examples = [self.processor.encode(sample) for sample in samples]
         examples.sort(key=lambda example: len(example.input_ids))
         steps = [examples[i : i + self.step_size] for i in range(0, size, self.step_size)]
         return [steps[i] for i in np.random.default_rng(step_seed(self.seed, window)).permutation(self._span)]
 
-    def _number(self, position: int) -> int:
+    def _sample(self, position: int) -> Sample:
         epoch, index = divmod(position, len(self.samples))
-        return int(_permutation(len(self.samples), self.seed, epoch)[index])
+        return self.samples[int(_permutation(len(self.samples), self.seed, epoch)[index])]
 
 
 @lru_cache(maxsize=2)  # a window can reach into the next epoch

@@ -19,6 +19,7 @@ import codecs
 import json
 import os.path
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,7 @@ def read_samples(path: str | Path, images: str | Path | None = None) -> Iterator
 
     Yields:
         Samples whose messages can be trained on; their images are there, but were not opened. Errors name the file and
-        the row, and say what is wrong: a file is cut off or lacks a column, a line is no JSON object, a turn is not
-        understood or out of order, there is no answer, a text has half a character, there are more or fewer `<image>`s
-        than images, or one of these is missing or lies outside the folder. Blank lines are passed over.
+        the row, and say what is wrong. Blank lines are passed over.
 
     Raises:
         SampleError: the file is missing, or a folder has none.
@@ -126,13 +125,10 @@ def _table(file: Path) -> Iterator[tuple[str, Any] | SampleError]:
         return
     with table:
         names = table.schema_arrow.names
-        for column in COLUMNS:
-            if column not in names:
-                problem = f"there is no column {column!r} (only {', '.join(names)}); each row needs one"
-            elif names.count(column) > 1:
-                problem = f"there are two columns {column!r}; leave one of them"
-            else:
-                continue
+        if wrong := [column for column in COLUMNS if names.count(column) != 1]:
+            problem = f"there is no column {wrong[0]!r} (only {', '.join(names)}); each row needs one"
+            if wrong[0] in names:
+                problem = f"there are two columns {wrong[0]!r}; leave one of them"
             yield SampleError(str(file), problem)
             return
         first = 1
@@ -147,16 +143,14 @@ def _table(file: Path) -> Iterator[tuple[str, Any] | SampleError]:
 
 
 def _row_group(table: Any, group: int, file: Path, first: int) -> Iterator[tuple[str, Any] | SampleError]:
-    number = first
     for batch in table.iter_batches(TABLE_ROWS, row_groups=[group], columns=list(COLUMNS), use_threads=False):
-        columns = {name: batch.column(name) for name in COLUMNS}
         for index in range(batch.num_rows):
-            name = f"{file}, row {number}"
+            name = f"{file}, row {first + index}"
             try:
-                yield name, {column: values[index].as_py() for column, values in columns.items()}
+                yield name, {column: batch.column(column)[index].as_py() for column in COLUMNS}
             except UnicodeDecodeError as error:  # Parquet does not look into its texts
                 yield SampleError(name, f"its text is not UTF-8 ({error}); correct it")
-            number += 1
+        first += batch.num_rows
 
 
 # ---- a row to a sample
@@ -205,14 +199,10 @@ def _turns(conversations: Any, name: str) -> Any:
 def _check_order(roles: list[str], name: str) -> None:
     """After an optional system turn, user and assistant take turns, the user first."""
     start = int(roles[0] == "system")
-    for index, role in enumerate(roles[start:]):
-        expected = ("user", "assistant")[index % 2]
+    for number, (role, expected) in enumerate(zip(roles[start:], cycle(("user", "assistant"))), start + 1):
         if role != expected:
-            raise SampleError(
-                name,
-                f"turn {start + index + 1} is the {role}'s where the {expected}'s is expected; "
-                "user and assistant take turns",
-            )
+            problem = f"turn {number} is the {role}'s where the {expected}'s is expected"
+            raise SampleError(name, f"{problem}; user and assistant take turns")
 
 
 def _held_images(held: Any, turns: Any, name: str) -> list[bytes]:
@@ -220,11 +210,8 @@ def _held_images(held: Any, turns: Any, name: str) -> list[bytes]:
     images = [] if held is None else held if isinstance(held, list) else [held]
     for image in images:
         if not isinstance(image, bytes):
-            raise SampleError(
-                name,
-                f'"image_bytes" has {type(image).__name__}; it must be the bytes of image files, and only Parquet '
-                'holds these (in JSON, "image" names files)',
-            )
+            problem = f'"image_bytes" has {type(image).__name__}; it must be the bytes of image files'
+            raise SampleError(name, f'{problem}, and only Parquet holds these (in JSON, "image" names files)')
     shows_some = isinstance(turns, list) and any(IMAGE_TOKEN in str(turn) for turn in turns)
     return images if shows_some or not all(map(_is_stand_in, images)) else []
 

@@ -76,7 +76,14 @@ def survey(
     result = Survey()
     for sample in read_samples(path, images):
         try:
-            example = _checked(sample, processor, decode)
+            if isinstance(sample, SampleError):
+                raise sample
+            example = processor.encode(sample)
+            for image in sample.images if decode else ():
+                open_image(image)
+        except ImageError as error:
+            result.bad.append(SampleError(sample.name, str(error)))
+            continue
         except SampleError as error:
             result.bad.append(SampleError("", str(error)))  # the error itself holds the row, through its traceback
             continue
@@ -84,18 +91,6 @@ def survey(
         if keep is not None:
             keep(sample, len(example.input_ids))
     return result
-
-
-def _checked(sample: Sample | SampleError, processor: "MiniVLMProcessor", decode: bool) -> Example:
-    if isinstance(sample, SampleError):
-        raise sample
-    example = processor.encode(sample)
-    for image in sample.images if decode else ():
-        try:
-            open_image(image)
-        except ImageError as error:
-            raise SampleError(sample.name, str(error)) from error
-    return example
 
 
 def as_text(result: Survey) -> str:

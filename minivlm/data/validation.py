@@ -23,8 +23,7 @@ class SampleError(ValueError):
 def check_messages(messages: list[dict], name: str = "") -> list[dict]:
     """The same messages with every content as a list of parts, and what an image part carries under the key "image".
 
-    Raises:
-        SampleError: there is no message, or a role, a part or a character is not understood.
+    Raises SampleError where there is no message, or a role, a part or a character is not understood.
     """
     if not messages:
         raise SampleError(name, "the conversation is empty; give at least one message")
@@ -34,8 +33,7 @@ def check_messages(messages: list[dict], name: str = "") -> list[dict]:
 def check_answers(messages: list[dict], name: str = "") -> None:
     """Refuse checked messages without any supervised token.
 
-    Raises:
-        SampleError: no turn is the assistant's, or one of the assistant's is empty or has an image.
+    Raises SampleError where no turn is the assistant's, or one of the assistant's is empty or has an image.
     """
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     if not answers:
@@ -66,9 +64,7 @@ def _part(part: dict, role: str, name: str) -> dict:
     if kind != "text" or not isinstance(part.get("text"), str):
         raise SampleError(name, f"the {role}'s turn has a part {kind!r}; parts are text (with its text) and image")
     if half := HALF_A_CHARACTER.search(part["text"]):
-        raise SampleError(
-            name, f"the {role}'s text has {half[0]!r}, half of a character (a lone surrogate); take it out"
-        )
+        raise SampleError(name, f"the {role}'s text has {half[0]!r}, half of a character (a surrogate); take it out")
     return {"type": "text", "text": part["text"]}
 
 
@@ -86,8 +82,7 @@ def messages_from_turns(turns: list[dict], images: list[ImageSource | None], nam
     So files have it: `[{"role": "user", "content": "<image>\\n这个图像中有什么内容？"}]` and one image. An image part
     ends its line, so a newline right after `<image>` belongs to it.
 
-    Raises:
-        SampleError: more or fewer `<image>` than images, or a turn that is no role with a string.
+    Raises SampleError where there are more or fewer `<image>` than images, or a turn is no role with a string.
     """
     if not isinstance(turns, list) or not all(
         isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in turns
@@ -113,18 +108,11 @@ def turn_of(message: dict) -> dict:
 
 def without_shorthand(text: str) -> str:
     """Take off a leading "<image>" and the end of its line, real or typed as "\\n"; all other text is as it was."""
-    for newline in ("\n", "\\n"):
-        if text.startswith(IMAGE_TOKEN + newline):
-            return text.removeprefix(IMAGE_TOKEN + newline)
-    return text
+    return re.sub(rf"\A{IMAGE_TOKEN}(\n|\\n)", "", text)
 
 
 def check_count(placeholders: int, images: int, name: str) -> None:
-    """Refuse a text with more or fewer `<image>` than images.
-
-    Raises:
-        SampleError: as it says.
-    """
+    """Raise SampleError where a text has more or fewer `<image>` than images."""
     if placeholders != images:
         raise SampleError(
             name,

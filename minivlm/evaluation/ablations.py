@@ -44,7 +44,7 @@ from minivlm.runtime.precision import choose_precision
 from minivlm.scenes.facts import USUAL, Scene, random_stream, sample_scene
 from minivlm.scenes.features import scene_features
 from minivlm.scenes.language import caption, read_facts
-from minivlm.scenes.samples import SceneSamples, language_of
+from minivlm.scenes.samples import SceneSamples
 from minivlm.train import Trainer
 
 SHIPPED = "results/experiments.json"
@@ -94,7 +94,7 @@ class ShortAnswers(SceneSamples):
             return sample
         scene = sample_scene(self.split, index % self.pictures)
         rng = random_stream("short answer", self.seed, self.split, index)
-        text = caption(scene, language_of(index, self.pictures, self.seed), rng)
+        text = caption(scene, self.language(index), rng)
         question, answer, *rest = sample.messages
         return replace(sample, messages=[question, answer | {"content": text}, *rest])
 

@@ -2,5 +2,3 @@
 
 from minivlm.pretraining.encoder import contrast_loss, patch_tokens
 from minivlm.pretraining.tokenizer import train_tokenizer
-
-__all__ = ["contrast_loss", "patch_tokens", "train_tokenizer"]

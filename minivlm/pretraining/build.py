@@ -11,11 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from minivlm.checkpoint import save_checkpoint
-from minivlm.config import MiniVLMConfig, preset_config
-from minivlm.model import assemble
+from minivlm.config import preset_config
+from minivlm.model import MiniVLMForConditionalGeneration, assemble
 from minivlm.pretraining import encoder, language_model, loop
 from minivlm.pretraining.tokenizer import CORPUS_DOCUMENTS, train_tokenizer
 from minivlm.processor import MiniVLMProcessor
@@ -47,10 +47,9 @@ def build_base(
 ) -> Path | None:
     """Make the base models, or `only` one part of them; write the checkpoint `out` when all parts are there.
 
-    `command` is what was typed, for the record.
     The encoder and the language model do not need one another: two processes may make one each, side by side.
-    Returns `out`, or None where `only` one part was made. Raises ValueError for an unknown part, and where the
-    work folder holds the state of another recipe.
+    `command` is what was typed, for the record. Returns `out`, or None where `only` one part was made. Raises
+    ValueError for an unknown part, and where the work folder holds the state of another recipe.
     """
     if only is not None and only not in PARTS:
         raise ValueError(f"no part {only!r}; choose one of {', '.join(PARTS)}")
@@ -73,14 +72,15 @@ def build_base(
         "seed": encoder_recipe.seed,
         "command": command,
         "made_from": made_from,
-        "threads": torch.get_num_threads(),
         "metrics": {"encoder": vision[1], "language_model": language[1]},
         "recipes": {
             "encoder": asdict(encoder_recipe) | {"pictures": pictures},
             "language_model": [asdict(recipe) | asdict(curriculum) for recipe, curriculum in language_rounds],
         },
     }
-    return _save(out, work, config, processor, vision[0], language[0], meta)
+    model = assemble(vision[0], language[0], config.image_token_id, encoder_recipe.seed)
+    logs = {f"{part}.log.jsonl": thinned(work / part) for part in PARTS[1:]}
+    return save_base(out, model, processor, meta, extra=logs)
 
 
 def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -103,21 +103,12 @@ def _note(folder: Path, programs: dict[str, str]) -> list[dict[str, str]]:
     return entries
 
 
-def _save(
-    out: Path,
-    work: Path,
-    config: MiniVLMConfig,
-    processor: MiniVLMProcessor,
-    vision: CLIPVisionModel,
-    language: LlamaForCausalLM,
-    meta: dict,
-) -> Path:
-    model = assemble(vision, language, config.image_token_id, meta["seed"])
-    # the values as they are stored, in 16 bits: what a user loads is what the probe is measured on
+def save_base(out: Path, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, meta: dict, **options):
+    """Save base models in 16 bits, with `options` as of `save_checkpoint`; returns `out`."""
+    # the values as they are stored: what a user loads is what the probe is measured on
     model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
-    meta = {"stage": "base", **meta, "text_probe": text_probe(model, processor)}
-    logs = {f"{part}.log.jsonl": thinned(work / part) for part in ("encoder", "language_model")}
-    return save_checkpoint(out, model, processor, meta, dtype=torch.float16, extra=logs)
+    meta = {"stage": "base", "threads": torch.get_num_threads(), "text_probe": text_probe(model, processor)} | meta
+    return save_checkpoint(out, model, processor, meta, dtype=torch.float16, **options)
 
 
 def thinned(folder: Path) -> bytes:

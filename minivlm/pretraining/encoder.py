@@ -15,6 +15,7 @@ The class list has one entry per (kind, colour) pair and slot; pairs of the comp
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from minivlm.data.features import normalised
 from minivlm.pretraining import loop
+from minivlm.pretraining.reading_tasks import covered
 from minivlm.scenes import vocabulary as w
 from minivlm.scenes.drawing.draw import layout
 from minivlm.scenes.drawing.gallery import cached_pictures
@@ -98,10 +100,10 @@ class TextTower(nn.Module):
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Token ids (B, T), 0 for padding, to caption vectors (B, Dv)."""
-        said = (input_ids != 0)[..., None]
+        shown = (input_ids != 0)[..., None]
         hidden = self.embed(input_ids) + self.position[: input_ids.shape[1]]  # (B, T, 128)
-        hidden = self.blocks(hidden, src_key_padding_mask=~said[..., 0])
-        return self.out((hidden * said).sum(1) / said.sum(1))
+        hidden = self.blocks(hidden, src_key_padding_mask=~shown[..., 0])
+        return self.out((hidden * shown).sum(1) / shown.sum(1))
 
 
 class EncoderTrainer(nn.Module):
@@ -138,11 +140,11 @@ class EncoderTrainer(nn.Module):
         captions = [caption(scene, w.LANGUAGES[int(rng.integers(2))], rng) for scene in scenes]
         ids = self.tokenizer(captions, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
-            seen = self.encoder(pixel_values=pixels)
-            spoken = self.text(ids)
-        patches = seen.last_hidden_state[:, 1:].float()  # (B, N, Dv)
+            vision = self.encoder(pixel_values=pixels)
+            text = self.text(ids)
+        patches = vision.last_hidden_state[:, 1:].float()  # (B, N, Dv)
         naming, setting = self._naming_loss(patches, scenes)
-        contrast = contrast_loss(seen.pooler_output.float(), spoken.float(), self.scale, captions)
+        contrast = contrast_loss(vision.pooler_output.float(), text.float(), self.scale, captions)
         parts = {"naming": naming.item(), "setting": setting.item(), "contrast": contrast.item()}
         return naming + 0.5 * setting + 0.3 * contrast, parts
 
@@ -190,8 +192,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
     trainer = EncoderTrainer(config, tokenizer, recipe, bf16)
-    drawn = cached_pictures(folder / "pictures.npy", "base", pictures, config.image_size, workers)
-    trainer.use(drawn, [sample_scene("base", i) for i in range(pictures)])
+    images = cached_pictures(folder / "pictures.npy", "base", pictures, config.image_size, workers)
+    trainer.use(images, [sample_scene("base", i) for i in range(pictures)])
     log = loop.run(trainer, trainer.step_loss, recipe, folder, "encoder")
     metrics = probe(trainer.encoder.eval(), folder, workers)
     metrics["minutes"] = sum(row["seconds"] for row in log) / 60
@@ -202,18 +204,8 @@ def train(
 @torch.no_grad()
 def patch_tokens(encoder: CLIPVisionModel, pictures: np.ndarray, batch_size: int = 250) -> torch.Tensor:
     """Patch tokens (I, N, Dv) of uint8 pictures (I, H, W, 3), without the class token."""
-    parts = [
-        encoder(pixel_values=normalised(pictures[i : i + batch_size])).last_hidden_state[:, 1:]
-        for i in range(0, len(pictures), batch_size)
-    ]
-    return torch.cat(parts)
-
-
-def normalised(pictures: np.ndarray) -> torch.Tensor:
-    """uint8 pictures (I, H, W, 3) as `pixel_values` (I, 3, H, W), as CLIP's image processor makes them."""
-    pixels = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
-    return (pixels - mean) / std
+    batches = (pictures[i : i + batch_size] for i in range(0, len(pictures), batch_size))
+    return torch.cat([encoder(pixel_values=normalised(batch)).last_hidden_state[:, 1:] for batch in batches])
 
 
 def probe(encoder: CLIPVisionModel, folder: Path, workers: int | None = None) -> dict:
@@ -232,28 +224,16 @@ def probe(encoder: CLIPVisionModel, folder: Path, workers: int | None = None) ->
         for thing, box in zip(scene.things, layout(scene), strict=True)
     ]
     result = {name: _probe_things([row for row in rows if getattr(row[1], name)], name) for name in ("kind", "colour")}
-    means = tokens.mean(1)
-    truth = [scene.setting for scene in scenes]
+    means, truth = tokens.mean(1), [scene.setting for scene in scenes]
     reader = _reader().fit(means[:PROBE_FIT], truth[:PROBE_FIT])
     return result | {"setting": float(reader.score(means[PROBE_FIT:], truth[PROBE_FIT:]))}
 
 
-def covered(box: tuple[float, float, float, float], side: int) -> np.ndarray:
-    """The patches (of side x side, row by row) whose centre lies in the inscribed circle of a thing's box."""
-    centres = (np.arange(side) + 0.5) / side
-    y, x = (axis.reshape(-1) for axis in np.meshgrid(centres, centres, indexing="ij"))
-    left, top, right, bottom = box
-    away = ((x - (left + right) / 2) ** 2 + (y - (top + bottom) / 2) ** 2) / ((right - left) / 2) ** 2
-    return np.flatnonzero((away < 1) | (away == away.min()))
-
-
 def _probe_things(rows: list[tuple[int, Thing, int, np.ndarray]], name: str) -> dict:
-    fit = [row for row in rows if row[0] < PROBE_FIT]
+    fit, test = [row for row in rows if row[0] < PROBE_FIT], [row for row in rows if row[0] >= PROBE_FIT]
     reader = _reader().fit(np.stack([row[3] for row in fit]), [getattr(row[1], name) for row in fit])
     groups: dict[str, list[bool]] = {}
-    test = [row for row in rows if row[0] >= PROBE_FIT]
-    read = reader.predict(np.stack([row[3] for row in test]))
-    for (_, thing, count, _), answer in zip(test, read, strict=True):
+    for (_, thing, count, _), answer in zip(test, reader.predict(np.stack([row[3] for row in test])), strict=True):
         groups.setdefault(f"{thing.distance}, {count} in the picture", []).append(answer == getattr(thing, name))
     return {key: {"accuracy": float(np.mean(hits)), "things": len(hits)} for key, hits in sorted(groups.items())}
 
@@ -268,8 +248,7 @@ def _reader():
 
 
 def _mirrored(scene: Scene) -> Scene:
-    things = tuple(Thing(t.kind, t.colour, MIRRORED[t.place], t.distance, t.size) for t in scene.things)
-    return Scene(scene.setting, things, scene.seed)
+    return replace(scene, things=tuple(replace(thing, place=MIRRORED[thing.place]) for thing in scene.things))
 
 
 def _moved(pictures: np.ndarray, mirror: np.ndarray, rng: np.random.Generator) -> torch.Tensor:

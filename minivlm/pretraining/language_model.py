@@ -108,10 +108,8 @@ class LanguageModelTrainer:
         first = self.recipe.seed * ROUND_OFFSET + step * size
         kind = self.curriculum.batches[step % len(self.curriculum.batches)]
         rows, scenes = zip(*(self.row(kind, number) for number in range(first, first + size)), strict=True)
-        batch = self.processor.collate(list(rows))
-        shown = [
-            scene for row, scene in zip(rows, scenes, strict=True) if self.processor.image_token_id in row.input_ids
-        ]
+        batch, image = self.processor.collate(list(rows)), self.processor.image_token_id
+        shown = [scene for row, scene in zip(rows, scenes, strict=True) if image in row.input_ids]
         embeds = self.embed(batch, shown, random_stream("mosaic", self.recipe.seed, step))
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             loss = self.model(inputs_embeds=embeds, attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
@@ -165,17 +163,15 @@ class LanguageModelTrainer:
         return Example([*shown, *ids, *end], [IGNORE_INDEX] * len(shown) + labels + end)
 
     def _text_row(self, index: int) -> Example:
-        place = index % (LISTS + 3)
-        if place == 0:
+        kind, plan = index % (LISTS + 3), self.curriculum
+        if kind == 0:
             ids = [*self.processor.tokenizer.encode(plain_text(index)), self.processor.tokenizer.eos_token_id]
             return Example(ids, [IGNORE_INDEX, *ids[1:]])
-        if place == 1:
-            return self.processor.encode(Sample(translation(index)))
-        if place == 2:
-            return self.processor.encode(Sample(small_talk(index)))
-        plan = self.curriculum
-        things = self._things(index)
-        turns = listed_scene(index, plan.turns, plan.in_order, plan.captions, plan.descriptions, things)
+        if kind < 3:
+            turns = (translation if kind == 1 else small_talk)(index)
+        else:
+            things = self._things(index)
+            turns = listed_scene(index, plan.turns, plan.in_order, plan.captions, plan.descriptions, things)
         return self.processor.encode(Sample(turns))
 
     def captions(self, lang: str, count: int, source: str, batch_size: int = 100) -> dict[str, float]:
@@ -212,14 +208,12 @@ class LanguageModelTrainer:
         return compared
 
     def _questions(self, scenes: list[Scene], lang: str, source: str, start: int) -> dict:
-        rows = []
-        for i, scene in enumerate(scenes):
-            if source == "mosaic":
-                turns = messages_from_turns([{"role": "user", "content": f"<image>\n{PROMPTS[lang]}"}], [None])
-            else:
-                listing = listing_of(scene, lang, random_stream("exam list", start + i))
-                turns = [{"role": "user", "content": f"{listing}\n{PROMPTS[lang]}"}]
-            rows.append(turns)
+        image, text = {"type": "image"}, {"type": "text", "text": PROMPTS[lang]}
+        rows = [[{"role": "user", "content": [image, text]}]] * len(scenes)
+        if source == "list":
+            streams = (random_stream("exam list", start + i) for i in range(len(scenes)))
+            listings = (listing_of(scene, lang, rng) for scene, rng in zip(scenes, streams, strict=True))
+            rows = [[{"role": "user", "content": f"{listing}\n{PROMPTS[lang]}"}] for listing in listings]
         return self.processor.apply_chat_template(
             rows, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )

@@ -45,7 +45,7 @@ class Muon(torch.optim.Muon):
         """Move each matrix along its orthogonalised momentum."""
         for group in self.param_groups:
             a, b, c = group["ns_coefficients"]
-            for p in group["params"]:
+            for p in (p for p in group["params"] if p.grad is not None):
                 buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(buffer, group["momentum"])
@@ -69,11 +69,10 @@ def cosine(step: int, recipe: Recipe) -> float:
 
 def optimizers(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside transformer layers, AdamW for embeddings, heads, norms and biases."""
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in named if p.ndim == 2 and "layers." in name]
-    chosen = {id(p) for p in hidden}
-    rest = [p for _, p in named if id(p) not in chosen]
-    muon = Muon(hidden, lr=recipe.muon_lr, weight_decay=recipe.weight_decay, momentum=0.95)
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    hidden = {name: p for name, p in named.items() if p.ndim == 2 and "layers." in name}
+    rest = [p for name, p in named.items() if name not in hidden]
+    muon = Muon(hidden.values(), lr=recipe.muon_lr, weight_decay=recipe.weight_decay, momentum=0.95)
     adam = torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.98), weight_decay=recipe.weight_decay)
     return [muon, adam]
 
@@ -86,8 +85,7 @@ def run(module: nn.Module, step_loss: StepLoss, recipe: Recipe, folder: Path, ti
     """
     folder.mkdir(parents=True, exist_ok=True)
     opts = optimizers(module, recipe)
-    state_file, log_file = folder / "state.pt", folder / "log.jsonl"
-    start, log = 0, []
+    state_file, start, log = folder / "state.pt", 0, []
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         if state["recipe"] != asdict(recipe):
@@ -112,16 +110,9 @@ def run(module: nn.Module, step_loss: StepLoss, recipe: Recipe, folder: Path, ti
         log.append({"step": step, "loss": loss.item(), "norm": norm, "seconds": seconds} | extra)
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         if (step + 1) % recipe.save_every == 0 or step + 1 == recipe.steps:
-            _save(state_file, module, opts, recipe, step + 1, log)
-            log_file.write_text("".join(json.dumps(_rounded(row)) + "\n" for row in log))
+            state = {"module": module.state_dict(), "optimizers": [opt.state_dict() for opt in opts]}
+            with replace_file(state_file) as temporary:
+                torch.save(state | {"recipe": asdict(recipe), "step": step + 1, "log": log}, temporary)
+            rows = ({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in log)
+            (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return log
-
-
-def _save(file: Path, module: nn.Module, opts: list, recipe: Recipe, step: int, log: list[dict]) -> None:
-    state = {"module": module.state_dict(), "optimizers": [opt.state_dict() for opt in opts]}
-    with replace_file(file) as temporary:
-        torch.save(state | {"recipe": asdict(recipe), "step": step, "log": log}, temporary)
-
-
-def _rounded(row: dict) -> dict:
-    return {key: round(value, 5) if isinstance(value, float) else value for key, value in row.items()}

@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerFast
 
 from minivlm.config import IGNORE_INDEX
 from minivlm.scenes import vocabulary as w
-from minivlm.scenes.drawing.draw import layout
-from minivlm.scenes.facts import KINDS, Scene, Thing
+from minivlm.scenes.drawing.draw import Box, layout
+from minivlm.scenes.facts import DISTANCES, KINDS, PLACES, Scene, Thing
 from minivlm.scenes.language import in_reading_order
 
 THING_SHARE = 0.95  # how often a cell of a thing has each of colour, kind, place, distance
@@ -53,17 +53,16 @@ class Lexicon:
             return tokenizer.encode(text, add_special_tokens=False)
 
         def table(words: dict[str, dict[str, str]]) -> dict[str, dict[str, int]]:
-            spaced = {"en": " {}", "zh": "{}"}  # as a word stands inside a sentence
+            space = {"en": " ", "zh": ""}  # as a word stands inside a sentence
             return {
-                lang: {key: ids(spaced[lang].format(word))[-1] for key, word in row.items()}
-                for lang, row in words.items()
+                lang: {key: ids(space[lang] + word)[-1] for key, word in row.items()} for lang, row in words.items()
             }
 
         return cls(
             colours=table(w.COLOUR_WORDS),
             kinds=table(w.KIND_WORDS),
-            places=table({"en": {p: p for p in w.PLACE_WORDS["en"]}, "zh": w.PLACE_WORDS["zh"]}),
-            distances=table({"en": {d: d for d in w.DISTANCE_WORDS["en"]}, "zh": w.DISTANCE_WORDS["zh"]}),
+            places=table({"en": {p: p for p in PLACES}, "zh": w.PLACE_WORDS["zh"]}),
+            distances=table({"en": {d: d for d in DISTANCES}, "zh": w.DISTANCE_WORDS["zh"]}),
             settings=table({lang: {s: row[2] for s, row in w.SETTING_WORDS[lang].items()} for lang in w.LANGUAGES}),
             no={lang: ids(w.NO[lang])[0] for lang in w.LANGUAGES},
         )
@@ -121,26 +120,26 @@ def _look_up(thing: Thing, scene: Scene, lexicon: Lexicon, lang: str, key: int) 
 
 def _owners(scene: Scene, side: int) -> np.ndarray:
     """Which thing each cell shows (N,); len(things) where it shows the background."""
-    centres = (np.arange(side) + 0.5) / side
-    y, x = (axis.reshape(-1) for axis in np.meshgrid(centres, centres, indexing="ij"))
     owner = np.full(side * side, len(scene.things))
     boxes = layout(scene)
     for index in sorted(range(len(boxes)), key=lambda i: scene.things[i].distance == "near"):
-        left, top, right, bottom = boxes[index]
-        distance = ((x - (left + right) / 2) ** 2 + (y - (top + bottom) / 2) ** 2) / ((right - left) / 2) ** 2
-        owner[(distance < 1) | (distance == distance.min())] = index
+        owner[covered(boxes[index], side)] = index
     return owner
 
 
+def covered(box: Box, side: int) -> np.ndarray:
+    """The cells or patches (of side x side, row by row) whose centre lies in the inscribed circle of a thing's box."""
+    centres = (np.arange(side) + 0.5) / side
+    y, x = (axis.reshape(-1) for axis in np.meshgrid(centres, centres, indexing="ij"))
+    left, top, right, bottom = box
+    away = ((x - (left + right) / 2) ** 2 + (y - (top + bottom) / 2) ** 2) / ((right - left) / 2) ** 2
+    return np.flatnonzero((away < 1) | (away == away.min()))
+
+
 def _word_table(scene: Scene, lexicon: Lexicon, lang: str) -> np.ndarray:
+    colours, kinds = lexicon.colours[lang], lexicon.kinds[lang]
+    places, distances = lexicon.places[lang], lexicon.distances[lang]
     rows = [
-        (
-            lexicon.colours[lang].get(t.colour, -1),
-            lexicon.kinds[lang][t.kind],
-            lexicon.places[lang][t.place],
-            lexicon.distances[lang][t.distance],
-            -1,
-        )
-        for t in scene.things
+        (colours.get(t.colour, -1), kinds[t.kind], places[t.place], distances[t.distance], -1) for t in scene.things
     ]
     return np.array([*rows, (-1, -1, -1, -1, lexicon.settings[lang][scene.setting])])

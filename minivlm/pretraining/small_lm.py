@@ -4,25 +4,16 @@ from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
-import torch
-
-from minivlm.checkpoint import load_checkpoint, save_checkpoint
+from minivlm.checkpoint import load_checkpoint
 from minivlm.config import MiniVLMConfig
 from minivlm.model import assemble
 from minivlm.pretraining import language_model, loop
-from minivlm.pretraining.build import thinned
+from minivlm.pretraining.build import save_base, thinned
 from minivlm.runtime.paths import BASE
-from minivlm.train import text_probe
 
 SMALL_LM = "small_lm"  # a base checkpoint beside `base`, with a smaller language model
-SMALL_SHAPE = {
-    "hidden_size": 128,
-    "intermediate_size": 320,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-}
+SMALL_SHAPE = {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 3}
+SMALL_SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
 
 
 def small_config(config: MiniVLMConfig) -> MiniVLMConfig:
@@ -53,15 +44,6 @@ def make_small_lm(
     config = small_config(large.config)
     small, metrics = language_model.train(processor, config, work, rounds=rounds, exam=exam)
     model = assemble(large.vision.clip, small, config.image_token_id, rounds[0][0].seed)
-    model.load_state_dict({name: value.half().float() for name, value in model.state_dict().items()})
-    meta = {
-        "stage": "base",
-        "seed": rounds[0][0].seed,
-        "command": command,
-        "threads": torch.get_num_threads(),
-        "metrics": {"language_model": metrics},
-        "text_probe": text_probe(model, processor),
-    }
+    meta = {"seed": rounds[0][0].seed, "command": command, "metrics": {"language_model": metrics}}
     logs = {"language_model.log.jsonl": thinned(work)}
-    parts = ("projector", "language_model")
-    return save_checkpoint(out, model, processor, meta, parts, base=data / BASE, dtype=torch.float16, extra=logs)
+    return save_base(out, model, processor, meta, parts=("projector", "language_model"), base=data / BASE, extra=logs)

@@ -4,21 +4,4 @@
 
 from minivlm.runtime.attention import attend, attend_back
 from minivlm.runtime.paths import data_folder
-from minivlm.runtime.precision import (
-    WorkingCopy,
-    choose_compiled,
-    choose_precision,
-    give_back_memory,
-    why_not_compiled,
-)
-
-__all__ = [
-    "WorkingCopy",
-    "attend",
-    "attend_back",
-    "choose_compiled",
-    "choose_precision",
-    "data_folder",
-    "give_back_memory",
-    "why_not_compiled",
-]
+from minivlm.runtime.precision import WorkingCopy, choose_precision, give_back_memory, why_not_compiled

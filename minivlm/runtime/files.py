@@ -35,10 +35,9 @@ class FolderError(ValueError):
 
 @contextmanager
 def replace_file(file: str | Path) -> Iterator[Path]:
-    """A temporary path to write to. It becomes `file` when the block ends, and is deleted when the block fails.
+    """A temporary path to write to: it becomes `file` when the block ends, and is deleted when the block fails.
 
-    Raises:
-        OSError: it cannot be written. The file that was there before is unharmed.
+    Raises OSError where it cannot be written; the file that was there before is unharmed.
     """
     target = Path(file).resolve()
     temporary = target.with_name(f"{target.stem}.partial-{uuid4().hex}{target.suffix}")
@@ -55,27 +54,26 @@ def replace_file(file: str | Path) -> Iterator[Path]:
 def write_json(file: str | Path, content: Any) -> None:
     """Replace a file by some JSON, one line for each value."""
     with replace_file(file) as temporary:
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-        temporary.write_text(text + "\n", "utf-8", newline="\n")
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        temporary.write_text(text, "utf-8", newline="\n")
 
 
 @contextmanager
 def replace_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder to write in. It becomes `folder` when the block ends, and is deleted when the block fails.
+    """A temporary folder to write in: it becomes `folder` when the block ends, and is deleted when the block fails.
 
     Raises:
         FolderError: the working directory is in it, or another's folder has the name of its predecessor.
         OSError: it cannot be written. The folder that was there before is unharmed.
     """
     _require_names(folder)
-    target, around = Path(folder).resolve(), None
+    target = Path(folder).resolve()
     with _explained(folder):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f"{glob.escape(target.name)}.partial-*"):  # by a process that was killed
+            _remove(left)
+        around = Path(mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            for left in target.parent.glob(f"{glob.escape(target.name)}.partial-*"):  # by a process that was killed
-                if _is_ours(left):
-                    _remove(left)
-            around = Path(mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
             (around / MARK).touch()
             temporary = around / target.name  # the folder itself never has the mark
             temporary.mkdir()
@@ -84,12 +82,10 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
                 _sync(path)
             _exchange(temporary, target)
         finally:
-            if around is not None:
-                with suppress(OSError):
-                    _remove(around)
+            with suppress(OSError):
+                _remove(around) if _is_ours(around) else around.rmdir()
     with suppress(OSError):  # the new one is in place; the next write clears up what is left
-        if _is_ours(former_folder(target)):
-            _remove(former_folder(target))
+        _remove(former_folder(target))
 
 
 def latest_folder(folder: str | Path) -> Path:
@@ -101,19 +97,13 @@ def latest_folder(folder: str | Path) -> Path:
 def former_folder(folder: str | Path) -> Path:
     """The name that a folder's predecessor has from the new one's arrival until it is deleted."""
     folder = Path(folder).resolve()
-    return folder.parent / f"{folder.name}.replaced"
+    return folder.with_name(f"{folder.name}.replaced")
 
 
 def require_replaceable(folder: str | Path, sign: str, kind: str) -> None:
-    """Refuse a destination that is not free, empty, or a folder of the kind that will replace it.
+    """Refuse a destination that is not free, empty, or of the kind that will replace it: a folder with a file `sign`.
 
-    Args:
-        folder: the destination.
-        sign: a file that every folder of the kind holds.
-        kind: what the message calls it.
-
-    Raises:
-        FolderError: it is something else; or as `replace_folder`.
+    Raises FolderError where it is something else, and as `replace_folder` does; `kind` is for the message.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / sign).is_file() and (not folder.is_dir() or any(folder.iterdir())):
@@ -122,16 +112,11 @@ def require_replaceable(folder: str | Path, sign: str, kind: str) -> None:
 
 
 def require_writable(folder: str | Path) -> None:
-    """Find out whether a folder can be written, before hours are spent on what it will hold.
-
-    Raises:
-        OSError: it cannot.
-    """
+    """Raise OSError where a folder cannot be written, before hours are spent on what it will hold."""
     parent = Path(folder).resolve().parent
     with _explained(folder):
         parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=parent):
-            pass
+        TemporaryFile(dir=parent).close()
 
 
 def _require_names(folder: str | Path) -> None:
@@ -151,8 +136,7 @@ def _exchange(temporary: Path, target: Path) -> None:
     former = former_folder(target)
     try:
         if target.exists():
-            if _is_ours(former):
-                _remove(former)
+            _remove(former)
             (target / MARK).touch()  # before it has a name under which it may be deleted
             target.rename(former)
         temporary.rename(target)
@@ -172,7 +156,9 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    """Delete a folder of ours, its mark last: killed in between, it still shows whose it is."""
+    """Delete a folder of ours and no other; its mark last: killed in between, it still shows whose it is."""
+    if not _is_ours(folder):
+        return
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -183,24 +169,17 @@ def _remove(folder: Path) -> None:
 
 def _sync(path: Path) -> None:
     """Force a file or a folder's entries onto the disk."""
-    if os.name == "nt" and path.is_dir():
+    is_folder = path.is_dir()
+    if os.name == "nt" and is_folder:
         return  # Windows opens no folders
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    handle = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
     try:
         os.fsync(handle)
     except OSError as error:
-        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network drives cannot
+        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network drives cannot
             raise
     finally:
         os.close(handle)
-
-
-def _is_beside(name: str | bytes | int | None, target: Path) -> bool:
-    """Whether a system's error is about a destination: its temporary file or folder, or a folder above it."""
-    if not isinstance(name, str | bytes):
-        return True  # the system names no file where a disk is full
-    path = Path(os.fsdecode(name)).absolute()
-    return target.is_relative_to(path) or path.is_relative_to(target.parent)
 
 
 @contextmanager
@@ -209,11 +188,14 @@ def _explained(path: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and not _is_beside(error.filename, Path(path).resolve()):
-            raise  # a file that was to be read
+        target, name = Path(path).resolve(), getattr(error, "filename", None)
+        if isinstance(name, str | bytes):  # the system names no file where a disk is full
+            file = Path(os.fsdecode(name)).absolute()
+            if not (target.is_relative_to(file) or file.is_relative_to(target.parent)):
+                raise  # a file that was to be read
         code, reason = getattr(error, "errno", None), getattr(error, "strerror", None)
-        if found := re.search(r"os error (\d+)", str(error)):  # safetensors and tokenizers raise errors of their own
-            code, reason = int(found[1]), os.strerror(int(found[1]))
+        if number := re.search(r"os error (\d+)", str(error)):  # of safetensors' and tokenizers' own errors
+            code, reason = int(number[1]), os.strerror(int(number[1]))
         if code is None and not isinstance(error, OSError):
             raise
         raise OSError(
@@ -237,11 +219,7 @@ def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def hash_tokenizer(tokenizer: transformers.PreTrainedTokenizerFast | str) -> str:
-    """SHA-256 of what decides the ids of a text; how the last batch was padded is no part of it.
-
-    Args:
-        tokenizer: it, or the text of its `tokenizer.json`.
-    """
+    """SHA-256 of what decides the ids of a text, but not of how a batch was padded; a string is a `tokenizer.json`."""
     text = tokenizer if isinstance(tokenizer, str) else tokenizer.backend_tokenizer.to_str()
     content = json.loads(text) | {"padding": None, "truncation": None}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -54,12 +54,12 @@ class WorkingCopy:
         self, model: "MiniVLMForConditionalGeneration", precision: str, compiled: bool = False, encoder: bool = True
     ):
         half = precision == "bf16"
-        left_out = set() if encoder else set(model.vision.parameters())
-        weights = [p for p in model.parameters() if p not in left_out]
-        replacements = {id(p): _halved(p) if half else p for p in weights}
+        replacements = {} if encoder else {id(part): None for part in (model.vision, *model.vision.parameters())}
+        weights = [p for p in model.parameters() if id(p) not in replacements]
+        for weight in weights:
+            halved = nn.Parameter(weight.detach().to(torch.bfloat16), weight.requires_grad) if half else weight
+            replacements[id(weight)] = halved
         self._trained = [(p, replacements[id(p)]) for p in weights if half and p.requires_grad]
-        if not encoder:
-            replacements[id(model.vision)] = None
         self.model = copy.deepcopy(model, replacements).train()  # a memo: deepcopy takes its entries as done already
         language_model = self.model.language_model
         if half and model.device.type == "cpu" and not language_model.config.attention_dropout:
@@ -83,15 +83,11 @@ class WorkingCopy:
             halved.copy_(parameter)
 
 
-def _halved(parameter: nn.Parameter) -> nn.Parameter:
-    return nn.Parameter(parameter.detach().to(torch.bfloat16), requires_grad=parameter.requires_grad)
-
-
 def _compile(language_model: nn.Module) -> None:
     """Compile every layer for all shapes, on a shape that is always the same.
 
-    What the compiler sees first decides in which order it sums. Without a fixed shape, a run that goes on from its
-    checkpoint would begin with another batch, and end with other digits.
+    What the compiler sees first decides in which order it sums: a run that goes on from its checkpoint begins with
+    another batch, and would end with other digits.
     """
     table = language_model.get_input_embeddings().weight
     embeds = table.new_zeros(2, 64, table.shape[1], requires_grad=True)  # (B, T, Dl)

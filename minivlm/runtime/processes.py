@@ -1,9 +1,8 @@
-"""Several processes on one machine or more, started by torchrun or by accelerate's launcher: who is who, and what the
-main one tells all.
+"""Several processes on one machine or more, started by torchrun or by accelerate's launcher.
 
-Only the main process reads and writes the folder of a run; the others are told what lies there. So machines need no
-disk in common for it. Of the launcher's settings only the processes and their devices count: how gradients are added
-up and in which precision is the stage's and the run's to say.
+Only the main process reads and writes the folder of a run, and sends the others what lies there: machines need no disk
+in common. Of the launcher's settings only the processes and their devices count; accumulation and precision are the
+stage's and the run's.
 """
 
 import os
@@ -29,11 +28,6 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def launched_here() -> int:
-    """How many of them the launcher started on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
 def processes() -> PartialState:
     """This process among all: its number, its device, whether it is the main one. The first call waits for the others.
 
@@ -53,8 +47,8 @@ def processes() -> PartialState:
 def process_group() -> Iterator[None]:
     """Leave the group of all processes at the end of a block, if it was ever joined, also after an error.
 
-    A process that ends in its group may be aborted, since the group's threads are still at work. The others are not
-    waited for: they may have died. Leaving does not wait for them either, but a connection could; so it has a limit.
+    A process that ends in its group may be aborted, since the group's threads are still at work. The others may have
+    died, so they are not waited for; a connection could wait for them, so leaving has a limit.
     """
     try:
         yield
@@ -74,46 +68,32 @@ def from_main(make: Callable[[], Any]) -> Any:
     Raises:
         ProcessError: in the other processes, where `make` raised an error in the main one.
     """
-    made, problem = None, ""
-    if processes().is_main_process:
-        try:
-            made = make()
-        except Exception as error:
-            broadcast_object_list([None, str(error) or type(error).__name__])
-            raise
-    made, problem = broadcast_object_list([made, problem])
-    if problem:
-        raise ProcessError(f"the main process stopped: {problem}")
-    return made
+    result = all_or_none(lambda: make() if processes().is_main_process else None)
+    return broadcast_object_list([result])[0]
 
 
 def all_or_none(work: Callable[[], Any]) -> Any:
     """Work that each process does by itself; its result, once all others are through with theirs.
 
     Raises:
-        ValueError, OSError: as `work` raised them here.
+        Exception: what `work` raised here.
         ProcessError: where `work` went well here, but not in another process.
     """
-    made, problem = None, None
     try:
-        made = work()
-    except (ValueError, OSError) as error:
-        problem = error
-    told = from_all(["" if problem is None else str(problem) or type(problem).__name__])
-    if problem is not None:
-        raise problem
-    for number, reason in enumerate(told):
+        result = work()
+    except Exception as error:
+        from_all([str(error) or type(error).__name__])
+        raise
+    reasons = from_all([""])
+    for number, reason in enumerate(reasons):
         if reason:
-            raise ProcessError(f"process {number} of {len(told)} stopped: {reason}")
-    return made
+            name = f"process {number} of {len(reasons)}" if number else "the main process"
+            raise ProcessError(f"{name} stopped: {reason}")
+    return result
 
 
 def sum_of_all(mine: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all processes, in every process.
-
-    Raises:
-        ProcessError: another process has stopped.
-    """
+    """The sum of a tensor over all processes, in every process; raises ProcessError where one has stopped."""
     try:
         return reduce(mine, "sum")
     except RuntimeError as error:  # the libraries' own for a connection that was closed, and for one that timed out
@@ -133,18 +113,18 @@ def from_all(mine: list) -> list:
 @contextmanager
 def first_interrupt() -> Iterator[threading.Event]:
     """Let the first Ctrl-C only raise a flag, so that it never falls into the middle of a step; a second one stops."""
-    asked = threading.Event()
+    interrupt = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
-        yield asked
+        yield interrupt
         return
     before = signal.getsignal(signal.SIGINT)
 
-    def ask(*_):
-        asked.set()
+    def note(*_):
+        interrupt.set()
         signal.signal(signal.SIGINT, before)
 
-    signal.signal(signal.SIGINT, ask)
+    signal.signal(signal.SIGINT, note)
     try:
-        yield asked
+        yield interrupt
     finally:
         signal.signal(signal.SIGINT, before)

@@ -12,7 +12,7 @@ import numpy as np
 from minivlm.config import PROMPTS
 from minivlm.scenes import vocabulary as w
 from minivlm.scenes.facts import KINDS, Scene, random_stream, sample_scene
-from minivlm.scenes.language import caption, description, in_reading_order, noun_phrase, questions
+from minivlm.scenes.language import a_or_an, caption, description, in_reading_order, noun_phrase, pick, questions
 
 Conversation = list[dict[str, str]]
 
@@ -41,8 +41,8 @@ def answered_prompts(
     A caption is asked for `captions` times, a description `descriptions` times as often as any one type of question.
     """
     pairs = [(q.text, q.answer) for q in questions(scene, lang, rng)]
-    pairs.append((_pick(CAPTION_PROMPTS[lang], rng), caption(scene, lang, rng)))
-    pairs.append((_pick(DESCRIPTION_PROMPTS[lang], rng), description(scene, lang, rng)))
+    pairs.append((pick(CAPTION_PROMPTS[lang], rng), caption(scene, lang, rng)))
+    pairs.append((pick(DESCRIPTION_PROMPTS[lang], rng), description(scene, lang, rng)))
     weights = np.array([1.0] * (len(pairs) - 2) + [captions, descriptions])
     chosen = rng.choice(len(pairs), size=min(turns, len(pairs)), replace=False, p=weights / weights.sum())
     return [message for i in chosen for message in _turn(*pairs[i])]
@@ -73,20 +73,13 @@ def listed_scene(
 def listing_of(scene: Scene, lang: str, rng: np.random.Generator, shuffled: bool = True) -> str:
     """The facts in shuffled keywords: `on the left, near us, red car; in the middle, far away, panda; a park`."""
     comma, semicolon = (", ", "; ") if lang == "en" else ("，", "；")
-    items = [
-        comma.join(
-            (
-                w.PLACE_WORDS[lang][t.place],
-                w.DISTANCE_WORDS[lang][t.distance],
-                noun_phrase(t.kind, t.colour, lang, t.size, article=False),
-            )
-        )
-        for t in (scene.things if shuffled else in_reading_order(scene))
-    ]
+    items = []
+    for t in scene.things if shuffled else in_reading_order(scene):
+        phrase = noun_phrase(t.kind, t.colour, lang, t.size, article=False)
+        items.append(comma.join((w.PLACE_WORDS[lang][t.place], w.DISTANCE_WORDS[lang][t.distance], phrase)))
     if shuffled:
         items = [items[i] for i in rng.permutation(len(items))]
-    items += [w.SETTING_WORDS[lang][scene.setting][0]]
-    return semicolon.join(items)
+    return semicolon.join([*items, w.SETTING_WORDS[lang][scene.setting][0]])
 
 
 def translation(index: int) -> Conversation:
@@ -95,10 +88,11 @@ def translation(index: int) -> Conversation:
     scene = sample_scene("text", index)
     source, target = w.LANGUAGES if rng.random() < 0.5 else w.LANGUAGES[::-1]
     ask = "Say this in Chinese: " if target == "zh" else "请翻译成英文："
-    order = [noun_phrase(t.kind, t.colour, source) for t in in_reading_order(scene)[:2]]
-    reply = [noun_phrase(t.kind, t.colour, target) for t in in_reading_order(scene)[:2]]
-    joint = {"en": " and ", "zh": "和"}
-    return _turn(ask + joint[source].join(order), joint[target].join(reply))
+    text, reply = (
+        {"en": " and ", "zh": "和"}[lang].join(noun_phrase(t.kind, t.colour, lang) for t in in_reading_order(scene)[:2])
+        for lang in (source, target)
+    )
+    return _turn(ask + text, reply)
 
 
 def small_talk(index: int) -> Conversation:
@@ -107,16 +101,16 @@ def small_talk(index: int) -> Conversation:
     lang = w.LANGUAGES[index % 2]
     topic = rng.integers(3)
     if topic == 0:
-        kind, group = _pick(KINDS, rng), _pick(sorted(set(w.GROUPS.values())), rng)
+        kind, group = pick(KINDS, rng), pick(sorted(set(w.GROUPS.values())), rng)
         if rng.random() < 0.5:
             group = w.GROUPS[kind]
         noun, name = w.KIND_WORDS[lang][kind], w.GROUP_WORDS[lang][group]
         right = w.GROUPS[kind] == group
         if lang == "en":
-            return _turn(f"Is {_a(noun)} {noun} {_a(name)} {name}?", "Yes." if right else "No.")
+            return _turn(f"Is {a_or_an(noun)} {noun} {a_or_an(name)} {name}?", "Yes." if right else "No.")
         return _turn(f"{noun}是{name}吗？", "是的。" if right else "不是。")
     if topic == 1:
-        one, two, mixed = (w.COLOUR_WORDS[lang][c] for c in _pick(_MIXES, rng))
+        one, two, mixed = (w.COLOUR_WORDS[lang][c] for c in pick(_MIXES, rng))
         one, two = (one, two) if rng.random() < 0.5 else (two, one)
         if lang == "en":
             return _turn(f"What colour do you get from {one} and {two}?", f"{mixed.capitalize()}.")
@@ -139,11 +133,3 @@ def tokenizer_corpus(documents: int) -> Iterator[str]:
 
 def _turn(question: str, answer: str) -> Conversation:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-
-
-def _a(noun: str) -> str:
-    return "an" if noun[0] in "aeiou" else "a"
-
-
-def _pick(options, rng: np.random.Generator):
-    return options[int(rng.integers(len(options)))]

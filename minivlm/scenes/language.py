@@ -6,7 +6,9 @@ exact answer each. `read_facts` inverts all of it, so every metric of the course
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -46,13 +48,13 @@ def noun_phrase(kind: str, colour: str | None, lang: str, size: str = "medium", 
         return (f"一{w.MEASURES[kind]}" if article else "") + quality + ("大" if big and not person else "") + noun
     phrase = f"{noun} in {hue}" if person and hue else f"{hue} {noun}".strip()
     phrase = f"big {phrase}" if big and not person else phrase
-    return f"{_a(phrase)} {phrase}" if article else phrase
+    return f"{a_or_an(phrase)} {phrase}" if article else phrase
 
 
 def caption(scene: Scene, lang: str, rng: np.random.Generator) -> str:
     """One clause that names every thing and the setting."""
     things = _join([noun_phrase(t.kind, t.colour, lang) for t in in_reading_order(scene)], lang)
-    return _pick(w.CAPTIONS[lang], rng).format(things=things, **_setting(scene.setting, lang))
+    return pick(w.CAPTIONS[lang], rng).format(things=things, **_setting(scene.setting, lang))
 
 
 def description(scene: Scene, lang: str, rng: np.random.Generator, noise: float = 0.0) -> str:
@@ -61,28 +63,25 @@ def description(scene: Scene, lang: str, rng: np.random.Generator, noise: float 
     With probability `noise` a plausible sentence that is not true is added, a usual companion of the setting
     that is not there, as machine-written instruction data does.
     """
-    parts = [_pick(w.OPENINGS[lang], rng).format(**_setting(scene.setting, lang))]
+    parts = [pick(w.OPENINGS[lang], rng).format(**_setting(scene.setting, lang))]
     parts += [_sentence(thing, lang, rng) for thing in in_reading_order(scene)]
     if rng.random() < noise:
         parts.append(_untrue_sentence(scene, lang, rng))
     count = len(scene.things)
-    parts.append(
-        _pick(w.CLOSINGS[lang], rng).format(
-            number=w.NUMBERS[lang][count], be="is" if count == 1 else "are", noun="thing" if count == 1 else "things"
-        )
-    )
+    be, noun = ("is", "thing") if count == 1 else ("are", "things")
+    parts.append(pick(w.CLOSINGS[lang], rng).format(number=w.NUMBERS[lang][count], be=be, noun=noun))
     return (" " if lang == "en" else "").join(parts)
 
 
 def questions(scene: Scene, lang: str, rng: np.random.Generator) -> list[Question]:
     """One question of every type that has an exact answer in this scene, in random order."""
-    found = [q for q in (_question(scene, kind, lang, rng) for kind in w.QUESTION_TYPES) if q is not None]
-    return [found[i] for i in rng.permutation(len(found))]
+    forms = [q for q in (_question(scene, kind, lang, rng) for kind in w.QUESTION_TYPES) if q is not None]
+    return [forms[i] for i in rng.permutation(len(forms))]
 
 
 def exists_question(kind: str, present: bool, lang: str, rng: np.random.Generator) -> Question:
     """`Is there a dog in the picture?`, the question POPE asks (arXiv:2305.10355)."""
-    text = _pick(w.QUESTIONS[lang]["exists"], rng).format(kind=noun_phrase(kind, None, lang, article=lang == "en"))
+    text = pick(w.QUESTIONS[lang]["exists"], rng).format(kind=noun_phrase(kind, None, lang, article=lang == "en"))
     return Question("exists", text, w.YES[lang] if present else w.NO[lang])
 
 
@@ -105,10 +104,10 @@ def find_things(text: str) -> list[tuple[tuple[int, int], tuple[str, str | None]
 def find_setting(text: str) -> tuple[tuple[int, int], str] | None:
     """Where a text first names a setting: ((start, end), setting), or None."""
     words = {setting: row[2] for setting, row in w.SETTING_WORDS[language_of(text)].items()}
-    found = [(text.lower().find(word), setting) for setting, word in words.items() if word in text.lower()]
-    if not found:
+    places = [(text.lower().find(word), setting) for setting, word in words.items() if word in text.lower()]
+    if not places:
         return None
-    start, setting = min(found)
+    start, setting = min(places)
     return (start, start + len(words[setting])), setting
 
 
@@ -139,15 +138,15 @@ def _question(scene: Scene, type_: str, lang: str, rng: np.random.Generator) -> 
     if type_ == "exists":
         present = bool(rng.random() < 0.5)
         pool = sorted({t.kind for t in things}) if present else [k for k in KINDS if k not in {t.kind for t in things}]
-        return exists_question(_pick(pool, rng), present, lang, rng)
+        return exists_question(pick(pool, rng), present, lang, rng)
     slots: dict[str, str] = {}
     if type_ == "what":
-        place = _pick(PLACES, rng)
+        place = pick(PLACES, rng)
         slots["place"] = w.PLACE_WORDS[lang][place]
         here = [noun_phrase(t.kind, t.colour, lang) for t in things if t.place == place]
         answer = _end(_join(here, lang), lang) if here else w.NOTHING[lang]
     elif type_ == "count":
-        kind = _pick(KINDS if rng.random() < 0.5 else [t.kind for t in things], rng)
+        kind = pick(KINDS if rng.random() < 0.5 else [t.kind for t in things], rng)
         noun = w.KIND_WORDS[lang][kind]
         slots |= {"kinds": f"{noun}s", "kind": noun, "measure": w.MEASURES[kind]}
         answer = _number(sum(t.kind == kind for t in things), lang, w.MEASURES[kind])
@@ -159,7 +158,7 @@ def _question(scene: Scene, type_: str, lang: str, rng: np.random.Generator) -> 
         answer = w.TIME_ANSWERS[lang].get(scene.setting, w.TIME_ANSWERS[lang]["day"])
     else:
         return _question_about_one(alone, type_, lang, rng)
-    return Question(type_, _pick(w.QUESTIONS[lang][type_], rng).format(**slots), answer)
+    return Question(type_, pick(w.QUESTIONS[lang][type_], rng).format(**slots), answer)
 
 
 def _question_about_one(alone: list[Thing], type_: str, lang: str, rng: np.random.Generator) -> Question | None:
@@ -167,11 +166,9 @@ def _question_about_one(alone: list[Thing], type_: str, lang: str, rng: np.rando
     pool = [t for t in alone if t.colour] if type_ == "colour" else alone
     if not pool:
         return None
-    thing = _pick(pool, rng)
-    slots = {
-        "thing": noun_phrase(thing.kind, thing.colour, lang, article=False),
-        "kind": w.KIND_WORDS[lang][thing.kind],
-    }
+    thing = pick(pool, rng)
+    phrase = noun_phrase(thing.kind, thing.colour, lang, article=False)
+    slots = {"thing": phrase, "kind": w.KIND_WORDS[lang][thing.kind]}
     place, distance = w.PLACE_WORDS[lang][thing.place], w.DISTANCE_WORDS[lang][thing.distance]
     if type_ == "colour":
         answer = w.COLOUR_WORDS[lang][thing.colour]
@@ -183,32 +180,25 @@ def _question_about_one(alone: list[Thing], type_: str, lang: str, rng: np.rando
         rivals = [t for t in alone if t.place != thing.place]
         if not rivals:
             return None
-        other = _pick(rivals, rng)
+        other = pick(rivals, rng)
         slots["other"] = noun_phrase(other.kind, other.colour, lang, article=False)
-        first = min(thing, other, key=lambda t: PLACES.index(t.place))
-        named = noun_phrase(first.kind, first.colour, lang, article=False)
-        answer = f"the {named}" if lang == "en" else named
-    return Question(type_, _pick(w.QUESTIONS[lang][type_], rng).format(**slots), _end(answer, lang))
+        first = phrase if PLACES.index(thing.place) < PLACES.index(other.place) else slots["other"]
+        answer = f"the {first}" if lang == "en" else first
+    return Question(type_, pick(w.QUESTIONS[lang][type_], rng).format(**slots), _end(answer, lang))
 
 
 def _sentence(thing: Thing, lang: str, rng: np.random.Generator) -> str:
-    phrase = noun_phrase(thing.kind, thing.colour, lang, thing.size)
-    place = w.PLACE_WORDS[lang][thing.place]
-    return _pick(w.SENTENCES[lang], rng).format(
-        thing=phrase,
-        Thing=_capital(phrase),
-        place=place,
-        Place=_capital(place),
-        distance=w.DISTANCE_WORDS[lang][thing.distance],
-        verb=w.VERBS[lang][thing.kind],
-    )
+    phrase, place = noun_phrase(thing.kind, thing.colour, lang, thing.size), w.PLACE_WORDS[lang][thing.place]
+    words = {"thing": phrase, "Thing": _capital(phrase), "place": place, "Place": _capital(place)}
+    words |= {"distance": w.DISTANCE_WORDS[lang][thing.distance], "verb": w.VERBS[lang][thing.kind]}
+    return pick(w.SENTENCES[lang], rng).format(**words)
 
 
 def _untrue_sentence(scene: Scene, lang: str, rng: np.random.Generator) -> str:
     here = {thing.kind for thing in scene.things}
-    kind = _pick([k for k in USUAL[scene.setting] if k not in here] or [k for k in KINDS if k not in here], rng)
-    colour = None if kind in COLOURLESS else _pick(COLOURS, rng)
-    return _pick(w.NOISE[lang], rng).format(thing=noun_phrase(kind, colour, lang))
+    kind = pick([k for k in USUAL[scene.setting] if k not in here] or [k for k in KINDS if k not in here], rng)
+    colour = None if kind in COLOURLESS else pick(COLOURS, rng)
+    return pick(w.NOISE[lang], rng).format(thing=noun_phrase(kind, colour, lang))
 
 
 def _setting(setting: str, lang: str) -> dict[str, str]:
@@ -230,7 +220,8 @@ def _end(answer: str, lang: str) -> str:
     return f"{_capital(answer)}." if lang == "en" else f"{answer}。"
 
 
-def _a(phrase: str) -> str:
+def a_or_an(phrase: str) -> str:
+    """The indefinite article of an English phrase."""
     return "an" if phrase[0] in "aeiou" else "a"
 
 
@@ -238,5 +229,6 @@ def _capital(phrase: str) -> str:
     return phrase[0].upper() + phrase[1:]
 
 
-def _pick(options, rng: np.random.Generator):
+def pick(options: Sequence, rng: np.random.Generator) -> Any:
+    """One of the options at random."""
     return options[int(rng.integers(len(options)))]

@@ -67,19 +67,19 @@ class SceneSamples(Sequence):
         return self.count
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample number `index`.
-
-        Raises:
-            IndexError: there is no such sample.
-        """
+        """Sample number `index`; IndexError where there is none."""
         if not 0 <= index < self.count:
             raise IndexError(f"sample {index} of {self.count}")
         rng = random_stream(self.stage, self.seed, self.split, index)
         return self._pretrain(index, rng) if self.stage == "pretrain" else self._sft(index, rng)
 
+    def language(self, index: int) -> str:
+        """Languages take turns from picture to picture, and change sides whenever all pictures have been shown."""
+        return LANGUAGES[(index % self.pictures + index // self.pictures + self.seed) % 2]
+
     def _pretrain(self, index: int, rng: np.random.Generator) -> Sample:
         """A picture, the prompt, and a short caption."""
-        lang, picture = language_of(index, self.pictures, self.seed), index % self.pictures
+        lang, picture = self.language(index), index % self.pictures
         text = caption(sample_scene(self.split, picture), lang, rng)
         return self._about_picture(picture, [(PROMPTS[lang], text)], f"pretrain row {index}")
 
@@ -89,7 +89,7 @@ class SceneSamples(Sequence):
         Up to two questions follow a description: a reader who has been told what is there asks on. The prompt for a
         description is the one that stage 1 answers with a caption: what stage 2 changes is the answer.
         """
-        lang, picture = language_of(index, self.pictures, self.seed), index % self.pictures
+        lang, picture = self.language(index), index % self.pictures
         kind = rng.choice(list(SFT_MIX), p=list(SFT_MIX.values()))
         name = f"sft row {index} ({kind})"
         if kind == "text":
@@ -107,12 +107,9 @@ class SceneSamples(Sequence):
         messages = []
         for question, answer in pairs:
             messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        known = self.features is not None
-        image = {"type": "image"} if known else {"type": "image", "image": draw(sample_scene(self.split, picture))}
-        messages[0]["content"] = [image, {"type": "text", "text": pairs[0][0]}]
-        return Sample(messages, name, self.features[picture : picture + 1] if known else None)
-
-
-def language_of(index: int, pictures: int, seed: int) -> str:
-    """Languages take turns from picture to picture, and change sides whenever all pictures have been shown."""
-    return LANGUAGES[(index % pictures + index // pictures + seed) % 2]
+        text = {"type": "text", "text": pairs[0][0]}
+        if self.features is not None:
+            messages[0]["content"] = [{"type": "image"}, text]
+            return Sample(messages, name, self.features[picture : picture + 1])
+        messages[0]["content"] = [{"type": "image", "image": draw(sample_scene(self.split, picture))}, text]
+        return Sample(messages, name)

@@ -6,19 +6,9 @@ Tables only. `language.py` turns facts into sentences with them, and reads sente
 LANGUAGES = ("en", "zh")
 
 # --- names -----------------------------------------------------------------------------------------------
-COLOUR_WORDS = {
-    "en": {c: c for c in ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")},
-    "zh": {
-        "red": "红色",
-        "orange": "橙色",
-        "yellow": "黄色",
-        "green": "绿色",
-        "blue": "蓝色",
-        "purple": "紫色",
-        "pink": "粉色",
-        "white": "白色",
-    },
-}
+_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
+_CHINESE_COLOURS = ("红色", "橙色", "黄色", "绿色", "蓝色", "紫色", "粉色", "白色")
+COLOUR_WORDS = {"en": {c: c for c in _COLOURS}, "zh": dict(zip(_COLOURS, _CHINESE_COLOURS, strict=True))}
 # kind: (English noun, English verb, Chinese measure word, Chinese noun, Chinese verb, group)
 _KIND_TABLE = {
     "bird": ("bird", "is flying", "只", "鸟", "飞翔", "animal"),
@@ -38,16 +28,11 @@ _KIND_TABLE = {
     "reader": ("old reader", "is reading a book", "位", "看书的老人", "读书", "person"),
     "dancer": ("dancer", "is turning", "名", "舞者", "旋转", "person"),
 }
-KIND_WORDS = {
-    "en": {kind: row[0] for kind, row in _KIND_TABLE.items()},
-    "zh": {kind: row[3] for kind, row in _KIND_TABLE.items()},
-}
-VERBS = {
-    "en": {kind: row[1] for kind, row in _KIND_TABLE.items()},
-    "zh": {kind: row[4] for kind, row in _KIND_TABLE.items()},
-}
-MEASURES = {kind: row[2] for kind, row in _KIND_TABLE.items()}
-GROUPS = {kind: row[5] for kind, row in _KIND_TABLE.items()}
+_NOUNS, _VERBS, MEASURES, _CHINESE_NOUNS, _CHINESE_VERBS, GROUPS = (
+    dict(zip(_KIND_TABLE, column, strict=True)) for column in zip(*_KIND_TABLE.values(), strict=True)
+)
+KIND_WORDS = {"en": _NOUNS, "zh": _CHINESE_NOUNS}
+VERBS = {"en": _VERBS, "zh": _CHINESE_VERBS}
 PEOPLE = frozenset(kind for kind, group in GROUPS.items() if group == "person")
 GROUP_WORDS = {
     "en": {g: g for g in ("animal", "vehicle", "toy", "plant", "building", "person")},
@@ -92,11 +77,6 @@ NO = {"en": "No.", "zh": "没有。"}
 NOTHING = {"en": "Nothing.", "zh": "什么也没有。"}
 
 # what the light says, and how one can tell: the simple reasoning of the instruction data
-TIMES = {
-    "beach": "dusk",
-    "street": "night",
-    "space": "night",
-} | dict.fromkeys(("sky", "park", "grassland", "waterfall", "snow", "lake", "desert"), "day")
 TIME_ANSWERS = {
     "en": {
         "beach": "It is evening, because the sun is low over the water.",

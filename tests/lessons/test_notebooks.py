@@ -28,8 +28,8 @@ NAMES = {  # and the minutes that "Run all" may take on two cores
     "A2_speed": 2,
 }
 MINUTES_IN_ALL, GIGABYTES = 14, 2.0
-# Their minutes are of the code at commit d717f96, where 03 and 04 took twice as many rows a step: they were run again on
-# a processor without bfloat16, where they take two to three times as long. To be empty again by `make notebooks`.
+# Their minutes are of the code at commit d717f96, where 03 and 04 took twice as many rows a step. They were run again
+# on a processor without bfloat16, where they take two to three times as long. To be empty again by `make notebooks`.
 TIMED_BEFORE = {*NAMES, "01_count_parameters", "02_replace_placeholders", "03_build_labels", "04_choose_unfreezing"}
 TIMED_BEFORE |= {"05_chair"}
 TAGS = {"nbval-check-output", "nbval-ignore-output"}  # a cell that raises shows it itself: `try`, and print the error

@@ -10,7 +10,7 @@ from minivlm.config import PROMPTS
 from minivlm.scenes.drawing.draw import draw
 from minivlm.scenes.facts import random_stream, sample_scene
 from minivlm.scenes.language import questions, read_facts
-from minivlm.scenes.samples import FOLLOW_UPS, SFT_MIX, TURNS, SceneSamples, language_of
+from minivlm.scenes.samples import FOLLOW_UPS, SFT_MIX, TURNS, SceneSamples
 
 NUMBERS = torch.arange(200)[:, None, None]  # as features (I, 1, 1): each picture's is its number
 
@@ -66,7 +66,8 @@ def test_every_picture_is_shown_in_both_languages_and_languages_are_even():
         assert Counter(number(row) for row in rows) == dict.fromkeys(range(pictures), 2)
         assert len({(number(row), language(row)) for row in rows}) == 2 * pictures
         assert abs(Counter(map(language, rows))["en"] - pictures) == 0
-    assert [language_of(i, 6, seed=0) for i in range(3)] != [language_of(i, 6, seed=1) for i in range(3)]
+    one, other = (SceneSamples("pretrain", 6, 3, seed) for seed in (0, 1))
+    assert [one.language(i) for i in range(3)] != [other.language(i) for i in range(3)]
 
 
 def test_stage_2_mixes_descriptions_conversations_and_text():
