@@ -135,8 +135,7 @@ def require_place(folder: str | Path, base: str | Path | None = None) -> None:
 def load(name: str | Path = SFT) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProcessor]:
     """A shipped model, "base", "pretrain" or "sft", or that of a checkpoint's folder, with its processor.
 
-    Raises:
-        CheckpointError, FileNotFoundError: as `load_checkpoint` and `data_folder` raise them.
+    Raises what `load_checkpoint` and `data_folder` raise.
     """
     model, processor, _ = load_checkpoint(data_folder() / name if name in (BASE, PRETRAIN, SFT) else name)
     return model, processor
@@ -151,8 +150,7 @@ def load_checkpoint(
         folder: the checkpoint.
         base: where the parts lie that it does not hold; None takes the folder that it names itself.
 
-    Returns:
-        The model in evaluation mode, the processor, and what `minivlm.json` says.
+    Returns the model in evaluation mode, the processor, and what `minivlm.json` says.
 
     Raises:
         CheckpointError: a file is missing, damaged, or not the one that was saved; a key is missing, left over,
@@ -184,11 +182,7 @@ def load_checkpoint(
 
 
 def read_meta(folder: str | Path) -> dict[str, Any]:
-    """What a checkpoint says about itself, without loading its weights.
-
-    Raises:
-        CheckpointError: the folder is missing or no checkpoint, or its `minivlm.json` is damaged.
-    """
+    """What a checkpoint says about itself, without its weights; a CheckpointError where it is missing or damaged."""
     folder = latest_folder(Path(folder))
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: there is no such checkpoint folder; check the path, or train it first")
@@ -198,11 +192,7 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
 
 
 def require_parent(meta: Mapping[str, Any], stage: Stage, folder: str | Path) -> None:
-    """Refuse to start a stage from the wrong kind of checkpoint.
-
-    Raises:
-        CheckpointError: the checkpoint's stage is not the stage's parent.
-    """
+    """Raise CheckpointError where a checkpoint is not of the stage that this stage starts from."""
     if meta["stage"] != stage.parent:
         raise CheckpointError(
             f"{folder}: stage {stage.name!r} starts from a {stage.parent!r} checkpoint, but this one is of stage "
@@ -214,10 +204,8 @@ def require_parent(meta: Mapping[str, Any], stage: Stage, folder: str | Path) ->
 def read_tensors(file: str | Path) -> dict[str, torch.Tensor]:
     """The named tensors of a safetensors file, or of a torch state dict (.pt, .pth, .bin), all of them finite.
 
-    Torch files are read with `weights_only=True`: a pickle can otherwise run code.
-
-    Raises:
-        CheckpointError: the file is missing, cut off, of another kind, no state dict, or holds NaN or infinity.
+    Torch files are read with `weights_only=True`: a pickle can otherwise run code. Raises CheckpointError where the
+    file is missing, cut off, of another kind, no state dict, or holds NaN or infinity.
     """
     file = Path(file)
     if not file.is_file():
@@ -246,10 +234,8 @@ def _read_torch(file: Path) -> dict[str, torch.Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{file}: holds a {type(content).__name__}, no state dict of named tensors")
     if others := [str(k) for k, v in content.items() if not isinstance(v, torch.Tensor) or type(k) is not str]:
-        raise CheckpointError(
-            f"{file}: no state dict, since {_some(others)} is no tensor with a name; if the weights lie in one of "
-            "these, save that one by itself"
-        )
+        cure = "if the weights lie in one of these, save that one by itself"
+        raise CheckpointError(f"{file}: no state dict, since {_some(others)} is no tensor with a name; {cure}")
     return dict(content)
 
 
@@ -280,8 +266,7 @@ def _check_keys(tensors: Mapping[str, torch.Tensor], expected: Mapping[str, torc
     if extra := sorted(tensors.keys() - expected.keys()):
         raise CheckpointError(f"{file}: {_some(extra)} is too much; {cure}")
     for name, tensor in expected.items():
-        shape, wanted = tuple(tensors[name].shape), tuple(tensor.shape)
-        if shape != wanted:
+        if (shape := tuple(tensors[name].shape)) != (wanted := tuple(tensor.shape)):
             raise CheckpointError(f"{file}: {name} has the shape {shape}, but its config wants {wanted}; {cure}")
 
 
@@ -340,10 +325,8 @@ def _load_processor(folder: Path, meta: dict[str, Any]) -> tuple[MiniVLMProcesso
         if not isinstance(content, dict):
             raise CheckpointError(f"{folder / name}: holds a {type(content).__name__}, no JSON object; {OWN}")
     if hash_tokenizer((folder / TOKENIZER).read_text("utf-8")) != meta["hashes"]["tokenizer"]:
-        raise CheckpointError(
-            f"{folder / TOKENIZER}: another vocabulary than the one that the weights were trained with (their hashes "
-            "differ); put the checkpoint's own tokenizer back"
-        )
+        problem = "another vocabulary than the one that the weights were trained with (their hashes differ)"
+        raise CheckpointError(f"{folder / TOKENIZER}: {problem}; put the checkpoint's own tokenizer back")
     if (kind := small[CONFIG].get("model_type")) != MiniVLMConfig.model_type:
         raise CheckpointError(f"{folder / CONFIG}: model_type is {kind!r}, not {MiniVLMConfig.model_type!r}")
     if meta.get("config", hash_config(folder)) != hash_config(folder):
@@ -400,12 +383,8 @@ def _understood(*files: Path) -> Iterator[None]:
 
 def hash_config(folder: Path) -> str:
     """SHA-256 of what a checkpoint's `config.json` says; its layout and the version that wrote it do not matter."""
-    content = _read_json(folder / CONFIG)
-    content.pop("transformers_version", None)
+    content = {key: value for key, value in _read_json(folder / CONFIG).items() if key != "transformers_version"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-# ---- writing
 
 
 def _json(content: Any) -> bytes:

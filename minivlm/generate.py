@@ -65,9 +65,10 @@ def reply(
     prompts = [_prompt(processor, one, images) for one in ([conversations] if single else conversations)]
     order = {key: number for number, key in enumerate(images)}
     unique = sorted(set(prompts), key=lambda p: (not p.images, p.head, [order[key] for key in p.images], p.text))
+    groups = [list(group) for _, group in groupby(unique, key=lambda prompt: prompt.head)]  # one head in a batch
     texts: dict[_Prompt, str] = {}
     with tqdm(total=len(unique), desc=title, unit="answer", mininterval=2, disable=not title) as bar:
-        for batch in _batches(unique, batch_size):
+        for batch in (group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)):
             with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 answers = _answer_batch(model, processor, batch, images, max_new_tokens, streamer)
             decoded = processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
@@ -111,12 +112,6 @@ def _key(image: ImageSource | torch.Tensor) -> Hashable:
     if isinstance(image, torch.Tensor):
         return image.data_ptr(), tuple(image.shape)
     return image if isinstance(image, str | Path | bytes) else id(image)
-
-
-def _batches(prompts: list[_Prompt], size: int) -> list[list[_Prompt]]:
-    """At most `size` prompts with the same head in each batch, in the order given."""
-    groups = [list(group) for _, group in groupby(prompts, key=lambda prompt: prompt.head)]
-    return [group[i : i + size] for group in groups for i in range(0, len(group), size)]
 
 
 def _answer_batch(

@@ -81,8 +81,7 @@ class Plan:
 def run(plan: Plan) -> dict[str, Any]:
     """Do all of it; write `results.json` and the page into `plan.out`, and return what the page was made from.
 
-    Raises:
-        CheckpointError, TrainingError, OSError: as `load_checkpoint` and `Trainer` do.
+    Raises what `load_checkpoint` and `Trainer` raise.
     """
     began, clock = time.perf_counter(), Clock()
     for name in (PRETRAIN, SFT):  # what cannot be saved is refused before hours are spent
@@ -97,7 +96,8 @@ def run(plan: Plan) -> dict[str, Any]:
         share = min(1.0, plan.exam / EXAM_PICTURES)
         holdout, questioned = (max(2, round(share * count)) for count in (HOLDOUT_PICTURES, QUESTIONED))
         exam = prepare_exam(model, processor, plan.exam, holdout, questioned, workers=plan.workers)
-    record = _empty_record(plan, precision, exam)
+    table = [{"name": name, "scene": scene.to_dict(), "answers": {}} for name, scene in TABLE.items()]
+    record = {"ledgers": {}, "losses": {}, "exam": {}, "table": table}
     for name, parent in ((PRETRAIN, plan.data / BASE), (SFT, plan.out / PRETRAIN)):
         stage = plan.stage(name)
         with clock(name):
@@ -109,10 +109,10 @@ def run(plan: Plan) -> dict[str, Any]:
             answers = table_answers(model, processor)
         record["ledgers"][name] = [list(row) for row in ledger(model, stage).rows]
         record["losses"][name] = [round(entry["loss"], 4) for entry in log]
-        for i, row in enumerate(record["table"]):
+        for i, row in enumerate(table):
             row["answers"][name] = {lang: texts[i] for lang, texts in answers.items()}
     record["seconds"] = clock.with_total(time.perf_counter() - began)
-    record |= _circumstances(plan, model)
+    record |= {"precision": precision} | _circumstances(plan, model, exam)
     record["peak_memory_gb"] = drawing_gb and max(drawing_gb, peak_memory_gb())
     (plan.out / RESULTS).write_text(json.dumps(record, ensure_ascii=False, allow_nan=False), "utf-8")
     write_report(plan.out, record, read_seeds(plan.data / SEEDS))
@@ -146,11 +146,7 @@ def train_stage(
     features: torch.Tensor | None = None,
     precision: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Train one stage as planned, from `parent` into `out`; returns its log.
-
-    Raises:
-        CheckpointError, TrainingError, OSError: as `Trainer` does.
-    """
+    """Train one stage as planned, from `parent` into `out`; returns its log, and raises what `Trainer` raises."""
     stage = plan.stage(name)
     require_parent(read_meta(parent), stage, parent)  # what training would refuse is refused before minutes of drawing
     from_main(lambda: require_place(out, parent))  # it alone writes there
@@ -167,11 +163,7 @@ def train_stage(
 
 
 def recipe_for(config: MiniVLMConfig) -> str:
-    """The preset of `STAGES` whose model has the widths of this one.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """The preset of `STAGES` whose model has the widths of this one; a ValueError where there is none."""
     for name, make in PRESETS.items():
         preset = make()
         if (preset.vision_width, preset.language_width) == (config.vision_width, config.language_width):
@@ -274,25 +266,14 @@ def _precision(plan: Plan, model: MiniVLMForConditionalGeneration) -> str:
     return earlier or choose_precision(model)
 
 
-def _empty_record(plan: Plan, precision: str, exam: Exam) -> dict[str, Any]:
-    """What a run records, as plain JSON; both stages fill it."""
+def _circumstances(plan: Plan, model: MiniVLMForConditionalGeneration, exam: Exam) -> dict[str, Any]:
+    """How large a run was, on what machine it was made, and from what."""
+    hashes = read_meta(plan.data / BASE)["hashes"]
     sizes = {"pictures": plan.pictures, "exam": len(exam.scenes), "holdout": len(exam.holdout)}
     return {
-        "ledgers": {},
-        "losses": {},
-        "exam": {},
-        "table": [{"name": name, "scene": scene.to_dict(), "answers": {}} for name, scene in TABLE.items()],
         "seed": plan.seed,
         "command": plan.command,
-        "precision": precision,
         "sizes": sizes | {"questioned": exam.questioned},
-    }
-
-
-def _circumstances(plan: Plan, model: MiniVLMForConditionalGeneration) -> dict[str, Any]:
-    """On what machine a run was made, and from what."""
-    hashes = read_meta(plan.data / BASE)["hashes"]
-    return {
         "machine": {"cores": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}"},
         "versions": read_meta(plan.out / SFT)["versions"],
         "base": ", ".join(f"{part} {value[:12]}" for part, value in hashes.items() if part != "projector"),

@@ -2,6 +2,6 @@
 LLaVA (`llava`).
 """
 
-from minivlm.convert.hub import build, import_published, reachable
+from minivlm.convert.hub import build, import_published
 from minivlm.convert.llava import as_llava, export_llava
 from minivlm.convert.minimind import load_published, name_in

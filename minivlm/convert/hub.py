@@ -6,12 +6,10 @@ A source is a path on this machine, the name under which it is published (fetche
 cache), or `random`. The result is a checkpoint like any other: it answers, trains and exports.
 """
 
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
 from transformers import (
     AutoConfig,
     CLIPImageProcessorPil,
@@ -43,17 +41,15 @@ def build(
     """The 26M model (or its larger sister) in this project's form.
 
     Args:
-        weights: a language model, with or without its projector, as `published.load_published` reads it; or "random".
+        weights, heads: a language model, with or without its projector, as in `load_published`; or "random".
         encoder: a `CLIPVisionModel` or a whole `CLIPModel`; or "random".
         tokenizer: MiniMind's. With random weights the tokenizer of the drawn world stands in.
-        heads: as in `load_published`.
         seed: of what is random; of W too, where the weights bring no projector.
 
     Returns:
         The model in evaluation mode, its processor, and a line on each source: what was recognised.
 
-    Raises:
-        CheckpointError: a source is not found or not understood, or the parts do not belong together.
+    Raises CheckpointError where a source is not found or not understood, or the parts do not belong together.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -97,14 +93,13 @@ def import_published(
 ) -> list[str]:  # fmt: skip
     """Build the model and write it as a checkpoint: it answers, exports, and is the parent of the stage after its own.
 
+    Returns the lines of `build`.
+
     Args:
         out: the folder to write.
         stage: what the weights have been through: "base", "pretrain" or "sft". By default "sft" with a projector,
             "base" without one.
         command: what the user typed, for the record.
-
-    Returns:
-        The lines of `build`.
 
     Raises:
         CheckpointError: as `build`, or the stage cannot be: a trained one without a projector.
@@ -118,17 +113,6 @@ def import_published(
     meta = {"stage": stage, "command": command, "seed": seed, "sources": lines, "metrics": {}}
     save_checkpoint(out, model, processor, meta | {"text_probe": text_probe(model, processor)})
     return lines
-
-
-def reachable(seconds: float = 3.0) -> bool:
-    """Whether the place where models are published can be asked now; False, too, where `HF_HUB_OFFLINE` is set."""
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        with urllib.request.urlopen(constants.ENDPOINT, timeout=seconds):
-            return True
-    except (OSError, ValueError):  # no name, no route, no answer in time, a proxy that refuses, no address at all
-        return False
 
 
 def find_weights(source: str) -> Path:
@@ -160,16 +144,12 @@ def find_weights(source: str) -> Path:
 def load_tokenizer(source: str, config: Any) -> tuple[PreTrainedTokenizerFast, str | None, str]:
     """A published tokenizer with `<image>` added after its last id, and its chat template in our form.
 
-    Args:
-        source: a folder or a published name.
-        config: the language model's; its vocabulary must be the tokenizer's.
-
     Returns:
         The tokenizer, what its template's default system turn says (None if there is none), and a line on both.
 
     Raises:
-        CheckpointError: it is not found, has another vocabulary than the language model, lacks a special token, or its
-            chat template does another thing than put turns between two tokens.
+        CheckpointError: it is not found, has another vocabulary than the language model of this `config`, lacks a
+            special token, or its chat template does another thing than put turns between two tokens.
     """
     try:
         words = PreTrainedTokenizerFast.from_pretrained(source)

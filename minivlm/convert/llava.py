@@ -44,9 +44,6 @@ Hashes of what it was made from: {hashes}
 {sources}"""
 
 
-SOURCES = "\nMade from what others published, under the licences of these sources:\n\n"
-
-
 class ExportError(ValueError):
     """The model cannot be written in that form. The message says what is in the way, and what to do."""
 
@@ -54,8 +51,7 @@ class ExportError(ValueError):
 def as_llava(model: MiniVLMForConditionalGeneration) -> LlavaForConditionalGeneration:
     """The same weights in the library's LLaVA; the first V of its V + 1 logits are the model's own.
 
-    Raises:
-        ExportError: the projector is no single linear map, or the head is not tied to the table.
+    Raises ExportError where the projector is no single linear map, or the head is not tied to the table.
     """
     if type(model.projector) is not Projector:
         raise ExportError(
@@ -118,7 +114,7 @@ def export_llava(
 
     Args:
         folder: where to; it must not exist, or be empty. It is returned.
-        meta: of the checkpoint, for the model card.
+        meta: the checkpoint's, for the model card.
 
     Raises:
         ExportError: as `as_llava`, or something lies in `folder`.
@@ -139,6 +135,8 @@ def export_llava(
 
 def _card(folder: Path, model: MiniVLMForConditionalGeneration, meta: dict[str, Any]) -> str:
     hashes = "; ".join(f"{part} {value[:12]}" for part, value in meta.get("hashes", {}).items())
+    sources = "".join(f"* {line}\n" for line in meta.get("sources") or ())
+    heading = "\nMade from what others published, under the licences of these sources:\n\n"
     return CARD.format(
         about=f"Stage: {meta.get('stage', 'unknown')}; made by `{meta.get('command', 'unknown')}`.",
         name=folder.name,
@@ -147,6 +145,6 @@ def _card(folder: Path, model: MiniVLMForConditionalGeneration, meta: dict[str, 
         bias=", with a bias" if model.config.projector_bias else "",
         image_token=IMAGE_TOKEN,
         hashes=hashes or "not recorded",
-        licence="other" if meta.get("sources") else "apache-2.0",
-        sources=SOURCES + "".join(f"* {line}\n" for line in meta["sources"]) if meta.get("sources") else "",
+        licence="other" if sources else "apache-2.0",
+        sources=heading + sources if sources else "",
     )

@@ -61,12 +61,11 @@ SHOWN = 20  # keys of a file that fits nothing
 
 @dataclass(frozen=True)
 class Published:
-    """A published checkpoint, converted.
+    """A published checkpoint, converted to float32.
 
     Attributes:
-        language_model: it, in float32.
         projector: `weight` (Dl, Dv) and, where there is one, `bias` (Dl,); None if the checkpoint is a language model.
-        generation: "llama_legacy" or "minimind2".
+        generation: as `recognise` says it.
         statement: one line: what was recognised.
     """
 
@@ -119,11 +118,7 @@ def load_published(file: str | Path, heads: int | None = None) -> Published:
 
 
 def recognise(tensors: Mapping[str, torch.Tensor], file: Path) -> str:
-    """The generation, "llama_legacy" or "minimind2", by the keys alone.
-
-    Raises:
-        CheckpointError: minimind3v, or nothing known; the message lists the keys.
-    """
+    """The generation by its keys, "llama_legacy" or "minimind2"; any other is a CheckpointError that lists them."""
     if alien := [name for name in tensors if any(mark in name for mark in MINIMIND3V_KEYS)]:
         raise CheckpointError(
             f"{file}: minimind3v (minimind-3v, 2026: Qwen3's query and key norms, a projector of two layers, "
@@ -132,9 +127,8 @@ def recognise(tensors: Mapping[str, torch.Tensor], file: Path) -> str:
     for generation in GENERATIONS:
         table = tensors.get(name := name_in(generation, TABLE))
         if table is not None and (table.ndim != 2 or not table.numel()):
-            raise CheckpointError(
-                f"{file}: {name} has the shape {tuple(table.shape)}, and is to have a row for each word"
-            )
+            shape = tuple(table.shape)
+            raise CheckpointError(f"{file}: {name} has the shape {shape}, and is to have a row for each word")
         if table is not None:
             return generation
     listed = ", ".join(list(tensors)[:SHOWN]) + (f" and {len(tensors) - SHOWN} more" if len(tensors) > SHOWN else "")
@@ -154,8 +148,7 @@ def name_in(generation: str, ours: str) -> str:
 
 def _settings(file: Path) -> dict[str, float]:
     """What a `config.json` beside the weights says about the language model."""
-    beside = file.with_name("config.json")
-    if not beside.is_file():
+    if not (beside := file.with_name("config.json")).is_file():
         return {}
     try:
         content = dict(json.loads(beside.read_text("utf-8")))
@@ -219,8 +212,6 @@ def _config(
         rms_norm_eps=float(settings.get("rms_norm_eps", EPS)),
         tie_word_embeddings=True,
         pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
     )
 
 

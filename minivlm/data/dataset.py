@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from minivlm.data.readers import source_files
 from minivlm.data.samples import Sample
@@ -61,13 +61,12 @@ def write_dataset(
         folder: the data set to write. It takes its place when it is whole.
         path, images, processor, decode: as in `survey`. Without `decode` the data set cannot be trained on.
 
-    Returns:
-        The survey, with the errors of the bad rows.
+    Returns the survey, with the errors of the bad rows.
 
     Raises:
         DatasetError: the source or its images lie in `folder`.
         FolderError: `folder` holds something else.
-        SampleError: the source is missing, or a folder has no file of rows.
+        SampleError: as `survey`.
         OSError: the disk is full, or the folder cannot be written. What was there before is as it was.
     """
     folder = Path(folder)
@@ -76,8 +75,10 @@ def write_dataset(
         raise DatasetError(f"{folder} holds the rows or images that are to be checked; choose another folder")
     require_replaceable(folder, ABOUT, "data set")
     with replace_folder(folder) as temporary:
-        with _Writer(temporary / ROWS) as writer:
+        with (temporary / ROWS).open("wb") as file:
+            writer = _Writer(file)
             result = survey(path, processor, images, decode, writer.add)
+            writer.finish()
         about = {"format": FORMAT, "source": os.path.abspath(path), "decoded": decode, **_measured_by(processor)}
         about |= {"rows": fingerprint(temporary / ROWS), **vars(result), "bad": len(result.bad)}
         write_json(temporary / ABOUT, about | {"versions": versions() | {"pyarrow": writer.version}})
@@ -85,9 +86,9 @@ def write_dataset(
 
 
 class _Writer:
-    """Samples to an Arrow file, a few of them in memory at a time; a context, at whose end the file is whole."""
+    """Samples to an Arrow file, a few of them in memory at a time; after `finish` it is whole."""
 
-    def __init__(self, file: Path):
+    def __init__(self, file: BinaryIO):
         import pyarrow
 
         turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
@@ -102,8 +103,7 @@ class _Writer:
             }
         )
         self.version = pyarrow.__version__
-        self._file = file.open("wb")
-        self._stream = pyarrow.ipc.new_stream(self._file, self.schema)
+        self._stream = pyarrow.ipc.new_stream(file, self.schema)
         self._waiting, self._bytes = [], 0
 
     def add(self, sample: Sample, tokens: int) -> None:
@@ -124,16 +124,10 @@ class _Writer:
         self._stream.write_batch(pyarrow.RecordBatch.from_pylist(self._waiting, self.schema))
         self._waiting, self._bytes = [], 0
 
-    def __enter__(self) -> "_Writer":
-        """The writer itself."""
-        return self
-
-    def __exit__(self, kind: type | None, *_: Any) -> None:
-        """Write what is waiting, unless there was an error; close the file."""
-        with self._file:
-            if kind is None:
-                self._write()
-                self._stream.close()
+    def finish(self) -> None:
+        """Write what is waiting, and the stream's end."""
+        self._write()
+        self._stream.close()
 
 
 class SampleDataset(Sequence[Sample]):

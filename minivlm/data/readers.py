@@ -38,11 +38,7 @@ STAND_IN_SIZE, STAND_IN_BYTES = (8, 8), 4096  # of a text-only row's black image
 
 
 def source_files(path: str | Path) -> list[Path]:
-    """The file itself, or the files of rows in a folder, by name.
-
-    Raises:
-        SampleError: there is no such path, or no file of rows in it.
-    """
+    """The file itself, or the files of rows in a folder, by name; a SampleError where there is none."""
     path = Path(path)
     if path.is_dir():
         if files := sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS and file.is_file()):
@@ -65,8 +61,7 @@ def read_samples(path: str | Path, images: str | Path | None = None) -> Iterator
         Samples whose messages can be trained on; their images are there, but were not opened. Errors name the file and
         the row, and say what is wrong. Blank lines are passed over.
 
-    Raises:
-        SampleError: the file is missing, or a folder has none.
+    Raises SampleError as `source_files` does.
     """
     for file in source_files(path):
         folder = file.parent if images is None else Path(images)
@@ -168,7 +163,12 @@ def _sample(name: str, content: bytes | Any, folder: Path) -> Sample:
         turns = _turns(content["conversations"], name)
         images = _image_files(content.get("image"), folder, name)
     sample = Sample(messages_from_turns(turns, images, name), name)
-    _check_order([message["role"] for message in sample.messages], name)
+    roles = [message["role"] for message in sample.messages]
+    start = int(roles[0] == "system")
+    for number, (role, expected) in enumerate(zip(roles[start:], cycle(("user", "assistant"))), start + 1):
+        if role != expected:
+            problem = f"turn {number} is the {role}'s where the {expected}'s is expected"
+            raise SampleError(name, f"{problem}; user and assistant take turns")
     return sample
 
 
@@ -194,15 +194,6 @@ def _turns(conversations: Any, name: str) -> Any:
             turn = {"role": SPEAKERS[turn["from"]], "content": turn["value"]}
         turns.append({key: turn[key] for key in ("role", "content") if key in turn})
     return turns
-
-
-def _check_order(roles: list[str], name: str) -> None:
-    """After an optional system turn, user and assistant take turns, the user first."""
-    start = int(roles[0] == "system")
-    for number, (role, expected) in enumerate(zip(roles[start:], cycle(("user", "assistant"))), start + 1):
-        if role != expected:
-            problem = f"turn {number} is the {role}'s where the {expected}'s is expected"
-            raise SampleError(name, f"{problem}; user and assistant take turns")
 
 
 def _held_images(held: Any, turns: Any, name: str) -> list[bytes]:

@@ -27,9 +27,8 @@ class Survey:
     Attributes:
         usable: rows that can be trained on.
         bad: the errors of all others, in the file's order; each names its row.
-        images: usable rows by their number of images.
-        languages: usable rows by language: "zh" where a Chinese character stands, "en" otherwise.
-        lengths: usable rows by their tokens in bins of `BIN`.
+        images, languages, lengths: usable rows by their number of images; by language, "zh" where a Chinese character
+            stands, "en" otherwise; by their tokens in bins of `BIN`.
         tokens, supervised: of all usable rows.
     """
 
@@ -70,8 +69,7 @@ def survey(
         decode: open every image, too.
         keep: called with each usable sample, in order, and its number of tokens.
 
-    Raises:
-        SampleError: the file is missing, or a folder has none.
+    Raises SampleError where the file is missing, or a folder has none.
     """
     result = Survey()
     for sample in read_samples(path, images):

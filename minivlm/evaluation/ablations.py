@@ -58,10 +58,8 @@ SAMPLES = 12  # answers that are kept to be read
 class Variant:
     """One way of training.
 
-    Attributes:
-        base: the checkpoint of the base models, by its name in `data/`.
-        short: whether stage 2 answers the prompt with one clause.
-        noise: the share of long answers with a sentence that is not true.
+    `base` names the checkpoint of the base models in `data/`; `short` is whether stage 2 answers the prompt with one
+    clause; `noise` is the share of long answers with a sentence that is not true.
     """
 
     base: str = BASE
@@ -107,7 +105,7 @@ class Plan:
         out: the folder of the results; whatever is finished there is not done again.
         data: the folder of the base weights.
         seeds: one run of every variant each.
-        steps: optimizer steps by stage; a fraction of the shipped stages'.
+        steps: optimizer steps by stage.
         pictures, scored: how many are trained with; how many of the "dev" split are described.
         precision: "bf16", "fp32", or "auto" to measure.
         command: what was typed, for the record.
@@ -283,7 +281,6 @@ def sampled(
     patch_features: torch.Tensor,
     prompt: str,
     seed: int = 0,
-    batch_size: int = 100,
 ) -> list[str]:
     """One answer to a prompt about each picture (I, N, Dv), each word drawn as probable as the model finds it."""
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
@@ -291,7 +288,7 @@ def sampled(
     texts = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for features in patch_features.split(batch_size):
+        for features in patch_features.split(100):
             ids = torch.tensor([prompt_ids] * len(features))  # (B, T)
             whole = model.generate(input_ids=ids, patch_features=features, do_sample=True, top_k=0, max_new_tokens=LONG)
             texts += processor.tokenizer.batch_decode(whole[:, ids.shape[1] :], skip_special_tokens=True)

@@ -77,10 +77,8 @@ def describing(
 ) -> dict[str, Level]:
     """What descriptions score on average over all pictures but their own: their chance level.
 
-    `shown` says which of the pictures was really shown for each answer, if one was; it is left out, too.
-
-    Returns:
-        precision, recall (kind with colour, near things), setting, chair_i, chair_s, as `score_descriptions` counts.
+    `shown` says which of the pictures was really shown for each answer, if one was; it is left out, too. Precision and
+    recall are of kind with colour, over near things; all is counted as by `score_descriptions`.
     """
     answers = [read_facts(text) for text in texts]
     near_things = [[t for t in scene.things if t.distance == "near"] for scene in scenes]

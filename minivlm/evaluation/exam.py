@@ -63,11 +63,7 @@ def prepare_exam(
     questioned: int = QUESTIONED,
     workers: int | None = None,
 ) -> Exam:
-    """Draw and encode what is examined. The encoder is frozen, so one exam serves both stages.
-
-    Raises:
-        ValueError: fewer than two pictures: then none could be taken for another.
-    """
+    """Draw and encode an exam that serves both stages; a ValueError for fewer than two pictures."""
     if pictures < 2:
         raise ValueError(f"an exam of {pictures} pictures cannot show another picture as a control; take 2 or more")
     scenes = [sample_scene("exam", i) for i in range(pictures)]

@@ -52,13 +52,9 @@ class Estimate(TypedDict):
 def estimate(rows: Iterable[tuple[int, float, float]]) -> Estimate:
     """A ratio of two sums over pictures, with its bootstrap interval.
 
-    Args:
-        rows: (picture, numerator, denominator); several rows of one picture are added up.
-
-    Returns:
-        low and high are the middle `CONFIDENCE` of the values of `RESAMPLES` draws of as many pictures with
-        replacement, always the same draws. Where all are right, so is every draw, and the interval has no width: look
-        at the denominator.
+    Rows are (picture, numerator, denominator); several of one picture are added up. low and high are the middle
+    `CONFIDENCE` of the values of `RESAMPLES` draws of as many pictures with replacement, always the same draws. Where
+    all are right, so is every draw, and the interval has no width: look at the denominator.
     """
     sums: dict[int, list[float]] = {}
     for picture, numerator, denominator in rows:
@@ -110,10 +106,7 @@ def compare(scene: Scene, answer: Mentioned, level: str = "pair", distance: str 
 
 
 def score_descriptions(scenes: Sequence[Scene], texts: Sequence[str], lang: str, fully: bool = True) -> dict[str, Any]:
-    """Score one answer per picture.
-
-    Args:
-        fully: break things down by the number of things; otherwise only "any" number.
+    """Score one answer per picture; things are broken down by their number if `fully`, else only "any" number.
 
     Returns:
         "things": level -> distance -> number of things -> precision, precision_at_best, recall (estimates), pictures;

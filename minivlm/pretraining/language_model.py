@@ -42,8 +42,7 @@ class Curriculum:
             associative recall and "roll call" for ordered listings. These names seed the random streams of the
             shipped weights and stand in their logs, so they stay.
         turns: questions asked about one mosaic or list.
-        captions: how much more often than a question a caption is asked for.
-        descriptions: how much more often than a question a description is asked for.
+        captions, descriptions: how much more often than a question each of them is asked for.
         in_order: the share of lists in reading order.
         crowded: the share of conversations about three or four things for certain.
         fewest: recall and listings are about so many things or more.
@@ -174,12 +173,9 @@ class LanguageModelTrainer:
             turns = listed_scene(index, plan.turns, plan.in_order, plan.captions, plan.descriptions, things)
         return self.processor.encode(Sample(turns))
 
-    def captions(self, lang: str, count: int, source: str, batch_size: int = 100) -> dict[str, float]:
-        """Precision and recall of (colour, kind) pairs in captions of held-out scenes, from words alone.
-
-        `source` is "list" (a listed scene) or "mosaic". Greedy decoding.
-        """
-        compared = self.compare_captions(lang, count, source, batch_size)
+    def captions(self, lang: str, count: int, source: str) -> dict[str, float]:
+        """Precision and recall of (colour, kind) pairs in captions of held-out scenes; `source`: "list" or "mosaic"."""
+        compared = self.compare_captions(lang, count, source)
         right, named, true = (sum(column) for column in zip(*compared, strict=True))
         return {"precision": right / max(1, named), "recall": right / true, "pairs": true}
 

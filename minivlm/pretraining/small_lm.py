@@ -34,11 +34,8 @@ def make_small_lm(
 ) -> Path:
     """Train the smaller language model; save a base checkpoint `out` with encoder and tokenizer of `data/base`.
 
-    Unfinished work stays in `work`, so that it can be stopped and go on.
-
-    Raises:
-        ValueError: `work` holds the state of another recipe.
-        CheckpointError, OSError: as `load_checkpoint` and `save_checkpoint` do.
+    Unfinished work stays in `work`, so that it can be stopped and go on. Raises ValueError where `work` holds the state
+    of another recipe, and what `load_checkpoint` and `save_checkpoint` raise.
     """
     large, processor, _ = load_checkpoint(data / BASE)
     config = small_config(large.config)

@@ -40,8 +40,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTr
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    found = tokenizer.get_vocab_size()
-    if found != vocab_size:
+    if (found := tokenizer.get_vocab_size()) != vocab_size:
         raise ValueError(f"the texts gave {found} tokens, not {vocab_size}: pass more texts or a smaller vocab_size")
     tokenizer.add_special_tokens([AddedToken(IMAGE_TOKEN, special=True, normalized=False)])
     return PreTrainedTokenizerFast(

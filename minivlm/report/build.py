@@ -28,11 +28,7 @@ from minivlm.report.tables import Table, counts, held, make_table, value
 def write_report(out: str | Path, run: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]] = ()) -> Path:
     """Write the report of what `pipeline.py` recorded into the folder `out`, beside the `headline`s of other seeds.
 
-    Returns:
-        The path of `index.html`, which needs no other file. Beside it: `report.md`, its images, and two parts of it.
-
-    Raises:
-        OSError: the folder cannot be written.
+    Returns the path of `index.html`, which needs no other file. Beside it: `report.md`, its images, two parts of it.
     """
     out = Path(out)
     (out / "pictures").mkdir(parents=True, exist_ok=True)

@@ -167,11 +167,8 @@ def worst_of(headlines: Sequence[Run]) -> dict[str, Any]:
 def described(exam: Run, who: str) -> dict[str, Estimate]:
     """The estimates of descriptions that have a chance level, in the order of the table."""
     scores = exam["descriptions"][who]
-    things = near(scores)["any"]
-    return {
-        **{key: things[key] for key in ("precision", "recall")},
-        **{key: scores[key] for key in ("setting", "chair_i", "chair_s")},
-    }
+    scores = scores | {key: near(scores)["any"][key] for key in ("precision", "recall")}
+    return {key: scores[key] for key in ("precision", "recall", "setting", "chair_i", "chair_s")}
 
 
 def controls_table(run: Run, stage: str) -> Table:
@@ -212,10 +209,7 @@ class Held(NamedTuple):
 
 
 def held(run: Run, control: str) -> Held:
-    """How far a control is at chance: descriptions, types of question and ways of POPE, in both stages and languages.
-
-    What is counted in nothing, as the precision of answers that name no thing, has no interval and is passed over.
-    """
+    """How far a control is at chance, in everything with a chance level; what is counted in nothing is passed over."""
     cases: dict[str, list[str]] = {"inside": [], "above": [], "below": []}
     for label, exam in _exams(run):
         estimates = {

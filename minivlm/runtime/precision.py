@@ -46,8 +46,7 @@ class WorkingCopy:
     Attributes:
         model: the copy, in training mode. After `backward` its gradients are in the model's own weights.
 
-    Raises:
-        CompileError: compiling failed.
+    Raises CompileError where compiling failed.
     """
 
     def __init__(

@@ -31,8 +31,7 @@ def launched() -> int:
 def processes() -> PartialState:
     """This process among all: its number, its device, whether it is the main one. The first call waits for the others.
 
-    Raises:
-        ProcessError: several were started, but each would be alone: their devices have no way to speak to each other.
+    Raises ProcessError where several were started, but their devices have no way to speak to each other.
     """
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
     if state.num_processes != launched():
@@ -60,13 +59,9 @@ def process_group() -> Iterator[None]:
 
 
 def from_main(make: Callable[[], Any]) -> Any:
-    """What the main process makes, in every process.
+    """What the main process makes, in every process: picklable, with tensors on the CPU.
 
-    Args:
-        make: called in the main process alone; its result must be picklable, with tensors on the CPU.
-
-    Raises:
-        ProcessError: in the other processes, where `make` raised an error in the main one.
+    Raises what `make` raises in the main process, and ProcessError in the others.
     """
     result = all_or_none(lambda: make() if processes().is_main_process else None)
     return broadcast_object_list([result])[0]
@@ -75,9 +70,7 @@ def from_main(make: Callable[[], Any]) -> Any:
 def all_or_none(work: Callable[[], Any]) -> Any:
     """Work that each process does by itself; its result, once all others are through with theirs.
 
-    Raises:
-        Exception: what `work` raised here.
-        ProcessError: where `work` went well here, but not in another process.
+    Raises what `work` raises here, and ProcessError where it went well here, but not in another process.
     """
     try:
         result = work()

@@ -1,9 +1,11 @@
 """What notebook 06 shows: a photograph on its way into the model, where operations go, what fills the memory."""
 
+import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 import numpy as np
+from huggingface_hub import constants
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -11,7 +13,7 @@ from PIL import Image
 from lessons.cost import PARTS, Memory
 from lessons.plots import BLUE, GREY, INK, ORANGE, note, style
 from minivlm.checkpoint import CheckpointError
-from minivlm.convert.hub import build, reachable
+from minivlm.convert.hub import build
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 
@@ -27,6 +29,17 @@ def fetched(weights: str) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProce
         return build(weights)
     except CheckpointError as error:
         return str(error)
+
+
+def reachable(seconds: float = 3.0) -> bool:
+    """Whether the place where models are published can be asked now; False, too, where `HF_HUB_OFFLINE` is set."""
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        with urllib.request.urlopen(constants.ENDPOINT, timeout=seconds):
+            return True
+    except (OSError, ValueError):  # no name, no route, no answer in time, a proxy that refuses, no address at all
+        return False
 
 
 @style()

@@ -127,7 +127,7 @@ class TestSampled:
     def test_first_words_come_as_often_as_they_are_probable(self, model, processor, monkeypatch):
         monkeypatch.setattr(ablations, "LONG", 1)
         count = 2000
-        texts = ablations.sampled(model, processor, self.features(model, count), "What?", batch_size=count)
+        texts = ablations.sampled(model, processor, self.features(model, count), "What?")
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}
         ids = torch.tensor(processor.apply_chat_template([message], add_generation_prompt=True, tokenize=True))
         with torch.no_grad():

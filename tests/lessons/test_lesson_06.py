@@ -14,7 +14,6 @@ from lessons.cost import PARTS, Memory
 from PIL import Image
 
 from minivlm.checkpoint import CheckpointError
-from minivlm.convert import hub as pretrained
 from minivlm.data.images import open_image
 from minivlm.generate import ask
 
@@ -63,7 +62,7 @@ class TestNetwork:
     def test_offline_is_believed_without_asking(self, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr("urllib.request.urlopen", lambda *given, **options: pytest.fail("it asked"))
-        assert pretrained.reachable() is False
+        assert lesson_06.reachable() is False
 
     def test_a_place_that_answers_is_reachable_and_one_that_does_not_is_not(self, monkeypatch):
         server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
@@ -72,11 +71,11 @@ class TestNetwork:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
         try:
-            assert pretrained.reachable() is True
+            assert lesson_06.reachable() is True
         finally:
             server.shutdown()
             server.server_close()
-        assert pretrained.reachable(seconds=1) is False
+        assert lesson_06.reachable(seconds=1) is False
 
     @pytest.mark.parametrize("case", ["online", "offline", "gone"])
     def test_the_cell_describes_the_photograph_with_a_network_and_says_so_without(

@@ -193,7 +193,7 @@ def test_text_rows_supervise_everything_after_the_first_token(reader):
 
 
 def test_random_model_captions_score_zero(reader):
-    scores = reader.captions("en", 4, "mosaic", batch_size=4)
+    scores = reader.captions("en", 4, "mosaic")
     assert scores["recall"] < 0.2 and scores["pairs"] == 10
 
 
