@@ -7,7 +7,6 @@ import json
 import os
 import re
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Locator, Page, expect
 
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -40,11 +39,6 @@ SETTINGS = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True},
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
-
-
-def find_browser() -> str | None:
-    """Where the system's Chromium lies, or None."""
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,11 @@ def running_lab(place: Path) -> Iterator[Lab]:
     folder = place / "notebooks"
     folder.mkdir()
     for file in NOTEBOOKS.glob("*.ipynb"):
-        (folder / file.name).write_text(json.dumps(without_outputs(json.loads(file.read_text("utf-8")))), "utf-8")
+        notebook = json.loads(file.read_text("utf-8"))
+        for cell in notebook["cells"]:
+            if cell["cell_type"] == "code":
+                cell["outputs"], cell["execution_count"] = [], None
+        (folder / file.name).write_text(json.dumps(notebook), "utf-8")
     for name, values in SETTINGS.items():
         file = place / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -87,16 +85,6 @@ def running_lab(place: Path) -> Iterator[Lab]:
             yield lab
         finally:
             _end(process)
-
-
-@contextmanager
-def browser(executable: str) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=list(FLAGS))
-        try:
-            yield chromium
-        finally:
-            chromium.close()
 
 
 class NotebookPage:
@@ -159,24 +147,11 @@ def shorten(lab: Lab, name: str, changes: dict[str, str]) -> None:
     file.write_text(text, "utf-8")
 
 
-def without_outputs(notebook: dict) -> dict:
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code":
-            cell["outputs"], cell["execution_count"] = [], None
-    return notebook
-
-
 def _command(port: int) -> list[str]:
-    options = {
-        "ServerApp.ip": "127.0.0.1",
-        "ServerApp.port": port,
-        "ServerApp.port_retries": 0,
-        "ServerApp.open_browser": False,
-        "ServerApp.allow_root": True,
-        "ServerApp.terminals_enabled": False,
-        "LabApp.extension_manager": "readonly",
-    }
-    return [sys.executable, "-m", "jupyterlab", *(f"--{name}={value}" for name, value in options.items())]
+    server = {"ip": "127.0.0.1", "port": port, "port_retries": 0, "allow_root": True}
+    server |= {"open_browser": False, "terminals_enabled": False}
+    options = [f"--ServerApp.{name}={value}" for name, value in server.items()]
+    return [sys.executable, "-m", "jupyterlab", *options, "--LabApp.extension_manager=readonly"]
 
 
 def _environment(place: Path, token: str) -> dict[str, str]:

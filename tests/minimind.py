@@ -6,37 +6,21 @@ Nothing here knows of the package or of the library's Llama: it is the oracle fo
 import torch
 from torch.nn.functional import silu, softmax
 
-A = {
-    "table": "tok_embeddings.weight",
-    "head": "output.weight",
-    "norm": "norm.weight",
-    "layer": "layers.{}.",
-    "q": "attention.wq.weight",
-    "k": "attention.wk.weight",
-    "v": "attention.wv.weight",
-    "o": "attention.wo.weight",
-    "gate": "feed_forward.w1.weight",
-    "down": "feed_forward.w2.weight",
-    "up": "feed_forward.w3.weight",
-    "before": "attention_norm.weight",
-    "between": "ffn_norm.weight",
-}
-B = {
-    "table": "model.embed_tokens.weight",
-    "head": "lm_head.weight",
-    "norm": "model.norm.weight",
-    "layer": "model.layers.{}.",
-    "q": "self_attn.q_proj.weight",
-    "k": "self_attn.k_proj.weight",
-    "v": "self_attn.v_proj.weight",
-    "o": "self_attn.o_proj.weight",
-    "gate": "mlp.gate_proj.weight",
-    "down": "mlp.down_proj.weight",
-    "up": "mlp.up_proj.weight",
-    "before": "input_layernorm.weight",
-    "between": "post_attention_layernorm.weight",
-}
-NAMES = {"llama_legacy": A, "minimind2": B}
+NAMES = {
+    "llama_legacy": {
+        "table": "tok_embeddings.weight", "head": "output.weight", "norm": "norm.weight", "layer": "layers.{}.",
+        "before": "attention_norm.weight", "between": "ffn_norm.weight",
+        **{key: f"attention.w{key}.weight" for key in "qkvo"},
+        **{key: f"feed_forward.w{i}.weight" for key, i in {"gate": 1, "down": 2, "up": 3}.items()},
+    },
+    "minimind2": {
+        "table": "model.embed_tokens.weight", "head": "lm_head.weight", "norm": "model.norm.weight",
+        "layer": "model.layers.{}.",
+        "before": "input_layernorm.weight", "between": "post_attention_layernorm.weight",
+        **{key: f"self_attn.{key}_proj.weight" for key in "qkvo"},
+        **{key: f"mlp.{key}_proj.weight" for key in ("gate", "down", "up")},
+    },
+}  # fmt: skip
 TINY = {"vocabulary": 300, "width": 64, "layers": 3, "heads": 8, "shared": 2, "inner": 96}
 FULL = {"vocabulary": 6400, "width": 512, "layers": 8, "heads": 8, "shared": 2, "inner": 1408}
 
@@ -53,14 +37,15 @@ def checkpoint(generation: str, sizes: dict = TINY, vision_width: int = 0, seed:
     def matrix(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=random) / shape[-1] ** 0.5
 
+    def norm() -> torch.Tensor:
+        return 1 + 0.2 * torch.randn(width, generator=random)
+
     weights = {names["table"]: matrix(sizes["vocabulary"], width)}
     for layer in range(sizes["layers"]):
         prefix = names["layer"].format(layer)
         weights |= {prefix + names[key]: matrix(*shape) for key, shape in shapes.items()}
-        weights |= {
-            prefix + names[key]: 1 + 0.2 * torch.randn(width, generator=random) for key in ("before", "between")
-        }
-    weights[names["norm"]] = 1 + 0.2 * torch.randn(width, generator=random)
+        weights |= {prefix + names[key]: norm() for key in ("before", "between")}
+    weights[names["norm"]] = norm()
     weights[names["head"]] = weights[names["table"]]
     if vision_width:
         weights["vision_proj.vision_proj.0.weight"] = matrix(width, vision_width)

@@ -14,7 +14,6 @@ import pytest
 import safetensors.torch
 import torch
 from training import META, assert_unharmed, contents
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from minivlm.checkpoint import (
     SMALL_FILES,
@@ -31,7 +30,6 @@ from minivlm.config import STAGES, MiniVLMConfig
 from minivlm.data.samples import Sample
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration
 from minivlm.pretraining.tokenizer import train_tokenizer
-from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.files import FolderError, hash_tensors
 
 
@@ -83,24 +81,21 @@ def test_loaded_is_what_was_saved(saved, model, processor, make_batch):
     assert {"python", "torch", "transformers"} <= meta["versions"].keys()
 
 
-def test_how_to_generate_is_saved_and_loaded(model, processor, tmp_path):
-    model.generation_config.no_repeat_ngram_size = 7
-    model.generation_config.eos_token_id = [2, 5]
-    loaded, _, _ = load_checkpoint(save_checkpoint(tmp_path / "unusual", model, processor, META))
-    assert loaded.generation_config.no_repeat_ngram_size == 7 and loaded.generation_config.eos_token_id == [2, 5]
-
-
 FRESH = """
 import sys
+import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 import minivlm
 from minivlm.checkpoint import load_checkpoint
 folder, batch, out = sys.argv[1:]
 theirs, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
 assert type(theirs) is minivlm.MiniVLMForConditionalGeneration and not theirs.training
 assert not any(report.values()), report
-models = {"ours": load_checkpoint(folder)[0], "theirs": theirs}
+ours = load_checkpoint(folder)[0]
+assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in ours.state_dict().items())
+assert type(AutoProcessor.from_pretrained(folder)) is minivlm.MiniVLMProcessor
+models = {"ours": ours, "theirs": theirs}
 save_file({name: model(**load_file(batch)).logits.detach() for name, model in models.items()}, out)
 """
 
@@ -112,13 +107,6 @@ def test_a_fresh_process_gets_the_same_logits(saved, model, make_batch, tmp_path
     subprocess.run([sys.executable, "-c", FRESH, saved, tmp_path / "batch.safetensors", out], check=True)
     for logits in safetensors.torch.load_file(out).values():
         assert torch.allclose(logits, model(**batch).logits, rtol=0, atol=1e-6)  # threads may sum in another order
-
-
-def test_the_library_loads_the_same_folder(saved, model, make_batch):
-    loaded = AutoModelForImageTextToText.from_pretrained(saved)
-    batch = make_batch([1, 0])
-    assert torch.equal(loaded(**batch).logits, model(**batch).logits)
-    assert type(AutoProcessor.from_pretrained(saved)) is MiniVLMProcessor
 
 
 def test_saving_what_was_loaded_gives_the_same_bytes(saved, model, processor, tmp_path, picture):
@@ -144,7 +132,8 @@ def test_only_safetensors_and_no_machine_path(saved):
     assert not [name for name, data in contents(saved).items() if str(saved.parent).encode() in data]
 
 
-def test_half_precision_on_disk(model, processor, tmp_path):
+def test_half_precision_and_how_to_generate_on_disk(model, processor, tmp_path):
+    model.generation_config.update(no_repeat_ngram_size=7, eos_token_id=[2, 5])
     folder = save_checkpoint(tmp_path / "half", model, processor, META, dtype=torch.bfloat16)
     stored = safetensors.torch.load_file(folder / "projector.safetensors")["projector.weight"]
     assert stored.dtype == torch.bfloat16
@@ -152,6 +141,7 @@ def test_half_precision_on_disk(model, processor, tmp_path):
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     assert torch.equal(loaded.projector.weight, model.projector.weight.bfloat16().float())
     assert meta["hashes"] == part_hashes(loaded, loaded_processor)
+    assert loaded.generation_config.no_repeat_ngram_size == 7 and loaded.generation_config.eos_token_id == [2, 5]
 
 
 def test_extra_files_come_along(model, processor, tmp_path):
@@ -165,19 +155,12 @@ def test_extra_files_come_along(model, processor, tmp_path):
 
 
 def test_hash_by_hand():
-    expected = hashlib.sha256(b"a (2,)\n" + struct.pack("<2f", 1, -2) + b"b ()\n" + struct.pack("<f", 0.5)).hexdigest()
-    assert hash_tensors({"b": torch.tensor(0.5), "a": torch.tensor([1.0, -2.0], dtype=torch.bfloat16)}) == expected
-
-
-def test_hash_sees_names_shapes_and_every_value():
-    ones = torch.ones(4)
-    changed = ones.clone()
-    changed[3] = torch.nextafter(changed[3], torch.tensor(2.0))
-    others = [{"w": changed}, {"v": ones}, {"w": ones.view(2, 2)}, {"w": ones, "v": ones}]
-    hashes = {hash_tensors(tensors) for tensors in [{"w": ones}, *others]}
-    assert len(hashes) == 5
-    table = torch.arange(6.0).view(2, 3)
-    assert hash_tensors({"w": table.t()}) == hash_tensors({"w": table.t().contiguous()})
+    """Names in order, shapes, and every value as 32 bits, however it lies in memory."""
+    parts = (b"a (2,)\n", struct.pack("<2f", 1, -2), b"b ()\n", struct.pack("<f", 0.5))
+    parts += (b"c (2, 2)\n", struct.pack("<4f", 1, 3, 2, 4))
+    bfloat16, turned = torch.tensor([1.0, -2.0], dtype=torch.bfloat16), torch.tensor([[1.0, 2.0], [3.0, 4.0]]).t()
+    expected = hashlib.sha256(b"".join(parts)).hexdigest()
+    assert hash_tensors({"b": torch.tensor(0.5), "c": turned, "a": bfloat16}) == expected
 
 
 def test_part_hashes_change_with_their_part_alone(model, processor):
@@ -283,7 +266,7 @@ EMBEDDINGS, HEAD = "language_model.model.embed_tokens.weight", "language_model.l
             rf"{HEAD} differs from {EMBEDDINGS}, to which the config ties it.*tie_word_embeddings",
         ),
         (LM, lambda t: t.update({EMBEDDINGS: t[EMBEDDINGS][:-1].clone()}), rf"{EMBEDDINGS} has the shape \(319, 24\)"),
-        (W, lambda t: [t.clear(), t.update({"vision_proj.weight": torch.zeros(24, 16)})], f"{WEIGHT} is missing"),
+        (LM, lambda t: [t.update({f"x.{name}": t.pop(name)}) for name in list(t)], r".*\(and \d+ more\) is missing"),
     ],
 )
 def test_wrong_keys_shapes_and_values_are_named(saved, file, change, problem):
@@ -314,11 +297,6 @@ def test_a_head_of_its_own_is_kept(config, processor, tmp_path):
     loaded = load_checkpoint(save_checkpoint(tmp_path / "untied", model, processor, META))[0]
     assert torch.equal(loaded.get_output_embeddings().weight, model.get_output_embeddings().weight)
     assert not torch.equal(loaded.get_output_embeddings().weight, model.get_input_embeddings().weight)
-
-
-def test_a_whole_other_naming_lists_a_few_keys(saved):
-    edit(saved / LM, lambda t: [t.update({f"x.{name}": t.pop(name)}) for name in list(t)])
-    assert_refused(saved, r"\(and \d+ more\) is missing")
 
 
 # ---- refused when loading: files
@@ -468,11 +446,6 @@ def test_tokenizer_and_model_of_different_vocabularies(config, processor, tmp_pa
 # ---- torch files
 
 
-def test_a_state_dict_is_read(model, tmp_path):
-    torch.save(model.projector.state_dict(), tmp_path / "w.pth")
-    assert torch.equal(read_tensors(tmp_path / "w.pth")["weight"], model.projector.weight)
-
-
 class Trap:
     """Runs code when it is unpickled carelessly."""
 
@@ -506,12 +479,6 @@ def test_a_torch_file_cut_off(model, tmp_path, share):
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
     with pytest.raises(CheckpointError, match=r"w\.pth: "):
         read_tensors(file)
-
-
-def test_a_torch_file_with_nan(tmp_path):
-    torch.save({"w": torch.tensor([1.0, float("nan")])}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"w\.pth: w has values that are not finite"):
-        read_tensors(tmp_path / "w.pth")
 
 
 def test_not_finite_weights_are_not_saved(saved, model, processor):

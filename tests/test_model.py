@@ -57,11 +57,6 @@ def test_parameters_of_clip_26m_exactly():
     assert rotary["rope_theta"] == 1e6 and model.language_model.config.head_dim == 64
 
 
-def test_a_preset_takes_the_tokenizers_vocabulary():
-    config = preset_config("scenes", vocab_size=777)
-    assert (config.text_config.vocab_size, config.image_token_id) == (777, 777)
-
-
 @pytest.mark.parametrize(
     ("make", "problem"),
     [

@@ -351,18 +351,6 @@ def test_the_seeds_shorthand_is_the_chat_message(processor, picture, lang):
     assert processor.apply_chat_template(messages, tokenize=True) == processor.apply_chat_template(chat, tokenize=True)
 
 
-def test_row_strings_hold_several_placeholders(processor):
-    turns = [
-        {"role": "user", "content": "Compare <image> with <image>."},
-        assistant("a"),
-        {"role": "user", "content": "提供给定图像的简要描述。\n<image>"},
-        assistant("b"),
-    ]
-    rendered = processor.encode(Sample(messages_from_turns(turns, ["0.jpg", "1.jpg", "2.jpg"])))
-    assert rendered.images == ["0.jpg", "1.jpg", "2.jpg"]
-    assert rendered.input_ids.count(IMAGE) == 3 * N
-
-
 @pytest.mark.parametrize("turns", [None, "text", [None], [{"role": "user"}], [{"role": "user", "content": ["a"]}]])
 def test_row_that_is_no_conversation(turns):
     with pytest.raises(SampleError, match="line 9: the conversation must be a list of turns"):

@@ -89,6 +89,8 @@ def test_the_folder_has_everything_and_the_placeholder_is_never_written(shipped,
     card = (folder / "README.md").read_text("utf-8")
     assert "license: apache-2.0" in card and meta["hashes"]["projector"][:12] in card and "256 x 192" in card
     assert [file for file in tmp_path.iterdir() if "partial" in file.name] == []
+    names = set(load_file(folder / "model.safetensors"))  # the table, and not a copy
+    assert sum("embed_tokens" in name for name in names) == 1 and not any("lm_head" in name for name in names)
 
 
 def test_the_row_of_the_placeholder_is_zero_and_the_head_stays_tied(model):
@@ -98,7 +100,11 @@ def test_the_row_of_the_placeholder_is_zero_and_the_head_stays_tied(model):
     assert torch.equal(table[:-1], model.get_input_embeddings().weight)
 
 
-def test_a_projector_that_llava_cannot_hold_is_refused_with_the_reason(model, processor, tmp_path):
+def test_a_projector_and_a_head_that_llava_cannot_hold_are_refused_with_the_reason(model, processor, tmp_path):
+    model.config.text_config.tie_word_embeddings = False
+    with pytest.raises(ExportError, match="not tied"):
+        as_llava(model)
+    model.config.text_config.tie_word_embeddings = True
     model.projector = torch.nn.Sequential(torch.nn.LayerNorm(16), torch.nn.Linear(16, 24))
     with pytest.raises(ExportError, match=r"the projector is Sequential.*single linear map"):
         export_llava(tmp_path / "llava", model, processor, {})
@@ -122,24 +128,11 @@ def test_nothing_is_left_half_written(model, processor, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_untied_head_is_refused(make_model):
-    model = make_model()
-    model.config.text_config.tie_word_embeddings = False
-    with pytest.raises(ExportError, match="not tied"):
-        as_llava(model)
-
-
 def test_the_command_says_where_the_folder_lies(tmp_path, capsys):
     assert cli.main(["export", str(tmp_path / "llava")]) == 0
     assert "AutoModelForImageTextToText" in capsys.readouterr().out
     assert cli.main(["export", str(tmp_path / "llava")]) == 2
     assert "not overwritten" in capsys.readouterr().err
-
-
-def test_the_table_and_not_a_copy_is_stored(shipped, tmp_path):
-    folder = export_llava(tmp_path / "llava", *shipped)
-    names = set(load_file(folder / "model.safetensors"))
-    assert sum("embed_tokens" in name for name in names) == 1 and not any("lm_head" in name for name in names)
 
 
 def test_a_batch_goes_on_where_its_prompts_end(model, processor, picture, tmp_path):

@@ -90,84 +90,66 @@ def test_16_bits_become_32_without_a_change(tmp_path):
         torch.testing.assert_close(found(IDS[None]).logits[0].double(), expected, rtol=0, atol=1e-5)
 
 
+MATRIX = "vision_proj.vision_proj.0.weight"
+
+
+def renamed(weights: dict, name: str) -> None:
+    weights[f"{name}s"] = weights.pop(name)
+
+
+def cut(weights: dict, name: str) -> None:
+    weights[name] = weights[name][:-1].clone()
+
+
+def with_value(weights: dict, name: str, value: float) -> None:
+    weights[name] = weights[name].clone()
+    weights[name][0, 3] = value
+
+
+PARTS = ("q", "k", "v", "o", "gate", "up", "down", "before", "between", "norm")
+WRONG = [  # a weight, what happens to it, and what is said of it
+    *((key, renamed, "missing: {0}; not of this layout: {0}s.") for key in ("q", "down", "between")),
+    *((key, dict.pop, "missing: {0}.") for key in (*PARTS, MATRIX)),
+    *((key, cut, "of another shape: {0} {1} instead of") for key in ("q", "k", "gate", "before")),
+    ("head", lambda w, name: with_value(w, name, 9.0), "not equal to the embeddings that it is tied to: {0}"),
+    ("up", lambda w, name: with_value(w, name, float("nan")), "{0} has values that are not finite"),
+    ("up", lambda w, name: with_value(w, name, float("inf")), "{0} has values that are not finite"),
+    ("vision_encoder.weight", lambda w, name: w.update({name: torch.ones(2)}), "not of this layout: {0}."),
+    (MATRIX, lambda w, name: w.update({name: torch.ones(65, 16)}), "{0} (65, 16) instead of (64, 16)"),
+    ("norm", lambda w, name: w.update({name: torch.ones(64, dtype=torch.int8)}), "{0} holds whole numbers"),
+    ("table", lambda w, name: w.update({name: torch.ones(300)}), "is to have a row for each word"),
+    ("table", lambda w, name: w.update({name: torch.ones(0, 64)}), "is to have a row for each word"),
+    ("norm", lambda w, name: w.update({3: torch.ones(2)}), "is no tensor with a name"),
+]
+
+
+def refusal(tmp_path, weights, **options) -> str:
+    file = store(tmp_path, weights)
+    with pytest.raises(CheckpointError) as refused:
+        load_published(file, **options)
+    assert str(file) in str(refused.value)
+    return str(refused.value)
+
+
 @pytest.mark.parametrize("generation", ["llama_legacy", "minimind2"])
-class TestWhatDoesNotFitIsNamed:
-    def refused(self, tmp_path, weights, **options) -> str:
-        file = store(tmp_path, weights)
-        with pytest.raises(CheckpointError) as refusal:
-            load_published(file, **options)
-        assert str(file) in str(refusal.value)
-        return str(refusal.value)
+@pytest.mark.parametrize(("key", "change", "complaint"), WRONG)
+def test_what_does_not_fit_is_named(tmp_path, generation, key, change, complaint):
+    weights, names = checkpoint(generation, vision_width=16), NAMES[generation]
+    outside = key not in names or key in ("table", "head", "norm")
+    name = names.get(key, key) if outside else LAYER[generation] + names[key]
+    change(weights, name)
+    shape = tuple(weights[name].shape) if name in weights else ()
+    assert complaint.format(name, shape) in refusal(tmp_path, weights)
 
-    @pytest.mark.parametrize("key", ["q", "down", "between"])
-    def test_a_key_renamed(self, tmp_path, generation, key):
-        weights, name = checkpoint(generation), LAYER[generation] + NAMES[generation][key]
-        weights[name + "s"] = weights.pop(name)
-        said = self.refused(tmp_path, weights)
-        assert f"missing: {name}; not of this layout: {name}s." in said
 
-    @pytest.mark.parametrize("key", ["q", "k", "v", "o", "gate", "up", "down", "before", "between", "norm"])
-    def test_a_tensor_missing(self, tmp_path, generation, key):
-        weights = checkpoint(generation)
-        name = ("" if key == "norm" else LAYER[generation]) + NAMES[generation][key]
-        del weights[name]
-        assert f"missing: {name}." in self.refused(tmp_path, weights)
-
-    @pytest.mark.parametrize("key", ["q", "k", "gate", "before"])
-    def test_a_tensor_misshapen(self, tmp_path, generation, key):
-        weights, name = checkpoint(generation), LAYER[generation] + NAMES[generation][key]
-        weights[name] = weights[name][:-1].clone()
-        assert f"of another shape: {name} {tuple(weights[name].shape)} instead of" in self.refused(tmp_path, weights)
-
-    def test_a_head_that_differs_from_the_embeddings(self, tmp_path, generation):
-        weights, name = checkpoint(generation), NAMES[generation]["head"]
-        weights[name] = weights[name].clone()
-        weights[name][5, 5] += 1e-3
-        assert f"not equal to the embeddings that it is tied to: {name}" in self.refused(tmp_path, weights)
-
-    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_a_value_that_is_not_finite(self, tmp_path, generation, value):
-        weights, name = checkpoint(generation), LAYER[generation] + NAMES[generation]["up"]
-        weights[name][0, 3] = value
-        said = self.refused(tmp_path, weights)
-        assert name in said and "not finite" in said
-
-    def test_a_key_too_much(self, tmp_path, generation):
-        weights = checkpoint(generation) | {"vision_encoder.embeddings.weight": torch.ones(2)}
-        assert "not of this layout: vision_encoder.embeddings.weight." in self.refused(tmp_path, weights)
-
-    def test_a_projector_without_its_matrix(self, tmp_path, generation):
-        weights = checkpoint(generation, vision_width=16)
-        del weights["vision_proj.vision_proj.0.weight"]
-        assert "missing: vision_proj.vision_proj.0.weight." in self.refused(tmp_path, weights)
-
-    def test_a_projector_to_another_width(self, tmp_path, generation):
-        weights = checkpoint(generation, vision_width=16)
-        weights["vision_proj.vision_proj.0.weight"] = torch.ones(65, 16)
-        assert "vision_proj.vision_proj.0.weight (65, 16) instead of (64, 16)" in self.refused(tmp_path, weights)
-
-    def test_whole_numbers(self, tmp_path, generation):
-        name = NAMES[generation]["norm"]
-        weights = checkpoint(generation) | {name: torch.ones(64, dtype=torch.int8)}
-        assert f"{name} holds whole numbers" in self.refused(tmp_path, weights)
-
-    @pytest.mark.parametrize("heads", [5, 64])  # no divisor of 64, and heads of an odd width
-    def test_heads_that_cannot_be(self, tmp_path, generation, heads):
-        said = self.refused(tmp_path, checkpoint(generation), heads=heads)
+@pytest.mark.parametrize("generation", ["llama_legacy", "minimind2"])
+def test_heads_that_cannot_be_and_no_layer_at_all(tmp_path, generation):
+    for heads in (5, 64):  # no divisor of 64, and heads of an odd width
+        said = refusal(tmp_path, checkpoint(generation), heads=heads)
         assert f"64 query rows and 16 key rows cannot belong to {heads} heads" in said
-
-    @pytest.mark.parametrize("shape", [(300,), (0, 64)])
-    def test_a_table_without_rows(self, tmp_path, generation, shape):
-        weights = checkpoint(generation) | {NAMES[generation]["table"]: torch.ones(shape)}
-        assert "is to have a row for each word" in self.refused(tmp_path, weights)
-
-    def test_tensors_without_names(self, tmp_path, generation):
-        assert "is no tensor with a name" in self.refused(tmp_path, checkpoint(generation) | {3: torch.ones(2)})
-
-    def test_no_layer_at_all(self, tmp_path, generation):
-        names = NAMES[generation]
-        weights = {names[key]: torch.ones(3, 3) for key in ("table", "head")}
-        assert f"not one layer has a {names['q'].removesuffix('s')}" in self.refused(tmp_path, weights)
+    names = NAMES[generation]
+    weights = {names[key]: torch.ones(3, 3) for key in ("table", "head")}
+    assert f"not one layer has a {names['q'].removesuffix('s')}" in refusal(tmp_path, weights)
 
 
 def test_generation_c_is_recognised_and_refused_by_name(tmp_path):

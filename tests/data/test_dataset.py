@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from rows import BAD, FORMS, GOOD, with_pictures, write, write_table
+from rows import BAD, FORMS, GOOD, contents, with_pictures, write, write_table
 from training import deadly, in_a_child, save_base, stage
 
 from minivlm import cli
-from minivlm.checkpoint import load_checkpoint, read_meta
+from minivlm.checkpoint import read_meta
 from minivlm.config import STAGES, clip_26m_config, scenes_config
 from minivlm.data import Sample, samples
 from minivlm.data import dataset as index
@@ -113,43 +113,25 @@ def test_relative_paths_are_kept_in_full(folder, out, processor, monkeypatch):
     assert [row.images for row in open_dataset(out)] == [[folder / "0.jpg"], [folder / "0.jpg", folder / "1.jpg"], []]
 
 
-def test_an_index_without_a_usable_row_says_so_when_it_is_trained_on(folder, out, model, processor, tmp_path):
-    base = save_base(tmp_path / "base", model, processor)
-    assert len(write_dataset(out, write(folder, ["{"]), processor, decode=True).bad) == 1
-    assert len(open_dataset(out)) == 0
-    with pytest.raises(TrainingError, match="there are no samples to train on"):
-        train_on_index(out, stage("pretrain"), model, processor, parent=base, out=tmp_path / "new", precision="fp32")
-
-
 # ---- whole or not there
 
 
-def test_a_full_disk_leaves_nothing(folder, out, processor, monkeypatch):
-    file = write(folder, GOOD)
+@pytest.mark.parametrize("broken", ["_write", "add"])
+def test_a_full_disk_leaves_what_was_there(folder, out, processor, monkeypatch, broken):
+    """Nothing, or the index of before."""
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for broken in ("_write", "add"):
+    file = write(folder, GOOD)
+    for names in ({"data"}, {"data", "index"}):
+        before = contents(out) if out.exists() else None
         with monkeypatch.context() as patch, pytest.raises(OSError, match=r"index cannot be written \(.*No space left"):
             patch.setattr(index._Writer, broken, full)
             write_dataset(out, file, processor)
-        assert [path.name for path in out.parent.iterdir()] == ["data"]
-
-
-def test_a_failure_leaves_the_index_of_before(folder, out, processor, monkeypatch):
-    write_dataset(out, write(folder, GOOD), processor)
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(index._Writer, "_write", interrupted)
-        write_dataset(out, write(folder, GOOD[:1]), processor)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    write_dataset(out, write(folder, GOOD[:1]), processor)
-    assert len(open_dataset(out)) == 1 and {path.name for path in out.parent.iterdir()} == {"data", "index"}
+        assert {path.name for path in out.parent.iterdir()} == names and before == (contents(out) if before else None)
+        write_dataset(out, file, processor)
+    assert len(open_dataset(out)) == 3 and {path.name for path in out.parent.iterdir()} == {"data", "index"}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -261,38 +243,31 @@ def test_training_on_an_index_is_training_on_its_rows(folder, out, model, make_m
     indexed = train_on_index(out, small, make_model(), processor, out=tmp_path / "a", **options)
     direct = Trainer(model, processor, rows, small, tmp_path / "b", **options).fit()
     assert [entry["loss"] for entry in indexed] == [entry["loss"] for entry in direct] and len(indexed) == 3
-    hashes = [read_meta(tmp_path / name)["hashes"] for name in "ab"]
-    assert hashes[0] == hashes[1]
-
-
-def test_an_unchecked_index_is_refused_before_the_first_step(folder, out, model, processor, tmp_path):
-    base = save_base(tmp_path / "base", model, processor)
-    write_dataset(out, write(folder, MIXED), processor)
-    with pytest.raises(DatasetError, match="--decode"):
-        train_on_index(out, stage("pretrain"), model, processor, parent=base, out=tmp_path / "new", precision="fp32")
-    assert not (tmp_path / "new").exists()
-
-
-def test_training_on_an_index_goes_on_where_it_was(folder, out, make_model, processor, tmp_path):
-    base = save_base(tmp_path / "base", make_model(), processor)
-    write_dataset(out, write_table(folder, MIXED), processor, decode=True)
 
     def stop(done, *_):
-        if done == 2:  # the step after it is still finished
+        if done == 1:  # the step after it is still finished
             signal.raise_signal(signal.SIGINT)
 
-    def trained(name, **options):
-        return train_on_index(
-            out, stage("pretrain"), make_model(), processor, base, tmp_path / name, precision="fp32", **options
-        )
-
     with pytest.raises(KeyboardInterrupt):
-        trained("stopped", on_step=stop)
-    assert read_meta(tmp_path / "stopped")["steps"] == 3
-    losses = [[entry["loss"] for entry in trained(name)] for name in ("stopped", "whole")]
-    assert losses[0] == losses[1]
-    ends = [load_checkpoint(tmp_path / name)[0].projector.weight for name in ("stopped", "whole")]
-    assert (ends[0] == ends[1]).all()
+        train_on_index(out, small, make_model(), processor, out=tmp_path / "c", on_step=stop, **options)
+    assert read_meta(tmp_path / "c")["steps"] == 2
+    goes_on = train_on_index(out, small, make_model(), processor, out=tmp_path / "c", **options)
+    assert [entry["loss"] for entry in goes_on] == [entry["loss"] for entry in indexed]
+    hashes = [read_meta(tmp_path / name)["hashes"] for name in "abc"]
+    assert hashes[0] == hashes[1] == hashes[2]
+
+
+def test_an_unchecked_or_empty_index_is_refused_before_the_first_step(folder, out, model, processor, tmp_path):
+    options = {"parent": save_base(tmp_path / "base", model, processor), "precision": "fp32"}
+    write_dataset(out, write(folder, MIXED), processor)
+    with pytest.raises(DatasetError, match="--decode"):
+        train_on_index(out, stage("pretrain"), model, processor, out=tmp_path / "new", **options)
+    assert (
+        len(write_dataset(out, write(folder, ["{"]), processor, decode=True).bad) == 1 and len(open_dataset(out)) == 0
+    )
+    with pytest.raises(TrainingError, match="there are no samples to train on"):
+        train_on_index(out, stage("pretrain"), model, processor, out=tmp_path / "new", **options)
+    assert not (tmp_path / "new").exists()
 
 
 # ---- the commands
@@ -309,6 +284,7 @@ def test_check_and_train_as_commands(folder, out, model, processor, tmp_path, ca
     file = write(folder, [*MIXED, BAD["empty answer"][0]])
     code, printed, errors = said(capsys, "data", "check", file, "--out", out, "--decode", "--model", base)
     assert code == 2 and f"The index: {out}, 15 rows" in printed and f"{file}, line 16: " in errors
+    assert "16 rows, 15 of them usable" in printed
     options = ("--parent", base, "--out", tmp_path / "new", "--precision", "fp32")
     sizes = ("--recipe", "scenes", "--steps", 3, "--batch-size", 2, "--accumulation", 2)
     assert said(capsys, "train", "pretrain", "--rows", out, *options, *sizes)[0] == 0
@@ -318,6 +294,8 @@ def test_check_and_train_as_commands(folder, out, model, processor, tmp_path, ca
     assert recipe["learning_rates"] == usual.learning_rates and read_meta(tmp_path / "new")["rows"]["count"] == 15
     code, _, errors = said(capsys, "train", "pretrain", "--rows", out, "--parent", base, "--out", tmp_path / "x")
     assert code == 2 and "say by --recipe" in errors
+    (tmp_path / "elsewhere").mkdir()
+    assert said(capsys, "data", "check", write(tmp_path / "elsewhere", GOOD), "--images", folder)[0] == 0
     code, _, errors = said(capsys, "train", "pretrain", "--rows", folder, *options, *sizes)
     assert code == 2 and "is missing, so there is nothing to open here" in errors
 
@@ -328,6 +306,7 @@ def test_check_and_train_as_commands(folder, out, model, processor, tmp_path, ca
         ("train pretrain --rows x", "--pictures 9"),
         ("train pretrain --rows x", "--scale 2"),
         ("train pretrain", "--recipe scenes"),
+        ("train pretrain", "--features x"),
         ("train pretrain", "--steps 3"),
         ("train pretrain", "--batch-size 3"),
         ("train pretrain", "--accumulation 3"),

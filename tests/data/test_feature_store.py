@@ -94,11 +94,8 @@ def test_an_image_of_many_rows_is_encoded_once_and_the_size_is_told_before(
     assert encoded == [2, 2, 2, 2, 2]
     FeatureStore.build(out, dataset, model, processor)
     assert encoded == [2, 2, 2, 2, 2]
-    size = f"features of 10 images, 1,280 bytes, in {out}: "
-    assert [line.partition(" to be written")[0] for line in capsys.readouterr().out.splitlines()] == [
-        f"{size}1,280 bytes",
-        f"{size}0 bytes",
-    ]
+    told = [line.partition(" to be written")[0] for line in capsys.readouterr().out.splitlines()]
+    assert told == [f"features of 10 images, 1,280 bytes, in {out}: {size} bytes" for size in ("1,280", "0")]
     assert (out / FEATURES).stat().st_size == ENTRIES * ENTRY
 
 
@@ -349,21 +346,10 @@ def test_samples_without_images_need_no_store(out, make_dataset, model, processo
 
 
 def test_train_as_a_command(out, make_dataset, model, make_model, processor, tmp_path, capsys):
-    def output(*arguments: object) -> tuple[int, str, str]:
-        code = cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    base = save_base(tmp_path / "base", model, processor)
-    options = ("--rows", make_dataset().folder, "--recipe", "scenes", "--steps", 3, "--batch-size", 6)
-    options += ("--precision", "fp32", "--features", out, "--parent")
-    code, printed, _ = output("train", "pretrain", *options, base, "--out", tmp_path / "a")
-    assert code == 0 and f"features of 10 images, 1,280 bytes, in {out}: 1,280 bytes to be written" in printed
-    before = contents(out)
-    code, printed, _ = output("train", "pretrain", *options, base, "--out", tmp_path / "b")
-    assert code == 0 and "0 bytes to be written" in printed and contents(out) == before
-    other = save_base(tmp_path / "other", make_model(seed=1), processor)
-    code, _, errors = output("train", "pretrain", *options, other, "--out", tmp_path / "c")
-    assert code == 2 and "features are of another encoder" in errors and contents(out) == before
-    code, _, errors = output("train", "pretrain", "--features", out)
-    assert code == 2 and errors.startswith("minivlm: --features is for training on --rows; leave it out")
+    base, other = save_base(tmp_path / "a", model, processor), save_base(tmp_path / "b", make_model(seed=1), processor)
+    options = ["--rows", make_dataset().folder, "--recipe", "scenes", "--steps", 3, "--batch-size", 6]
+    options += ["--precision", "fp32", "--features", out, "--out", tmp_path / "new", "--parent"]
+    assert cli.main(["train", "pretrain", *map(str, (*options, base))]) == 0
+    assert f"features of 10 images, 1,280 bytes, in {out}: 1,280 bytes to be written" in capsys.readouterr().out
+    assert cli.main(["train", "pretrain", *map(str, (*options, other))]) == 2
+    assert "features are of another encoder" in capsys.readouterr().err

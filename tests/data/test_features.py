@@ -42,12 +42,6 @@ def test_pixels_are_the_image_processors_to_the_last_bit(processor):
     assert torch.equal(ours, processor.pixels([Image.fromarray(picture) for picture in pictures]))
 
 
-def test_a_drawn_picture_is_shrunk_as_the_image_processor_shrinks_it(processor):
-    side = processor.image_processor.crop_size["height"]
-    ours = torch.cat(list(pixel_batches(processor, draw_many(SCENES, side, workers=1))))
-    assert torch.equal(ours, processor.pixels([draw(scene) for scene in SCENES]))
-
-
 def test_pictures_of_another_size_are_refused(processor):
     with pytest.raises(FeatureError, match=r"shape \(9, 8, 3\), but the encoder's is \(8, 8, 3\)"):
         next(pixel_batches(processor, np.zeros((1, 9, 8, 3), dtype=np.uint8)))

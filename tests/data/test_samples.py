@@ -57,13 +57,16 @@ def test_byte_order_mark_and_windows_line_ends(folder):
 
 
 def test_a_row_becomes_a_batch(folder, processor):
-    file = write(folder, [{"conversations": turns("<image>\n<image>\nWhich?"), "image": "0.jpg, 2.jpg"}])
+    """Pictures stand where their `<image>` does, in whichever turn."""
+    conversation = [*turns("Compare <image> with <image>."), *turns("简要描述。\n<image>")]
+    file = write(folder, [{"conversations": conversation, "image": "0.jpg, 2.jpg, 1.jpg"}])
     row = next(read_samples(file, folder / "pictures"))
     rendered = processor.encode(row)
     assert rendered.name == f"{file}, line 1"
     batch = processor.collate([rendered])
-    assert batch["images_per_row"].tolist() == [2]
-    assert batch["pixel_values"].mean(dim=(2, 3)).argmax(dim=1).tolist() == [0, 2]  # red, blue
+    assert batch["images_per_row"].tolist() == [3]
+    assert batch["input_ids"].eq(processor.image_token_id).sum() == 3 * processor.num_image_tokens
+    assert batch["pixel_values"].mean(dim=(2, 3)).argmax(dim=1).tolist() == [0, 2, 1]  # red, blue, green
 
 
 @pytest.mark.parametrize(

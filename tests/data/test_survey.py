@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 from rows import BAD, FORMS, GOOD, REASONS, turns, with_pictures, write, write_table
 
-from minivlm import cli
 from minivlm.config import IGNORE_INDEX
 from minivlm.data.images import open_image
 from minivlm.data.readers import read_samples
@@ -218,11 +217,3 @@ def test_memory_does_not_grow_with_the_rows(folder, strict, form):
 def test_nothing_is_divided_by_zero(folder, strict):
     assert as_text(survey(write(folder, [""]), strict)) == "0 rows, all of them usable"
     assert as_text(survey(write(folder, ["{"]), strict)) == "1 rows, 0 of them usable"
-
-
-def test_the_command_prints_counts_and_every_bad_row(folder, capsys):
-    file = write(folder, [*GOOD, BAD["empty answer"][0], BAD["picture unreadable"][0]])
-    assert cli.main(["data", "check", str(file), "--decode"]) == 2
-    said = capsys.readouterr()
-    assert "5 rows, 3 of them usable" in said.out and "line 4" in said.err and "line 5" in said.err
-    assert cli.main(["data", "check", str(write(folder, GOOD)), "--images", str(folder)]) == 0

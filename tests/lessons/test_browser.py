@@ -5,11 +5,12 @@ browser these tests are skipped and say why; where `CI` is set, as `.ci/run` doe
 """
 
 import os
+import shutil
 
 import matplotlib
 import pytest
-from lab import BROWSERS, NotebookPage, browser, find_browser, running_lab, shorten
-from playwright.sync_api import expect
+from lab import BROWSERS, FLAGS, NotebookPage, running_lab, shorten
+from playwright.sync_api import expect, sync_playwright
 from runs import make_run
 
 from minivlm import report
@@ -26,12 +27,14 @@ def lab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium():
-    executable = find_browser()
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
         reason = f"no browser is installed (looked for {', '.join(BROWSERS)})"
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    with browser(executable) as running:
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=executable, args=list(FLAGS))
         yield running
+        running.close()
 
 
 @pytest.fixture

@@ -42,21 +42,17 @@ class TestByHand:
         conversation = [*messages(picture), *before]
         looks = lenses.attention_to_patches(model, processor, conversation, ANSWER)
         prompt = prompt_of(processor, conversation)["input_ids"].shape[1]
-        expected = []
-        for _, tokens in lenses.words_of(processor.tokenizer, ANSWER):
-            seen = [prompt + token for token in tokens]  # the position before the token, and all before that
-            expected.append(np.mean([1 / count for count in seen]))
+        words = lenses.words_of(processor.tokenizer, ANSWER)
+        # a token is written from the position before it, which sees all before that, too
+        expected = [np.mean([1 / (prompt + token) for token in tokens]) for _, tokens in words]
         assert looks.words == ANSWER.split()
         np.testing.assert_allclose(looks.patches, np.tile(np.array(expected)[:, None], (1, 4)), rtol=1e-6)
 
     def test_the_second_picture_has_columns_of_its_own(self, model, processor, picture):
         other = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        both = [
-            lenses.attention_to_patches(model, processor, messages(picture, other), ANSWER, image=i) for i in (0, 1)
-        ]
-        assert not np.allclose(both[0].patches, both[1].patches)
-        total = both[0].patches.sum(axis=1) + both[1].patches.sum(axis=1)
-        assert (total < 1).all()
+        asked = (model, processor, messages(picture, other), ANSWER)
+        first, second = (lenses.attention_to_patches(*asked, image=image).patches for image in (0, 1))
+        assert not np.allclose(first, second) and (first.sum(axis=1) + second.sum(axis=1) < 1).all()
 
 
 class TestAgainstTheLibrary:
@@ -81,10 +77,8 @@ class TestAgainstTheLibrary:
         for step in out.attentions:
             table = torch.stack([one[0, :, -1] for one in step]).mean(dim=1)  # (L, T)
             steps.append((table.mean(dim=0) if layer is None else table[layer])[columns])
-        expected = [
-            torch.stack([steps[t] for t in tokens]).mean(0)
-            for _, tokens in lenses.words_of(processor.tokenizer, ANSWER)
-        ]
+        words = lenses.words_of(processor.tokenizer, ANSWER)
+        expected = [torch.stack([steps[token] for token in tokens]).mean(0) for _, tokens in words]
         looks = lenses.attention_to_patches(model, processor, messages(picture), ANSWER, layer=layer)
         torch.testing.assert_close(torch.tensor(looks.patches), torch.stack(expected), rtol=1e-5, atol=1e-7)
 
@@ -92,9 +86,8 @@ class TestAgainstTheLibrary:
         features = model.vision(processor.pixels([picture]))
         bare = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
         mine = lenses.attention_to_patches(model, processor, bare, ANSWER, patch_features=features)
-        np.testing.assert_array_equal(
-            mine.patches, lenses.attention_to_patches(model, processor, messages(picture), ANSWER).patches
-        )
+        by_pixels = lenses.attention_to_patches(model, processor, messages(picture), ANSWER)
+        np.testing.assert_array_equal(mine.patches, by_pixels.patches)
 
     def test_the_fast_attention_is_back_afterwards(self, model, processor, picture):
         before = model.language_model.config._attn_implementation
@@ -209,6 +202,8 @@ class TestFigures:
         assert [one.get_xlabel() for one in axes] == ["30% on the picture", "0% on the picture", "50% on the picture"]
         frame = axes[0].patches[0]
         assert frame.get_xy() == (111.5, -0.5) and frame.get_width() == 112
+        with pytest.raises(ValueError, match="no word is chosen"):
+            lenses.attention_figure(picture, self.looks, [])
 
     def test_a_small_thing_keeps_its_colour_when_stored(self):
         """Also in a figure of many colours, of which 256 are kept."""
@@ -225,10 +220,6 @@ class TestFigures:
         lenses.show_attention(picture, self.looks, [0, 3])
         assert shown[0][0].endswith("Looked at most: On: top right; 左: bottom right")
         assert shown[0][1].startswith("2 words")
-
-    def test_no_word_is_refused(self, picture):
-        with pytest.raises(ValueError, match="no word is chosen"):
-            lenses.attention_figure(picture, self.looks, [])
 
     def test_two_models_in_rows_with_the_same_words(self, picture, monkeypatch):
         other = self.looks._replace(patches=self.looks.patches[:, ::-1])

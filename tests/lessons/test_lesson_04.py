@@ -3,12 +3,11 @@
 import pytest
 import torch
 from lessons import lesson_04
-from lessons.lesson_04 import TEXT_TASKS, VARIANTS, WITH, WITHOUT, Variant, in_words
+from lessons.lesson_04 import TEXT_TASKS, VARIANTS, WITH, WITHOUT, Variant
 from training import FEATURES
 
 from minivlm.checkpoint import read_meta, save_checkpoint
 from minivlm.config import IMAGE_TOKEN
-from minivlm.evaluation import effect
 from minivlm.runtime.paths import data_folder
 from minivlm.scenes.samples import TEXT_OFFSET, SceneSamples
 from minivlm.train import text_probe
@@ -77,11 +76,6 @@ class TestEffect:
         assert found.difference == pytest.approx(0.6) and found.seed_range == pytest.approx(0.2) and found.claimed
         found = lesson_04.compared(results, WITH, "recall")
         assert found.difference == pytest.approx(0.3) and found.seed_range == pytest.approx(0.1)
-
-    def test_in_words(self):
-        told = in_words("small talk", effect([0.5], [0.9]))
-        assert told == "small talk: +40.0 points, spread of the seeds 0.0: an effect"
-        assert in_words("x", effect([0.6, 0.7], [0.5, 0.9])).endswith("no effect that three seeds could show")
 
 
 class TestShipped:

@@ -30,10 +30,6 @@ class TestBlocks:
         assert size(model, blocks(model)["layer 1"]) == attention + mlp + norms
         assert size(model, blocks(model)["layer 2"]) == attention + mlp + norms + 24
 
-    def test_what_the_stages_train(self, model):
-        assert blocks_of(model, STAGES["scenes"]["pretrain"]) == ["W"]
-        assert blocks_of(model, STAGES["scenes"]["sft"]) == ALL
-
     @pytest.mark.parametrize("name", ["pretrain", "sft"])
     def test_the_ledger_is_that_of_the_package(self, model, name):
         one = STAGES["scenes"][name]
