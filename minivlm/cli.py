@@ -265,7 +265,7 @@ def _experiment(options: argparse.Namespace) -> None:
 
 
 def _caption(options: argparse.Namespace) -> None:
-    from minivlm.data.validation import without_shorthand
+    from minivlm.data.samples import without_shorthand
     from minivlm.generate import ask, reply
 
     model, processor = _model(options)
@@ -277,7 +277,7 @@ def _caption(options: argparse.Namespace) -> None:
 
 def _chat(options: argparse.Namespace) -> None:
     from minivlm.data.images import open_image
-    from minivlm.data.validation import without_shorthand
+    from minivlm.data.samples import without_shorthand
     from minivlm.generate import ask, reply
 
     picture = open_image(options.file)

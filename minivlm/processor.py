@@ -19,8 +19,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN, MiniVLMConfig
 from minivlm.data.images import ImageSource, open_image
-from minivlm.data.samples import Example, Sample
-from minivlm.data.validation import SampleError, check_count, check_messages, images_of
+from minivlm.data.samples import Example, Sample, SampleError, check_count, check_messages, images_of
 from minivlm.placeholders import expand_placeholders
 
 

@@ -14,7 +14,7 @@ import minivlm.evaluation.exam
 from minivlm import cli
 from minivlm.checkpoint import read_meta
 from minivlm.config import PROMPTS
-from minivlm.data.validation import without_shorthand
+from minivlm.data.samples import without_shorthand
 from minivlm.generate import ask
 from minivlm.report import STAGES
 from minivlm.runtime.paths import data_folder

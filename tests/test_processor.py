@@ -9,8 +9,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from minivlm.config import IGNORE_INDEX, PROMPTS
-from minivlm.data.samples import Example, Sample
-from minivlm.data.validation import SampleError, messages_from_turns
+from minivlm.data.samples import Example, Sample, SampleError, messages_from_turns
 from minivlm.processor import MiniVLMProcessor
 
 PAD, START, END, IMAGE, N = 0, 1, 2, 320, 4  # of the tokenizer and the model in conftest.py

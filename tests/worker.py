@@ -20,7 +20,7 @@ from minivlm.data import features
 from minivlm.data.dataset import open_dataset
 from minivlm.data.features import FeatureStore
 from minivlm.data.images import ImageError
-from minivlm.data.validation import SampleError
+from minivlm.data.samples import SampleError
 from minivlm.runtime.processes import ProcessError, from_all, launched, process_group, processes
 from minivlm.train import Trainer, TrainingError
 

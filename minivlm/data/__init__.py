@@ -7,8 +7,7 @@ encoder makes of the images.
 from importlib import import_module
 
 from minivlm.data.images import ImageError, ImageSource, open_image
-from minivlm.data.samples import Example, Sample
-from minivlm.data.validation import SampleError
+from minivlm.data.samples import Example, Sample, SampleError
 
 # Imported when they are asked for: `import minivlm` needs none of them.
 _LAZY = {

@@ -3,6 +3,8 @@
 `processor.MiniVLMProcessor` renders by itself, because it has to know which ids are an answer's; tests hold both equal.
 """
 
+from minivlm.config import IMAGE_TOKEN
+
 
 def chat_template(start: str, end: str, system: str | None = None) -> str:
     """The template of a model whose turns begin with the token `start` and end with `end`.
@@ -14,11 +16,11 @@ def chat_template(start: str, end: str, system: str | None = None) -> str:
         "{% for message in messages %}START{{ message['role'] }}\n"
         "{% if message['content'] is string %}{{ message['content'] }}"
         "{% else %}{% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }}{% endif %}"
+        "{% if part['type'] == 'image' %}IMAGE\n{% else %}{{ part['text'] }}{% endif %}"
         "{% endfor %}{% endif %}END\n{% endfor %}"
         "{% if add_generation_prompt %}STARTassistant\n{% endif %}"
     )
-    template = template.replace("START", start).replace("END", end)
+    template = template.replace("IMAGE", IMAGE_TOKEN).replace("START", start).replace("END", end)
     if system is None:
         return template
     text = "".join(f"\\u{ord(letter):04x}" if letter in "\\'\"{}%" or ord(letter) < 32 else letter for letter in system)

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from minivlm.data.readers import source_files
-from minivlm.data.samples import Sample
+from minivlm.data.samples import Sample, messages_from_turns, turn_of
 from minivlm.data.survey import Survey, survey
-from minivlm.data.validation import messages_from_turns, turn_of
 from minivlm.runtime.files import (
     hash_tokenizer,
     latest_folder,

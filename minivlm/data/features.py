@@ -26,8 +26,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from minivlm.data.dataset import SampleDataset, fingerprint, read_about
 from minivlm.data.images import ImageError, ImageSource
-from minivlm.data.samples import Sample
-from minivlm.data.validation import SampleError
+from minivlm.data.samples import Sample, SampleError
 from minivlm.runtime.files import hash_tensors, replace_folder, require_replaceable, write_json
 from minivlm.runtime.processes import all_or_none, processes
 

@@ -25,8 +25,7 @@ from typing import Any
 
 from minivlm.config import IMAGE_TOKEN
 from minivlm.data.images import ImageError, open_image
-from minivlm.data.samples import Sample
-from minivlm.data.validation import HALF_A_CHARACTER, SampleError, messages_from_turns
+from minivlm.data.samples import HALF_A_CHARACTER, Sample, SampleError, messages_from_turns
 
 TABLE = ".parquet"
 ENDINGS = (".jsonl", TABLE)  # of the files that are looked for in a folder

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 from minivlm.config import IGNORE_INDEX
 from minivlm.data.images import ImageError, open_image
 from minivlm.data.readers import read_samples
-from minivlm.data.samples import Example, Sample
-from minivlm.data.validation import SampleError
+from minivlm.data.samples import Example, Sample, SampleError
 
 if TYPE_CHECKING:
     from minivlm.processor import MiniVLMProcessor

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from transformers import LlamaForCausalLM
 
-from minivlm.config import IGNORE_INDEX, PROMPTS, MiniVLMConfig
-from minivlm.data.samples import Example, Sample
-from minivlm.data.validation import messages_from_turns
+from minivlm.config import IGNORE_INDEX, IMAGE_TOKEN, PROMPTS, MiniVLMConfig
+from minivlm.data.samples import Example, Sample, messages_from_turns
 from minivlm.placeholders import replace_placeholders
 from minivlm.pretraining import loop
 from minivlm.pretraining.reading_tasks import NOISE, Lexicon, associative_recall, mosaic, ordered_listing
@@ -139,7 +138,7 @@ class LanguageModelTrainer:
         if kind == "mosaic":
             scene = sample_scene("text", index, self._things(index))
             turns = answered_prompts(scene, lang, rng, plan.turns, plan.captions, plan.descriptions)
-            turns[0]["content"] = f"<image>\n{turns[0]['content']}"
+            turns[0]["content"] = f"{IMAGE_TOKEN}\n{turns[0]['content']}"
             return self.processor.encode(Sample(messages_from_turns(turns, [None]))), scene
         shown, form = kind.split(" ", 1)
         scene = sample_scene("text", index, things=int(rng.integers(plan.fewest, MAX_THINGS + 1)))

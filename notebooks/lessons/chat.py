@@ -18,7 +18,7 @@ from lessons.lenses import attention_to_patches, faded, strongest, where
 from lessons.plots import data_uri
 from minivlm.config import PROMPTS
 from minivlm.data.images import ImageError, open_image
-from minivlm.data.validation import without_shorthand
+from minivlm.data.samples import without_shorthand
 from minivlm.generate import reply
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor

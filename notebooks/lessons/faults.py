@@ -17,8 +17,7 @@ import torch
 
 from minivlm import checkpoint, model, placeholders, processor, vision
 from minivlm.config import IGNORE_INDEX, MiniVLMConfig
-from minivlm.data.samples import Example
-from minivlm.data.validation import ROLES
+from minivlm.data.samples import ROLES, Example
 
 FAULTS: dict[str, Callable[["Patch"], None]] = {}
 

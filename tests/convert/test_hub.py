@@ -16,8 +16,7 @@ from minivlm import cli
 from minivlm.checkpoint import CheckpointError, load_checkpoint
 from minivlm.convert.hub import build, default_system, find_weights, import_published, load_tokenizer
 from minivlm.convert.llava import as_llava
-from minivlm.data.samples import Sample
-from minivlm.data.validation import messages_from_turns
+from minivlm.data.samples import Sample, messages_from_turns
 from minivlm.generate import ask
 from minivlm.train import Trainer
 

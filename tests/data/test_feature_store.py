@@ -22,7 +22,7 @@ from minivlm.checkpoint import load_checkpoint, read_meta
 from minivlm.data import features
 from minivlm.data.dataset import open_dataset, write_dataset
 from minivlm.data.features import ABOUT, DONE, FEATURES, IMAGES, FeatureError, FeatureStore, stored_precision
-from minivlm.data.validation import SampleError
+from minivlm.data.samples import SampleError
 from minivlm.pipeline import train_on_index
 from minivlm.runtime.files import FolderError
 

@@ -8,8 +8,7 @@ from PIL import Image
 from rows import write
 
 from minivlm.data.readers import read_samples
-from minivlm.data.samples import Sample
-from minivlm.data.validation import SampleError, messages_from_turns
+from minivlm.data.samples import Sample, SampleError, messages_from_turns
 
 
 def turns(question: str, answer: str = "一只狗。") -> list[dict]:

@@ -17,8 +17,8 @@ from rows import BAD, FORMS, GOOD, REASONS, turns, with_pictures, write, write_t
 from minivlm.config import IGNORE_INDEX
 from minivlm.data.images import open_image
 from minivlm.data.readers import read_samples
+from minivlm.data.samples import SampleError, turn_of
 from minivlm.data.survey import BIN, as_text, survey
-from minivlm.data.validation import SampleError, turn_of
 
 
 @pytest.fixture

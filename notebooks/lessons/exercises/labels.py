@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from lessons.exercises.checking import Wrong, called, exercise, forbidden
 from minivlm.config import IGNORE_INDEX
-from minivlm.data.samples import Example
-from minivlm.data.validation import ROLES
+from minivlm.data.samples import ROLES, Example
 from minivlm.processor import MiniVLMProcessor
 
 
