@@ -86,6 +86,8 @@ def test_the_folder_has_everything_and_the_placeholder_is_never_written(shipped,
     wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "processor_config.json"}
     assert wanted | {"chat_template.jinja", "README.md"} <= there
     assert json.loads((folder / "generation_config.json").read_text())["suppress_tokens"] == [processor.image_token_id]
+    names = set(load_file(folder / "model.safetensors"))
+    assert sum("embed_tokens" in name for name in names) == 1 and not any("lm_head" in name for name in names)
     card = (folder / "README.md").read_text("utf-8")
     assert "license: apache-2.0" in card and meta["hashes"]["projector"][:12] in card and "256 x 192" in card
     assert [file for file in tmp_path.iterdir() if "partial" in file.name] == []

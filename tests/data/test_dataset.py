@@ -21,7 +21,6 @@ from minivlm.data.dataset import ABOUT, ROWS, DatasetError, open_dataset, write_
 from minivlm.data.readers import read_samples
 from minivlm.data.survey import survey
 from minivlm.pipeline import recipe_for, sized_stage, train_on_index
-from minivlm.runtime import files
 from minivlm.train import SampleOrder, Trainer, TrainingError
 
 MIXED = [GOOD[i % 3] for i in range(15)]  # one picture, two pictures and none by turns
@@ -135,11 +134,9 @@ def test_a_full_disk_leaves_what_was_there(folder, out, processor, monkeypatch, 
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize(
-    ("owner", "name", "at"), [(index._Writer, "add", 2), (files, "_exchange", 1), (Path, "rename", 2)]
-)
+@pytest.mark.parametrize(("owner", "name", "at"), [(index._Writer, "add", 2), (Path, "rename", 2)])
 def test_killed_while_writing(folder, out, processor, monkeypatch, owner, name, at):
-    """At a row, before the folders are exchanged, and between the two renames."""
+    """At a row, and between the two renames."""
     write_dataset(out, write(folder, GOOD), processor)
 
     def write_and_die():
