@@ -23,10 +23,9 @@ from minivlm.checkpoint import (
     part_hashes,
     read_meta,
     read_tensors,
-    require_parent,
     save_checkpoint,
 )
-from minivlm.config import STAGES, MiniVLMConfig
+from minivlm.config import MiniVLMConfig
 from minivlm.data.samples import Sample
 from minivlm.model import PARTS, MiniVLMForConditionalGeneration
 from minivlm.pretraining.tokenizer import train_tokenizer
@@ -62,7 +61,9 @@ def saved(model, processor, tmp_path) -> Path:
 
 
 def test_loaded_is_what_was_saved(saved, model, processor, make_batch):
+    randomness = torch.get_rng_state()
     loaded, loaded_processor, meta = load_checkpoint(saved)
+    assert torch.equal(torch.get_rng_state(), randomness)
     assert type(loaded) is MiniVLMForConditionalGeneration
     assert not loaded.training
     assert loaded.state_dict().keys() == model.state_dict().keys()
@@ -119,14 +120,6 @@ def test_saving_what_was_loaded_gives_the_same_bytes(saved, model, processor, tm
     assert different <= {"tokenizer_config.json"}  # the library notes there that the tokenizer came from a folder
 
 
-def test_loading_does_not_touch_the_callers_randomness(saved):
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    load_checkpoint(saved)
-    assert torch.equal(torch.rand(3), expected)
-
-
 def test_only_safetensors_and_no_machine_path(saved):
     assert {path.suffix for path in saved.iterdir()} == {".safetensors", ".json", ".jinja"}
     assert not [name for name, data in contents(saved).items() if str(saved.parent).encode() in data]
@@ -144,13 +137,6 @@ def test_half_precision_and_how_to_generate_on_disk(model, processor, tmp_path):
     assert loaded.generation_config.no_repeat_ngram_size == 7 and loaded.generation_config.eos_token_id == [2, 5]
 
 
-def test_extra_files_come_along(model, processor, tmp_path):
-    folder = save_checkpoint(tmp_path / "run", model, processor, META, extra={"trainer.pt": b"state"})
-    assert (folder / "trainer.pt").read_bytes() == b"state"
-    save_checkpoint(folder, model, processor, META)
-    assert not (folder / "trainer.pt").exists()
-
-
 # ---- hashes
 
 
@@ -161,14 +147,6 @@ def test_hash_by_hand():
     bfloat16, turned = torch.tensor([1.0, -2.0], dtype=torch.bfloat16), torch.tensor([[1.0, 2.0], [3.0, 4.0]]).t()
     expected = hashlib.sha256(b"".join(parts)).hexdigest()
     assert hash_tensors({"b": torch.tensor(0.5), "c": turned, "a": bfloat16}) == expected
-
-
-def test_part_hashes_change_with_their_part_alone(model, processor):
-    before = part_hashes(model, processor)
-    with torch.no_grad():
-        model.projector.weight[0, 0] += 1
-    after = part_hashes(model, processor)
-    assert {part for part in before if before[part] != after[part]} == {"projector"}
 
 
 # ---- only what a stage trained
@@ -227,16 +205,6 @@ def test_parts_without_a_base(model, processor, tmp_path, chain):
         save_checkpoint(tmp_path / "w", model, processor, META, ["projector"])
     edit_json(chain / "pretrain" / "minivlm.json", without="base")
     assert_refused(chain / "pretrain", "holds no vision and names no base; give base=")
-
-
-def test_a_stage_refuses_the_wrong_parent(chain):
-    stages = STAGES["scenes"]
-    require_parent(read_meta(chain / "base"), stages["pretrain"], chain / "base")
-    require_parent(read_meta(chain / "pretrain"), stages["sft"], chain / "pretrain")
-    for stage, folder in (("pretrain", "pretrain"), ("pretrain", "sft"), ("sft", "base"), ("sft", "sft")):
-        meta = read_meta(chain / folder)
-        with pytest.raises(CheckpointError, match=rf"{folder}: stage '{stage}' starts from a .* of stage '{folder}'"):
-            require_parent(meta, stages[stage], chain / folder)
 
 
 # ---- refused when loading: keys, shapes, values

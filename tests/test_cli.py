@@ -130,9 +130,8 @@ def test_what_was_typed_is_recorded_so_that_it_can_be_typed_again(through, monke
 
 
 def test_chat_remembers_the_picture(capsys, monkeypatch):
-    monkeypatch.setattr(
-        sys, "stdin", io.StringIO("What kind of place is this?\nWhat colour is the flower?\n\nignored\n")
-    )
+    typed = "What kind of place is this?\nWhat colour is the flower?\n\nignored\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
     code, out, _ = said(capsys, "chat", str(data_folder() / "table" / "panda.png"))
     assert code == 0
     first, second = out.splitlines()[1:]
@@ -167,9 +166,8 @@ def test_data_commands(capsys, tmp_path, monkeypatch):
     code, out, _ = said(capsys, "data", "table", str(tmp_path / "table"))
     assert code == 0 and len(out.splitlines()) == 7
     for name in TABLE:  # what is shipped is what is drawn, to the pixel
-        drawn, shipped = (
-            Image.open(folder / f"{name}.png") for folder in (tmp_path / "table", data_folder() / "table")
-        )
+        folders = (tmp_path / "table", data_folder() / "table")
+        drawn, shipped = (Image.open(folder / f"{name}.png") for folder in folders)
         assert drawn.size == (224, 224) and drawn.tobytes() == shipped.tobytes()
     monkeypatch.setattr(cli, "SHEET", 2)
     code, out, _ = said(capsys, "data", "sheet", str(tmp_path / "sheet.png"))
@@ -214,15 +212,10 @@ def test_a_run_prints_the_table_and_where_the_page_lies(small_run):
 
 
 @pytest.mark.slow
-def test_a_run_leaves_checkpoints_results_and_a_self_contained_page(small_run):
+def test_a_run_leaves_checkpoints_results_and_its_reports(small_run):
     out, results, _ = small_run
     assert read_meta(out / "pretrain")["stage"] == "pretrain" and read_meta(out / "sft")["stage"] == "sft"
-    text = (out / "index.html").read_text("utf-8")
-    sources = re.findall(r'(?:src|href)="([^"]*)"', text)
-    assert len(sources) >= 8 and all(source.startswith("data:") for source in sources)
-    for heading in ("Pretrain_vlm", "SFT_vlm", "POPE", "blank"):
-        assert heading in text
-    for name in ("report.md", "table.md", "metrics.md", "results.json"):
+    for name in ("index.html", "report.md", "table.md", "metrics.md", "results.json"):
         assert (out / name).stat().st_size > 200
     assert results["sizes"]["exam"] == 2
     assert {stage: len(losses) for stage, losses in results["losses"].items()} == {"pretrain": 2, "sft": 1}

@@ -93,12 +93,6 @@ def test_an_image_of_many_questions_is_encoded_once_and_a_question_asked_twice_a
     assert texts[0] == texts[2]
 
 
-def test_a_typed_placeholder_is_text(model, processor, features):
-    typed = reply(model, processor, ask("<image> a", features[0]), max_new_tokens=3)
-    parts = [{"type": "image"}, {"type": "text", "text": "<image> a"}]
-    assert typed == by_the_library(model, processor, [{"role": "user", "content": parts}], features[:1], tokens=3)
-
-
 def test_images_may_be_files_bytes_or_features(model, processor, picture, tmp_path):
     file = tmp_path / "a.png"
     picture.save(file)

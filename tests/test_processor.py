@@ -163,16 +163,12 @@ def test_pixel_values_by_hand(processor, picture):
     np.testing.assert_allclose(got[1].numpy(), expected, atol=1e-6)
 
 
-def test_other_sizes_are_scaled_and_cut_to_the_middle(processor):
+def test_other_sizes_are_scaled_and_cut_to_the_middle_and_what_can_be_seen_through_lies_on_white(processor):
     wide = Image.new("RGB", (64, 16), "red")
     wide.paste("blue", (24, 0, 40, 16))  # exactly the middle square
     assert torch.allclose(processor.pixels([wide])[0, 2, 4, 2:6], processor.pixels([picture_of("blue")])[0, 2, 4, 2:6])
     assert processor.pixels([Image.new("RGB", (1, 1))]).shape == (1, 3, 8, 8)
-
-
-def test_a_see_through_picture_reaches_the_encoder_on_white(processor):
-    clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
-    assert torch.equal(processor.pixels([clear]), processor.pixels([picture_of("white")]))
+    assert torch.equal(processor.pixels([Image.new("RGBA", (8, 8))]), processor.pixels([picture_of("white")]))
 
 
 # ---- strings
@@ -279,11 +275,6 @@ def test_refused_rows_are_named(processor, messages, problem):
         processor.encode(Sample(messages, "train.jsonl, line 3"))
 
 
-def test_an_empty_conversation_cannot_be_asked_either(processor):
-    with pytest.raises(SampleError, match="the conversation is empty"):
-        processor.apply_chat_template([])
-
-
 # ---- chat template
 
 
@@ -334,6 +325,8 @@ def test_several_conversations_are_padded_on_the_left(processor, picture):
 def test_all_pictures_or_none(processor, picture):
     with pytest.raises(SampleError, match="2 pictures, but picture files for 1; give all of them or none"):
         processor.apply_chat_template([user(shown(picture), shown())], tokenize=True, return_dict=True)
+    with pytest.raises(SampleError, match="the conversation is empty"):
+        processor.apply_chat_template([])
     batch = processor.apply_chat_template([user(shown(), shown())], tokenize=True, return_dict=True)
     assert "pixel_values" not in batch
     assert batch["images_per_row"] == [2]

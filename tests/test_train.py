@@ -106,7 +106,7 @@ def test_the_model_comes_back_as_a_user_wants_it(start, tmp_path, precision):
 
 
 def test_w_is_drawn_from_the_seed_whatever_the_caller_had(base, processor, tmp_path):
-    firsts = []
+    firsts, before = [], torch.get_rng_state()
     for seed, factor in ((5, 1.0), (5, 3.0), (6, 1.0)):
         model, _, _ = load_checkpoint(base)
         model.projector.weight.data *= factor
@@ -116,6 +116,7 @@ def test_w_is_drawn_from_the_seed_whatever_the_caller_had(base, processor, tmp_p
         firsts.append((log[0]["loss"], model.projector.weight))
     assert firsts[0][0] == firsts[1][0] and torch.equal(firsts[0][1], firsts[1][1])
     assert not torch.equal(firsts[0][1], firsts[2][1])
+    assert torch.equal(torch.get_rng_state(), before)  # the caller's own stay as they were
 
 
 def test_a_frozen_weight_that_moves_is_noticed_and_nothing_is_saved(start, tmp_path):
@@ -272,15 +273,6 @@ def test_rows_are_drawn_from_anywhere_in_the_file(processor):
     assert len(set(halves)) == 6
 
 
-def test_the_order_depends_on_seed_and_step_alone(processor):
-    rows = some_rows(10)
-    names = [[row.name for row in SampleOrder(rows, processor, 3, seed=1)[step]] for step in range(9)]
-    walked = SampleOrder(rows, processor, 3, seed=1)
-    assert [[row.name for row in walked[step]] for step in range(9)] == names
-    other = SampleOrder(rows, processor, 3, seed=2)
-    assert [[row.name for row in other[step]] for step in range(9)] != names
-
-
 def test_rows_of_similar_length_come_together(processor):
     order = SampleOrder(some_rows(48), processor, step_size=6, seed=0)
 
@@ -354,23 +346,6 @@ def test_random_numbers_matter_in_these_runs(forgetful, start, tmp_path, monkeyp
     monkeypatch.setattr(torch, "manual_seed", lambda seed: torch.random.default_generator.manual_seed(seed + 1))
     _, other = start("pretrain", tmp_path / "other", **changes)
     assert log[0]["loss"] != other[0]["loss"]
-
-
-def test_a_full_disk_stops_the_run_and_a_later_one_goes_on(start, tmp_path, monkeypatch):
-    start("pretrain", tmp_path / "whole", save_every=2)
-    write, calls = MiniVLMProcessor.save_pretrained, itertools.count(1)
-
-    def full(*args, **options):
-        if next(calls) == 2:
-            raise OSError(28, "No space left on device")
-        write(*args, **options)
-
-    monkeypatch.setattr(MiniVLMProcessor, "save_pretrained", full)
-    with pytest.raises(OSError, match="No space left on device"):
-        start("pretrain", tmp_path / "stopped", save_every=2)
-    assert read_meta(tmp_path / "stopped")["steps"] == 2
-    start("pretrain", tmp_path / "stopped", save_every=2)
-    assert weight_bytes(tmp_path / "stopped") == weight_bytes(tmp_path / "whole")
 
 
 @pytest.fixture
@@ -524,19 +499,6 @@ def test_the_ledger_is_printed_before_the_first_step_and_the_log_written(start, 
     assert log[1]["learning_rates"]["projector"] == 2e-3
 
 
-def test_the_callers_random_numbers_stay_as_they_were(start, tmp_path):
-    torch.manual_seed(4)
-    expected = torch.rand(3)
-    torch.manual_seed(4)
-    start("pretrain", tmp_path / "out")
-    assert torch.equal(torch.rand(3), expected)
-
-
-def test_no_rows_are_refused(tmp_path, base, model, processor):
-    with pytest.raises(TrainingError, match="no samples"):
-        Trainer(model, processor, [], stage("pretrain"), tmp_path / "out", parent=base).fit()
-
-
 # ---- precision
 
 
@@ -566,11 +528,6 @@ def test_every_step_in_16_bits_begins_with_the_weights_as_they_are(start, tmp_pa
     assert len(seen) >= 4 and not torch.equal(seen[0], seen[-1])
 
 
-def test_an_unknown_precision_is_refused(start, tmp_path):
-    with pytest.raises(TrainingError, match="no precision 'fp16'"):
-        start("pretrain", tmp_path / "out", precision="fp16")
-
-
 def test_a_run_without_a_precision_measures_once_and_keeps_it(start, tmp_path, monkeypatch):
     monkeypatch.setattr(minivlm.train, "choose_precision", lambda model: "bf16")
     with pytest.raises(KeyboardInterrupt):
@@ -578,6 +535,8 @@ def test_a_run_without_a_precision_measures_once_and_keeps_it(start, tmp_path, m
     monkeypatch.setattr(minivlm.train, "choose_precision", lambda model: "fp32")
     start("pretrain", tmp_path / "out", precision=None)
     assert read_meta(tmp_path / "out")["precision"] == "bf16"
+    with pytest.raises(TrainingError, match="no precision 'fp16'"):
+        start("pretrain", tmp_path / "other", precision="fp16")
 
 
 # ---- before the first step

@@ -44,11 +44,6 @@ def test_rows_with_one_several_and_no_pictures(folder):
     ]
 
 
-def test_pictures_lie_beside_the_file_unless_said_otherwise(folder):
-    file = write(folder, [{"conversations": turns("<image>"), "image": "pictures/0.jpg"}])
-    assert next(read_samples(file)).images == [folder / "pictures" / "0.jpg"]
-
-
 def test_byte_order_mark_and_windows_line_ends(folder):
     file = folder / "train.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps({"conversations": turns("Hi")}).encode() + b"\r\n\r\n")
@@ -111,12 +106,9 @@ def test_refused_with_file_and_line(folder, row, problem):
     assert isinstance(error, SampleError) and re.search(rf"train\.jsonl, line 2: .*{problem}", str(error))
 
 
-def test_not_utf_8(folder):
+def test_a_missing_file_and_one_that_is_not_utf_8(folder):
+    with pytest.raises(SampleError, match=r"nowhere\.jsonl: there is no such file"):
+        list(read_samples(folder / "nowhere.jsonl"))
     file = folder / "train.jsonl"
     file.write_bytes(json.dumps({"conversations": turns("图像")}, ensure_ascii=False).encode("gb18030"))
     assert re.search(r"line 1: not a line of JSON.*utf-8", str(next(read_samples(file))))
-
-
-def test_missing_file(tmp_path):
-    with pytest.raises(SampleError, match=r"nowhere\.jsonl: there is no such file"):
-        list(read_samples(tmp_path / "nowhere.jsonl"))

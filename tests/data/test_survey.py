@@ -156,11 +156,7 @@ def test_a_folders_files_are_read_by_name_and_a_broken_one_hides_no_other(folder
     (folder / "notes.json").write_text("{}")
     found = survey(folder, strict)
     assert found.usable == 1 + 3 + 1
-    assert [str(error).split(":")[0] for error in found.bad] == [
-        f"{first}, line 2",
-        str(broken),
-        f"{last}, line 2",
-    ]
+    assert [str(error).split(":")[0] for error in found.bad] == [f"{first}, line 2", str(broken), f"{last}, line 2"]
     with pytest.raises(SampleError, match=r"no file in this folder ends in \.jsonl or \.parquet"):
         survey(folder / "..", strict)
 

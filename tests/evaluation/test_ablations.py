@@ -132,9 +132,8 @@ class TestSampled:
     def test_the_same_seed_says_the_same_and_leaves_randomness_alone(self, model, processor, monkeypatch):
         monkeypatch.setattr(ablations, "LONG", 4)
         before = torch.random.get_rng_state()
-        first, again, other = (
-            ablations.sampled(model, processor, self.features(model, 3), "What?", seed) for seed in (0, 0, 1)
-        )
+        given = (model, processor, self.features(model, 3), "What?")
+        first, again, other = (ablations.sampled(*given, seed) for seed in (0, 0, 1))
         assert first == again != other
         assert torch.equal(before, torch.random.get_rng_state())
 

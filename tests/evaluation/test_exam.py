@@ -1,4 +1,4 @@
-"""The exam: what is shown, a model that knows nothing, and one that tells the truth about what it is shown."""
+"""The exam: what is shown, and a model that tells the truth about what it is shown."""
 
 import json
 
@@ -49,24 +49,6 @@ def test_the_exam_is_the_exam_split_and_ends_with_grey(exam, model, processor):
     assert torch.allclose(grey, model.vision(pixels)[0], atol=0.02)
 
 
-def test_evaluation_of_a_model_that_knows_nothing(exam, model, processor, monkeypatch):
-    monkeypatch.setattr(exam_module, "LONG", 6)
-    monkeypatch.setattr(exam_module, "SHORT", 3)
-    got = evaluate(model, processor, exam)
-    assert json.loads(json.dumps(got)) == got
-    assert list(got) == list(w.LANGUAGES)
-    for lang in got.values():
-        assert set(lang) == {"descriptions", "holdout", "questions", "guesses", "pope", "chance"}
-        assert tuple(lang["chance"]) == CONTROLS
-        assert set(lang["questions"]) == {"model", "blank", "another", "alone", "guess"}
-        assert lang["pope"]["model"]["random"]["accuracy"]["denominator"] == 32
-        assert lang["questions"]["model"]["all"]["denominator"] == lang["questions"]["alone"]["all"]["denominator"]
-        assert lang["descriptions"]["model"]["setting"]["denominator"] == 16
-        assert lang["holdout"]["setting"]["denominator"] == 4
-        for control in CONTROLS:
-            assert list(lang["descriptions"][control]["things"]["pair"]["near"]) == ["any"]
-
-
 def test_a_model_that_tells_the_truth_gets_full_marks_and_its_controls_do_not(exam, model, processor, monkeypatch):
     """The model's answers are replaced by the truth about the picture that it is shown."""
 
@@ -93,7 +75,18 @@ def test_a_model_that_tells_the_truth_gets_full_marks_and_its_controls_do_not(ex
 
     monkeypatch.setattr(exam_module, "reply", oracle)
     monkeypatch.setattr(exam_module, "CONTROLLED", 4)
-    for lang in evaluate(model, processor, exam).values():
+    got = evaluate(model, processor, exam)
+    assert json.loads(json.dumps(got)) == got and list(got) == list(w.LANGUAGES)
+    for lang in got.values():
+        assert set(lang) == {"descriptions", "holdout", "questions", "guesses", "pope", "chance"}
+        assert tuple(lang["chance"]) == CONTROLS
+        assert set(lang["questions"]) == {"model", "blank", "another", "alone", "guess"}
+        assert lang["pope"]["model"]["random"]["accuracy"]["denominator"] == 32
+        assert lang["questions"]["model"]["all"]["denominator"] == lang["questions"]["alone"]["all"]["denominator"]
+        assert lang["descriptions"]["model"]["setting"]["denominator"] == 16
+        assert lang["holdout"]["setting"]["denominator"] == 4
+        for control in CONTROLS:
+            assert list(lang["descriptions"][control]["things"]["pair"]["near"]) == ["any"]
         pair = lang["descriptions"]["model"]["things"]["pair"]["all"]["any"]
         assert pair["precision"]["value"] == pair["recall"]["value"] == 1
         assert lang["holdout"]["things"]["pair"]["all"]["any"]["recall"]["value"] == 1

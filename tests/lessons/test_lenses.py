@@ -185,8 +185,7 @@ class TestFigures:
         half = [200 + 0.4 * 44, 0.4 * 242, 0.4 * 238]  # the root of a quarter: half of the way back
         np.testing.assert_allclose(pixels[0, 3], half, atol=1.5)
         np.testing.assert_allclose(pixels[3, 0], [200 + 0.8 * 44, 0.8 * 242, 0.8 * 238], atol=1.5)
-
-    def test_no_attention_at_all_is_all_faded(self):
+        # no attention at all: all is faded
         pixels = np.asarray(lenses.faded(Image.new("RGB", (4, 4)), np.zeros(4), side=4))
         assert (pixels == pixels[0, 0]).all() and pixels[0, 0, 0] > 150
 

@@ -30,9 +30,8 @@ def code_of(number: str) -> str:
 
 class TestMap:
     def test_every_notebook_is_a_station(self):
-        assert [file.stem[:2] for file in sorted(NOTEBOOKS.glob("*.ipynb"))] == [
-            station.number for station in lesson_00.STATIONS
-        ]
+        numbers = [station.number for station in lesson_00.STATIONS]
+        assert [file.stem[:2] for file in sorted(NOTEBOOKS.glob("*.ipynb"))] == numbers
 
     @pytest.mark.parametrize("station", lesson_00.STATIONS[1:], ids=lambda station: station.number)
     def test_a_card_lights_what_its_notebook_lights(self, station):

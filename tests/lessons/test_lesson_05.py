@@ -25,8 +25,6 @@ class TestMarked:
         assert "<del>blue boat</del> <b>✗</b> <small>(the boat here is white)</small>" in page
         assert "<del>dog</del> <b>✗</b> <small>(there is no dog here)</small>" in page
         assert "<del>" not in h.marked_html("a red kite and a white boat on a beach", BEACH)
-
-    def test_text_is_never_html(self):
         assert "<script>" not in h.marked_html("<script> a red kite", BEACH)
 
     def test_the_table_has_alternative_text_and_every_answer(self, monkeypatch):

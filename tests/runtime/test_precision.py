@@ -162,18 +162,6 @@ def test_a_step_too_small_for_16_bits_is_not_lost(model, processor):
     assert torch.equal(working.model.projector.weight, torch.full_like(weight, 1 + 2**-7, dtype=torch.bfloat16))
 
 
-def test_the_model_itself_is_left_alone(model, processor):
-    set_trainable(model, stage("sft"))
-    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    working = WorkingCopy(model, "bf16")
-    assert working.model.training and not working.model.vision.training and not model.training
-    assert model.language_model.config._attn_implementation == model.config.text_config._attn_implementation == "sdpa"
-    with torch.no_grad():
-        for parameter in working.model.parameters():
-            parameter.zero_()
-    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_tied_head_stays_tied(model, precision):
     working = WorkingCopy(model, precision)
