@@ -30,13 +30,13 @@ LESSONS = sorted((ROOT / "notebooks/lessons").rglob("*.py"))
 OURS = [*MODULES, *LESSONS]
 PAGES = ["README.md", "README.zh.md", "notebooks/README.md", "data/README.md"]
 PAGES += sorted(f"docs/{file.name}" for file in DOCS.glob("*.md"))
-LINES = {  # of code, docstrings and blank lines: what there is now; no group may grow, and each has to become smaller
-    "minivlm": 11_600,
-    "minivlm without scenes": 8_580,
-    "reading path": 1_430,
-    "lessons": 7_120,
-    "tests": 15_610,
-    "benchmarks": 2_070,
+LINES = {  # at most, docstrings and blank lines counted
+    "minivlm": 10_900,
+    "minivlm without scenes": 7_900,
+    "reading path": 1_400,
+    "lessons": 6_900,
+    "tests": 14_000,
+    "benchmarks": 2_000,
 }
 INSTALLERS = ("environment.yml", "Makefile", ".ci/run", ".github/workflows/test.yml")
 LENIENT = {"strict", "weights_only"}
