@@ -37,7 +37,7 @@ def out(tmp_path):
     return tmp_path / "index"
 
 
-@pytest.mark.parametrize(("form", "batch"), zip(FORMS, (1, 2, 256), strict=True))
+@pytest.mark.parametrize(("form", "batch"), list(zip(FORMS, (1, 2, 256), strict=True)))
 def test_an_index_holds_the_usable_rows_as_they_are_read(folder, out, processor, form, batch, monkeypatch):
     monkeypatch.setattr(index, "BATCH_ROWS", batch)
     file = FORMS[form][0](folder, [GOOD[0], BAD["empty answer"][0], GOOD[1], BAD["picture unreadable"][0], GOOD[2]])

@@ -67,7 +67,7 @@ def encoded(model) -> list[int]:
 # ---- what it holds
 
 
-@pytest.mark.parametrize(("precision", "form"), zip(("fp32", "bf16"), FORMS, strict=True))
+@pytest.mark.parametrize(("precision", "form"), list(zip(("fp32", "bf16"), FORMS, strict=True)))
 def test_features_are_the_encoders_in_16_bits(out, make_dataset, model, processor, form, precision):
     dataset = make_dataset(form)
     store = FeatureStore.build(out, dataset, model, processor, precision)
@@ -123,7 +123,7 @@ def test_features_stay_on_the_disk(out, make_dataset, model, processor, monkeypa
 # ---- training
 
 
-@pytest.mark.parametrize(("name", "form"), zip(("pretrain", "sft"), FORMS, strict=True))
+@pytest.mark.parametrize(("name", "form"), list(zip(("pretrain", "sft"), FORMS, strict=True)))
 def test_training_from_a_store_is_training_from_pixels_rounded(
     out, make_dataset, model, processor, tmp_path, form, name
 ):

@@ -80,7 +80,7 @@ def test_the_exercise_of_notebook_02_is_solved_by_typing(open_notebook):
 
 
 def test_the_slider_of_notebook_03_moves_through_the_training(open_notebook, lab):
-    shorten(lab, "03_projector_pretraining", {"3000, 400, 200": "64, 8, 150"})  # pictures, steps, tested
+    shorten(lab, "03_projector_pretraining", {"2400, 300, 200": "64, 8, 150"})  # pictures, steps, tested
     notebook = open_notebook("03_projector_pretraining")
     notebook.run_above("slider.show()")
     shown = notebook.run("slider.show()", seconds=180)
