@@ -96,17 +96,21 @@ def pixel_batches(processor: "MiniVLMProcessor", images: np.ndarray) -> Iterator
     if images.shape[1:] != shape:
         raise FeatureError(f"the images have the shape {images.shape[1:]}, but the encoder's is {shape}")
     for start in range(0, len(images), BATCH):
-        yield normalised(images[start : start + BATCH], settings.image_mean, settings.image_std)
+        batch = images[start : start + BATCH]
+        yield normalised(batch, settings.image_mean, settings.image_std, settings.rescale_factor)
 
 
 def normalised(
-    images: np.ndarray, mean: Sequence[float] = OPENAI_CLIP_MEAN, std: Sequence[float] = OPENAI_CLIP_STD
+    images: np.ndarray,
+    mean: Sequence[float] = OPENAI_CLIP_MEAN,
+    std: Sequence[float] = OPENAI_CLIP_STD,
+    rescale_factor: float = 1 / 255,
 ) -> torch.Tensor:
     """uint8 images (I, H, W, 3) as `pixel_values` (I, 3, H, W), to the last bit as CLIP's image processor makes them.
 
     Each of the 256 levels of a channel is normalised once and then looked up.
     """
-    levels = (np.arange(256) / 255).astype(np.float32)
+    levels = (np.arange(256) * rescale_factor).astype(np.float32)
     tables = (levels - np.float32(mean)[:, None]) / np.float32(std)[:, None]  # (3, 256)
     return torch.from_numpy(np.stack([table[images[..., c]] for c, table in enumerate(tables)], axis=1))
 
