@@ -28,7 +28,9 @@ def drawings(monkeypatch):
     return counts
 
 
-def test_pixels_are_the_image_processors_to_the_last_bit(processor):
+@pytest.mark.parametrize("factor", [1 / 255, 1 / 127.5])
+def test_pixels_are_the_image_processors_to_the_last_bit(processor, factor, monkeypatch):
+    monkeypatch.setattr(processor.image_processor, "rescale_factor", factor)
     pictures = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)
     ours = torch.cat(list(pixel_batches(processor, pictures)))
     assert torch.equal(ours, processor.pixels([Image.fromarray(picture) for picture in pictures]))
