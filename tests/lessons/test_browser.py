@@ -49,7 +49,7 @@ WRONG = """def replace_placeholders(inputs_embeds, input_ids, image_embeds, imag
     return inputs_embeds
 
 
-check("replace_placeholders", replace_placeholders)"""
+exercises.check("replace_placeholders", replace_placeholders)"""
 RIGHT = """def replace_placeholders(inputs_embeds, input_ids, image_embeds, image_token_id):
     images, n, _ = image_embeds.shape
     mask = input_ids == image_token_id
@@ -61,7 +61,7 @@ RIGHT = """def replace_placeholders(inputs_embeds, input_ids, image_embeds, imag
     return inputs_embeds.masked_scatter(mask[..., None], image_embeds)
 
 
-check("replace_placeholders", replace_placeholders)"""
+exercises.check("replace_placeholders", replace_placeholders)"""
 
 
 def test_the_exercise_of_notebook_02_is_solved_by_typing(open_notebook):
