@@ -122,7 +122,7 @@ def require_place(folder: str | Path, base: str | Path | None = None) -> None:
     """
     folder, source, chain = Path(folder), Path(base).resolve() if base is not None else None, []
     while source not in (None, *chain):
-        if any(source.is_relative_to(place.resolve()) for place in (folder, former_folder(folder))):
+        if any(source.is_relative_to(path.resolve()) for path in (folder, former_folder(folder))):
             why = "is, or holds, a checkpoint that the new one builds on; it is not replaced, choose another folder"
             raise CheckpointError(f"{folder} {why}")
         chain.append(source)

@@ -280,7 +280,7 @@ def _chat(options: argparse.Namespace) -> None:
     from minivlm.data.samples import without_shorthand
     from minivlm.generate import ask, reply
 
-    picture = open_image(options.file)
+    image = open_image(options.file)
     model, processor = _model(options)
     messages = []
     print("Ask about the picture; an empty line ends.")
@@ -288,7 +288,7 @@ def _chat(options: argparse.Namespace) -> None:
         text = line.strip() if messages else without_shorthand(line.strip())
         if not text:
             break
-        messages += ask(text, None if messages else picture)
+        messages += ask(text, None if messages else image)
         answer = reply(model, processor, messages)
         messages.append({"role": "assistant", "content": answer})
         print(answer, flush=True)

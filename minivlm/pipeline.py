@@ -236,11 +236,8 @@ class Clock:
 
 def table_answers(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> dict[str, list[str]]:
     """What a model says about the table's seven pictures, by language."""
-    pictures = [draw(scene) for scene in TABLE.values()]
-    return {
-        lang: reply(model, processor, [ask(prompt, picture) for picture in pictures])
-        for lang, prompt in PROMPTS.items()
-    }
+    images = [draw(scene) for scene in TABLE.values()]
+    return {lang: reply(model, processor, [ask(prompt, image) for image in images]) for lang, prompt in PROMPTS.items()}
 
 
 def peak_memory_gb(helpers: int = 0) -> float | None:

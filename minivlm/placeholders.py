@@ -48,11 +48,11 @@ def replace_placeholders(
     """
     images, num_image_tokens, _ = image_embeds.shape
     mask = input_ids == image_token_id  # (B, T)
-    found = mask.sum(dim=1).tolist()  # B counts
-    expected = [count // num_image_tokens for count in found] if images_per_row is None else images_per_row.tolist()
-    if len(expected) != len(found):
-        raise PlaceholderError(f"images_per_row counts {len(expected)} rows, but input_ids has {len(found)}")
-    for row, (placeholders, pictures) in enumerate(zip(found, expected, strict=True)):
+    counts = mask.sum(dim=1).tolist()  # B counts
+    expected = [n // num_image_tokens for n in counts] if images_per_row is None else images_per_row.tolist()
+    if len(expected) != len(counts):
+        raise PlaceholderError(f"images_per_row counts {len(expected)} rows, but input_ids has {len(counts)}")
+    for row, (placeholders, pictures) in enumerate(zip(counts, expected, strict=True)):
         if placeholders != pictures * num_image_tokens:
             raise PlaceholderError(
                 f"row {row} has {placeholders} placeholders, but {pictures} pictures of {num_image_tokens} embeddings "

@@ -105,9 +105,9 @@ class MiniVLMProcessor(ProcessorMixin):
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise SampleError("", "the list of texts is empty; give at least one")
-        pictures = _deal(images, [one.count(IMAGE_TOKEN) for one in texts])
+        dealt = _deal(images, [one.count(IMAGE_TOKEN) for one in texts])
         rows = []
-        for index, (one, shown) in enumerate(zip(texts, pictures, strict=True)):
+        for index, (one, shown) in enumerate(zip(texts, dealt, strict=True)):
             ids = self.tokenizer.encode(one, add_special_tokens=False, verbose=False)
             ids = expand_placeholders(ids, self.image_token_id, self.num_image_tokens)
             rows.append(self._example(ids, [IGNORE_INDEX] * len(ids), shown, f"text {index}", max_length))
@@ -195,9 +195,9 @@ class MiniVLMProcessor(ProcessorMixin):
         labels = [_pad(example.labels, width, IGNORE_INDEX, padding_side) for example in examples]
         return batch | {"labels": torch.tensor(labels)}  # (B, T)
 
-    def pixels(self, pictures: list) -> torch.Tensor:
+    def pixels(self, images: list) -> torch.Tensor:
         """Open pictures and prepare them for the encoder: (I, 3, H, W), float32, normalised."""
-        opened = [open_image(picture) for picture in pictures]
+        opened = [open_image(image) for image in images]
         return self.image_processor(opened, return_tensors="pt")["pixel_values"]
 
     def _pieces(self, messages: list[dict]) -> list[Piece]:
@@ -302,11 +302,11 @@ def _joined(pieces: list[Piece]) -> list[Piece]:
 
 def _deal(images: Any, counts: list[int]) -> list[list]:
     """Give every text its pictures: lists in a list belong to the texts one to one, a flat list is dealt out."""
-    pictures = [] if images is None else images if isinstance(images, list | tuple) else [images]
-    if pictures and isinstance(pictures[0], list | tuple):
-        dealt = [list(row) for row in pictures]
+    images = [] if images is None else images if isinstance(images, list | tuple) else [images]
+    if images and isinstance(images[0], list | tuple):
+        dealt = [list(row) for row in images]
     else:
-        rest = iter(pictures)
+        rest = iter(images)
         dealt = [list(islice(rest, count)) for count in counts]
         dealt[-1] += rest
     if len(dealt) != len(counts):

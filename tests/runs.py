@@ -1,6 +1,6 @@
 """A run of the whole pipeline by hand: all that a report is made from, every number another one."""
 
-from minivlm.evaluation import CONTROLS, EVERYONE, POPE_WAYS
+from minivlm.evaluation import CONTROLS, EVERYONE, POPE_SAMPLINGS
 from minivlm.evaluation.metrics import COUNTS, DISTANCES, LEVELS
 from minivlm.scenes.drawing.table import TABLE
 from minivlm.scenes.vocabulary import QUESTION_TYPES
@@ -50,7 +50,7 @@ def examined(start: int) -> dict:
         "holdout": described(next_),
         "questions": {who: {t: next_() for t in ("all", *QUESTION_TYPES)} for who in (*EVERYONE, "guess")},
         "guesses": dict.fromkeys(QUESTION_TYPES, "Two."),
-        "pope": {who: {way: {key: next_() for key in ways} for way in POPE_WAYS} for who in EVERYONE},
+        "pope": {who: {way: {key: next_() for key in ways} for way in POPE_SAMPLINGS} for who in EVERYONE},
         "chance": {who: {group: dict(levels) for group, levels in CHANCE.items()} for who in CONTROLS},
     }
 
@@ -58,7 +58,7 @@ def examined(start: int) -> dict:
 CHANCE = {
     "descriptions": {"precision": 0.011, "recall": 0.012, "setting": 0.113, "chair_i": 0.814, "chair_s": 0.915},
     "questions": {type_: 0.201 + i / 1000 for i, type_ in enumerate(QUESTION_TYPES)},
-    "pope": {way: 0.501 + i / 1000 for i, way in enumerate(POPE_WAYS)},
+    "pope": {way: 0.501 + i / 1000 for i, way in enumerate(POPE_SAMPLINGS)},
 }
 
 

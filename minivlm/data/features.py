@@ -216,12 +216,12 @@ class FeatureStore:
         all_or_none(lambda: _encode_batches(store, mine, dataset, model, processor))
         return cls(folder)
 
-    def _pixels(self, place: int, dataset: SampleDataset, processor: "MiniVLMProcessor") -> torch.Tensor:
-        """The image of record `place`, opened and prepared: (1, 3, H, W)."""
-        number = int(self.images["sample"][place])
+    def _pixels(self, index: int, dataset: SampleDataset, processor: "MiniVLMProcessor") -> torch.Tensor:
+        """The image of record `index`, opened and prepared: (1, 3, H, W)."""
+        number = int(self.images["sample"][index])
         sample = dataset[number]
-        image = sample.images[place - bisect_left(self.images["sample"], number)]
-        self.require_unchanged(self.images[place], image, sample.name)
+        image = sample.images[index - bisect_left(self.images["sample"], number)]
+        self.require_unchanged(self.images[index], image, sample.name)
         try:
             return processor.pixels([image])
         except ImageError as error:
@@ -339,9 +339,9 @@ def _encode_batches(
     shown_first = np.unique(store.images["entry"], return_index=True)[1]  # (E,) an entry's first record
     hidden = not (numbers and processes().is_main_process)
     for number in tqdm(numbers, desc="encoding", unit="batch", disable=hidden):
-        places = shown_first[number * BATCH :][:BATCH].tolist()
-        pixels = torch.cat([store._pixels(place, dataset, processor) for place in places])  # (i, 3, H, W)
-        features = encode(model, [pixels], len(places), store.about["precision"], title="")  # (i, N, Dv)
+        indices = shown_first[number * BATCH :][:BATCH].tolist()
+        pixels = torch.cat([store._pixels(index, dataset, processor) for index in indices])  # (i, 3, H, W)
+        features = encode(model, [pixels], len(indices), store.about["precision"], title="")  # (i, N, Dv)
         content = features.view(torch.int16).numpy().astype("<i2", copy=False).tobytes()
         try:
             _overwrite(store.folder / FEATURES, number * BATCH * store.features[0].nbytes, content)

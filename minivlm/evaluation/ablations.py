@@ -34,7 +34,7 @@ from minivlm.config import PROMPTS, STAGES, Stage
 from minivlm.data.samples import Sample
 from minivlm.evaluation.exam import LONG, SHORT
 from minivlm.evaluation.metrics import Estimate, estimate, score_descriptions, score_pope
-from minivlm.evaluation.questions import POPE_WAYS, Reply, pope_questions
+from minivlm.evaluation.questions import POPE_SAMPLINGS, Reply, pope_questions
 from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.pretraining.small_lm import SMALL_LM
@@ -242,7 +242,7 @@ def score(
     """Have a model describe `scenes` by their features (I, N, Dv) and answer POPE's questions about them; score both.
 
     Returns:
-        What `score_texts` gives for greedy answers; "sampled": the same for sampled ones; "pope": way -> accuracy,
+        What `score_texts` gives for greedy answers; "sampled": the same for sampled ones; "pope": sampling -> accuracy,
         yes_ratio (greedy).
     """
     prompts = [ask(PROMPTS[lang], features) for features in patch_features]
@@ -253,7 +253,7 @@ def score(
     pope = score_pope([Reply(item, text) for item, text in zip(items, answers, strict=True)])
     return score_texts(scenes, texts, lang) | {
         "sampled": score_texts(scenes, sampled(model, processor, patch_features, PROMPTS[lang]), lang),
-        "pope": {way: {name: pope[way][name] for name in ("accuracy", "yes_ratio")} for way in POPE_WAYS},
+        "pope": {how: {name: pope[how][name] for name in ("accuracy", "yes_ratio")} for how in POPE_SAMPLINGS},
     }
 
 
@@ -349,8 +349,8 @@ def estimate_of(scored: Mapping[str, Any], measure: str) -> Estimate:
     """One measure of what `score` gives: a name of `score_texts`; behind "sampled ", of sampled answers; or "pope"."""
     if measure == "pope":
         return scored["pope"]["adversarial"]["accuracy"]
-    way, _, name = measure.rpartition(" ")
-    return (scored[way] if way else scored)[name]
+    sampling, _, name = measure.rpartition(" ")
+    return (scored[sampling] if sampling else scored)[name]
 
 
 def as_text(results: Mapping[str, Any], lang: str = "en") -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
-from minivlm.evaluation.questions import POPE_WAYS, Reply, answer_key, of_way, yes_or_no
+from minivlm.evaluation.questions import POPE_SAMPLINGS, Reply, answer_key, of_sampling, yes_or_no
 from minivlm.scenes.facts import COLOURS, KINDS, Scene
 from minivlm.scenes.language import Question, read_facts
 from minivlm.scenes.vocabulary import QUESTION_TYPES
@@ -34,13 +34,16 @@ def chance_levels(
     """The chance levels of one control's answers: descriptions, replies to the exam's and to POPE's questions.
 
     Returns:
-        "descriptions": as `describing` gives them; "questions": type -> accuracy; "pope": way -> accuracy.
+        "descriptions": as `describing` gives them; "questions": type -> accuracy; "pope": sampling -> accuracy.
     """
     by_type = {type_: [reply for reply in answered if reply.item.group == type_] for type_ in QUESTION_TYPES}
     return {
         "descriptions": describing(scenes, texts, shown),
         "questions": {type_: answering(replies, answer_key) for type_, replies in by_type.items() if replies},
-        "pope": {way: answering(of_way(pope, way), lambda _, text: yes_or_no(text)) for way in POPE_WAYS},
+        "pope": {
+            sampling: answering(of_sampling(pope, sampling), lambda _, text: yes_or_no(text))
+            for sampling in POPE_SAMPLINGS
+        },
     }
 
 

@@ -17,7 +17,7 @@ precision "over near things" could fairly be lies between the two.
 
 **Hallucination.** CHAIR_i is the share of mentioned kinds that are not in the picture, CHAIR_s the share of answers
 with at least one (Rohrbach et al., arXiv:1809.02156). POPE asks yes/no (Li et al., arXiv:2305.10355): per picture one
-kind that is there and, for each way of choosing, one that is not: any ("random"), one of the most frequent in training
+kind that is there and, for each sampling, one that is not: any ("random"), one of the most frequent in training
 ("popular"), a usual inhabitant of the setting ("adversarial"). What is neither yes nor no is wrong, and is no yes; the
 yes-ratio is the model's.
 """
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
-from minivlm.evaluation.questions import POPE_WAYS, PRESENT, Reply, is_right, of_way, yes_or_no
+from minivlm.evaluation.questions import POPE_SAMPLINGS, PRESENT, Reply, is_right, of_sampling, yes_or_no
 from minivlm.scenes.facts import MAX_THINGS, Scene, random_stream
 from minivlm.scenes.language import Mentioned, read_facts
 from minivlm.scenes.vocabulary import QUESTION_TYPES
@@ -158,11 +158,11 @@ def score_questions(replies: Iterable[Reply]) -> dict[str, Estimate]:
 
 
 def score_pope(replies: Sequence[Reply]) -> dict[str, dict[str, Estimate]]:
-    """way -> accuracy, precision, recall, f1, yes_ratio (all of them the model's), unreadable."""
+    """sampling -> accuracy, precision, recall, f1, yes_ratio (all of them the model's), unreadable."""
     scores = {}
-    for way in POPE_WAYS:
-        rows = [(r.item.picture, r.item.group == PRESENT, yes_or_no(r.text)) for r in of_way(replies, way)]
-        scores[way] = {
+    for sampling in POPE_SAMPLINGS:
+        rows = [(r.item.picture, r.item.group == PRESENT, yes_or_no(r.text)) for r in of_sampling(replies, sampling)]
+        scores[sampling] = {
             "accuracy": estimate((i, yes is true, 1) for i, true, yes in rows),
             "precision": estimate((i, yes is true, 1) for i, true, yes in rows if yes),
             "recall": estimate((i, yes is true, 1) for i, true, yes in rows if true),

@@ -10,8 +10,8 @@ from minivlm.scenes import vocabulary as w
 from minivlm.scenes.facts import KINDS, USUAL, Scene, random_stream, sample_scene
 from minivlm.scenes.language import Question, exists_question, language_of, noun_phrase, questions, read_facts
 
-POPE_WAYS = ("random", "popular", "adversarial")
-PRESENT = "present"  # marks the questions of POPE whose answer is yes, shared by all ways
+POPE_SAMPLINGS = ("random", "popular", "adversarial")
+PRESENT = "present"  # marks the questions of POPE whose answer is yes, shared by all samplings
 POPULAR_KINDS = 4  # "popular" is one of the so many most frequent kinds that the picture lacks
 COUNTED_SCENES = 4000  # training scenes in which kinds are counted
 
@@ -111,27 +111,27 @@ def yes_or_no(text: str) -> bool | None:
 
 
 def pope_questions(scenes: Sequence[Scene], lang: str) -> list[Item]:
-    """About each picture one question whose answer is yes, and one for every way of choosing what is not there."""
+    """About each picture one question whose answer is yes, and one for every sampling of what is not there."""
     items = []
     for i, scene in enumerate(scenes):
         rng, present = random_stream("pope", i), sorted({t.kind for t in scene.things})
         items.append(Item(i, PRESENT, exists_question(present[rng.integers(len(present))], True, lang, rng)))
-        for way in POPE_WAYS:
-            pool = absent_kinds(scene, way)
-            items.append(Item(i, way, exists_question(pool[rng.integers(len(pool))], False, lang, rng)))
+        for sampling in POPE_SAMPLINGS:
+            pool = absent_kinds(scene, sampling)
+            items.append(Item(i, sampling, exists_question(pool[rng.integers(len(pool))], False, lang, rng)))
     return items
 
 
-def absent_kinds(scene: Scene, way: str) -> list[str]:
-    """The kinds that are not in a picture from which a way of POPE chooses.
+def absent_kinds(scene: Scene, sampling: str) -> list[str]:
+    """The kinds that are not in a picture from which a sampling of POPE chooses.
 
     If all usual inhabitants of a setting are there, "adversarial" chooses as "popular" does.
     """
     absent = [kind for kind in kinds_by_frequency() if kind not in {t.kind for t in scene.things}]
     usual = [kind for kind in absent if kind in USUAL[scene.setting]]
-    if way == "random":
+    if sampling == "random":
         return absent
-    return usual if way == "adversarial" and usual else absent[:POPULAR_KINDS]
+    return usual if sampling == "adversarial" and usual else absent[:POPULAR_KINDS]
 
 
 @lru_cache(maxsize=1)
@@ -141,6 +141,6 @@ def kinds_by_frequency() -> tuple[str, ...]:
     return tuple(sorted(KINDS, key=lambda kind: (-counts[kind], kind)))
 
 
-def of_way(replies: Sequence[Reply], way: str) -> list[Reply]:
-    """The replies to the questions of one way of POPE, yes and no."""
-    return [reply for reply in replies if reply.item.group in (way, PRESENT)]
+def of_sampling(replies: Sequence[Reply], sampling: str) -> list[Reply]:
+    """The replies to the questions of one sampling of POPE, yes and no."""
+    return [reply for reply in replies if reply.item.group in (sampling, PRESENT)]

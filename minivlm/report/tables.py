@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-from minivlm.evaluation import CONTROLS, EVERYONE, POPE_WAYS, Estimate
+from minivlm.evaluation import CONTROLS, EVERYONE, POPE_SAMPLINGS, Estimate
 from minivlm.report.answers import LANGUAGES, STAGES
 from minivlm.scenes.facts import MAX_THINGS
 
@@ -85,7 +85,7 @@ def _exams(run: Run) -> list[tuple[str, Run]]:
 
 
 def with_chance(exam: Run, who: str, group: str, name: str) -> Cell:
-    """The accuracy of a type of question or a way of POPE, beside the chance level of a control's answers."""
+    """The accuracy of a type of question or a sampling of POPE, beside the chance level of a control's answers."""
     scored = exam[group][who][name]
     levels = exam["chance"].get(who, {group: {}})[group]
     return interval(scored["accuracy"] if group == "pope" else scored, chance=levels.get(name))
@@ -215,7 +215,7 @@ def held(run: Run, control: str) -> Held:
         estimates = {
             "descriptions": described(exam, control),
             "questions": exam["questions"][control],
-            "pope": {way: exam["pope"][control][way]["accuracy"] for way in POPE_WAYS},
+            "pope": {sampling: exam["pope"][control][sampling]["accuracy"] for sampling in POPE_SAMPLINGS},
         }
         levels = exam["chance"][control]
         for group, key, level in ((g, key, level) for g in levels for key, level in levels[g].items()):
@@ -248,13 +248,13 @@ def questions_table(run: Run, stage: str) -> Table:
 
 
 def pope_table(run: Run) -> Table:
-    """POPE of both stages, languages and all ways."""
+    """POPE of both stages, languages and all samplings."""
     rows = []
-    for (label, exam), way in product(_exams(run), POPE_WAYS):
-        scores = exam["pope"]["model"][way]
+    for (label, exam), sampling in product(_exams(run), POPE_SAMPLINGS):
+        scores = exam["pope"]["model"][sampling]
         cells = intervals(scores, ("accuracy", "precision", "recall", "f1", "yes_ratio"))
-        best_control = best({who: exam["pope"][who][way]["accuracy"] for who in CONTROLS})
-        rows.append([f"{label}, {way}", *cells, best_control, counts(scores["unreadable"])])
+        best_control = best({who: exam["pope"][who][sampling]["accuracy"] for who in CONTROLS})
+        rows.append([f"{label}, {sampling}", *cells, best_control, counts(scores["unreadable"])])
     head = ["", "accuracy", "precision", "recall", "F1", "yes-ratio", "best control", "unreadable"]
     note = (
         "Half of the questions are to be answered with yes, so 0.50 is chance, and the yes-ratio should be 0.50. "
@@ -264,7 +264,7 @@ def pope_table(run: Run) -> Table:
 
 
 def every_control(run: Run) -> list[Table]:
-    """Every type of question and every way of POPE, as the model and each of its controls answered them."""
+    """Every type of question and every sampling of POPE, as the model and each of its controls answered them."""
     tables, everyone = [], (*EVERYONE, "guess")
     for label, exam in _exams(run):
         rows = [
@@ -273,10 +273,12 @@ def every_control(run: Run) -> list[Table]:
         ]
         tables.append(make_table(f"{label}: questions", ["type", *everyone], rows))
         rows = []
-        for way in POPE_WAYS:
-            rows.append([f"{way}: accuracy", *(with_chance(exam, who, "pope", way) for who in EVERYONE)])
-            rows.append([f"{way}: yes-ratio", *(interval(exam["pope"][who][way]["yes_ratio"]) for who in EVERYONE)])
-        tables.append(make_table(f"{label}: POPE", ["way", *EVERYONE], rows))
+        for sampling in POPE_SAMPLINGS:
+            rows.append([f"{sampling}: accuracy", *(with_chance(exam, who, "pope", sampling) for who in EVERYONE)])
+            rows.append(
+                [f"{sampling}: yes-ratio", *(interval(exam["pope"][who][sampling]["yes_ratio"]) for who in EVERYONE)]
+            )
+        tables.append(make_table(f"{label}: POPE", ["sampling", *EVERYONE], rows))
     return tables
 
 

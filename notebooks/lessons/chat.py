@@ -175,7 +175,7 @@ class Chat:
     def _offer(self) -> None:
         """Offer the words of the last answer that looked at the picture most."""
         chosen = [] if self._looks is None else strongest(self._looks)
-        self.word.options = [(WHOLE, None), *((self._looks.words[place], place) for place in chosen)]
+        self.word.options = [(WHOLE, None), *((self._looks.words[index], index) for index in chosen)]
         self.word.value = None
         self._look()
 
@@ -184,12 +184,12 @@ class Chat:
         if self.picture is None:
             self.view.value = ""
             return
-        place = self.word.value
-        if place is None:
+        index = self.word.value
+        if index is None:
             self.view.value = _image(self.picture, self._alt)
             return
-        weights = self._looks.patches[place]  # (N,)
-        at, word = where(int(weights.argmax()), len(weights)), self._looks.words[place]
+        weights = self._looks.patches[index]  # (N,)
+        at, word = where(int(weights.argmax()), len(weights)), self._looks.words[index]
         remark = f"“{word}” looked most at the {at} ({weights.sum():.0%} of its attention was on the picture)"
         self.view.value = _image(faded(self.picture, weights), f"{self._alt}; {remark}") + _line(remark)
 

@@ -342,20 +342,20 @@ def attention_figure(image: Image.Image, looks: Looks, chosen: Sequence[int] | N
     """The image once for each word, faded where it did not look; a frame marks the patch looked at most.
 
     Args:
-        chosen: places of words; by default those that looked at the image most.
+        chosen: indices of words; by default those that looked at the image most.
 
     Raises:
         ValueError: no word is chosen.
     """
     chosen = strongest(looks) if chosen is None else list(chosen)
     if not chosen:
-        raise ValueError("no word is chosen; give the place of at least one")
+        raise ValueError("no word is chosen; give the index of at least one")
     rows = -(-len(chosen) // ACROSS)
     figure = Figure(figsize=(min(len(chosen), ACROSS) * 2.1, rows * 2.5))
-    for number, place in enumerate(chosen, 1):
+    for number, index in enumerate(chosen, 1):
         axes = figure.add_subplot(rows, min(len(chosen), ACROSS), number)
-        draw_attention(axes, image, looks.patches[place])
-        axes.set_title(word_title(looks, place), fontweight="bold", loc="center")
+        draw_attention(axes, image, looks.patches[index])
+        axes.set_title(word_title(looks, index), fontweight="bold", loc="center")
     figure.subplots_adjust(wspace=0.06, hspace=0.36, left=0, right=1)
     return figure
 
@@ -364,8 +364,8 @@ def show_attention(image: Image.Image, looks: Looks, chosen: Sequence[int] | Non
     """`attention_figure` with alternative text and a one-line summary."""
     chosen = strongest(looks) if chosen is None else list(chosen)
     patches = looks.patches.shape[1]
-    places = [f"{looks.words[place]}: {where(int(looks.patches[place].argmax()), patches)}" for place in chosen]
-    alt = f"The picture once for each word, faded where the word did not look. Looked at most: {'; '.join(places)}"
+    looked = [f"{looks.words[index]}: {where(int(looks.patches[index].argmax()), patches)}" for index in chosen]
+    alt = f"The picture once for each word, faded where the word did not look. Looked at most: {'; '.join(looked)}"
     most = looks.words[int(looks.patches.sum(axis=1).argmax())]
     summary = f"{len(chosen)} words and where each looked; “{most}” looked at the picture more than any other."
     show(attention_figure(image, looks, chosen), alt, summary)
@@ -383,9 +383,9 @@ def draw_attention(axes: Axes, image: Image.Image, weights: np.ndarray) -> None:
     axes.spines[:].set_visible(False)
 
 
-def word_title(looks: Looks, place: int) -> str:
+def word_title(looks: Looks, index: int) -> str:
     """A word as the figures' fonts can write it."""
-    return looks.words[place] if readable(looks.words[place]) else f"word {place + 1}"
+    return looks.words[index] if readable(looks.words[index]) else f"word {index + 1}"
 
 
 # Words that are true of a patch

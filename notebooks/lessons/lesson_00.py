@@ -152,7 +152,7 @@ def course_map(minutes: dict[str, float]) -> Figure:
     """The stations in their order; each card shows the boxes that its notebook is about, and its minutes if known."""
     figure = Figure(figsize=(13.6, 7.0))
     axes = figure.add_axes((0, 0, 1, 1))
-    corners = [_corner(place) for place in range(len(STATIONS))]
+    corners = [_corner(station) for station in range(len(STATIONS))]
     for station, (left, bottom) in zip(STATIONS, corners, strict=True):
         _card(axes, station, left, bottom, minutes.get(station.number))
     for start, end in pairwise(corners[: -len(AFTER)]):
@@ -186,9 +186,9 @@ def show_course(minutes: dict[str, float]) -> None:
     show(course_map(minutes), alt, f"{len(STATIONS)} notebooks; all of them run in {total:.0f} minutes on two cores.")
 
 
-def _corner(place: int) -> tuple[float, float]:
+def _corner(station: int) -> tuple[float, float]:
     """A card's lower left corner: the first row above, the others below."""
-    row, column = divmod(place, ACROSS)
+    row, column = divmod(station, ACROSS)
     return column * (CARD + GAP), (1 - row) * (HIGH + BETWEEN)
 
 

@@ -167,8 +167,8 @@ def cut_plate(picture: Image.Image, side: int, pulled: Sequence[int]) -> Figure:
     for axes, title in ((whole, "one picture"), (apart, f"{side} × {side} = {side * side} patches")):
         axes.set(xlim=(-0.05, side + 0.05), ylim=(side + 0.05, -0.05), aspect="equal", title=title)
         axes.axis("off")
-    for place, patch in enumerate(pulled):
-        one = figure.add_axes((0.765 + 0.12 * (place % 2), 0.52 - 0.4 * (place // 2), 0.11, 0.3))
+    for index, patch in enumerate(pulled):
+        one = figure.add_axes((0.765 + 0.12 * (index % 2), 0.52 - 0.4 * (index // 2), 0.11, 0.3))
         one.imshow(cuts[patch], interpolation="nearest")
         one.set_title(f"patch {patch}", fontsize=10)
         one.axis("off")

@@ -103,8 +103,8 @@ def rows_plate(
         _strip(ax, row, kinds[row].tolist())
         if row < len(beside):
             ax.text(1.012 * length, row + ROW / 2, beside[row], va="center", fontsize=9.5)
-    for place, (kind, look) in enumerate(LOOKS.items()):
-        left = length * 0.17 * place
+    for index, (kind, look) in enumerate(LOOKS.items()):
+        left = length * 0.17 * index
         ax.add_patch(Rectangle((left, rows), length * 0.02, 0.3, edgecolor=GREY, linewidth=0.8, **look))
         ax.text(left + length * 0.028, rows + 0.15, kind, va="center", fontsize=9)
     ax.set(xlim=(0, length), ylim=(rows + 0.42, -0.1))

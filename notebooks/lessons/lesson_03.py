@@ -160,7 +160,7 @@ def gradient_path(
         arrives: the norm of the gradient that W keeps.
     """
     layers, length = len(norms) - 1, norms.shape[1]
-    places, side = np.flatnonzero(is_image), int(is_image.sum() ** 0.5)
+    positions, side = np.flatnonzero(is_image), int(is_image.sum() ** 0.5)
     figure = Figure(figsize=(11.8, 5.0))
     ax = figure.add_axes((0.105, 0.36, 0.885, 0.55))
     shares = np.ma.masked_equal(norms / norms.max(axis=1, keepdims=True), 0)
@@ -168,16 +168,16 @@ def gradient_path(
     ax.imshow(shares, aspect="auto", **options)
     ax.set_facecolor("white")
     ax.set_yticks(range(layers + 1), ["what goes in", *(f"out of layer {layer + 1}" for layer in range(layers))])
-    ax.set_xticks(np.flatnonzero(~is_image), [tokens[place] for place in np.flatnonzero(~is_image)])
+    ax.set_xticks(np.flatnonzero(~is_image), [tokens[t] for t in np.flatnonzero(~is_image)])
     ax.tick_params(axis="x", rotation=90, labelsize=7.5, length=0, pad=2)
     ax.tick_params(axis="y", length=0)
-    for edge in (places[0] - 0.5, places[-1] + 0.5):
+    for edge in (positions[0] - 0.5, positions[-1] + 0.5):
         ax.axvline(edge, color=ORANGE, linewidth=1.5)
-    for place in np.flatnonzero(supervised):
-        ax.plot(place, layers + 0.72, marker="v", color=INK, markersize=5, clip_on=False)
+    for t in np.flatnonzero(supervised):
+        ax.plot(t, layers + 0.72, marker="v", color=INK, markersize=5, clip_on=False)
     middle, above = np.flatnonzero(supervised).mean(), layers + 1.0
     ax.text(middle, above, "the loss enters here", ha="center", va="bottom", fontsize=9)
-    ax.text(places.mean(), layers + 0.62, f"the picture's {len(places)} places", ha="center", fontsize=9)
+    ax.text(positions.mean(), layers + 0.62, f"the picture's {len(positions)} places", ha="center", fontsize=9)
     legend = "the brighter, the more of its row's largest gradient; white: none"
     ax.text(-0.5, above, legend, va="bottom", fontsize=8.5)
     ax.set(xlim=(-0.5, length - 0.5), ylim=(-0.5, layers + 0.5))
@@ -196,14 +196,14 @@ def _down_to_w(figure: Figure, ax: Axes, image: Image.Image, last: np.ndarray, a
     y, x = np.mgrid[:side, :side] + 0.5
     whole.scatter(x, y, s=70 * last / last.max(), color=BLUE, edgecolors="white", linewidths=0.6)
     whole.axis("off")
-    way = {"arrowstyle": "-|>", "mutation_scale": 14, "color": INK, "linewidth": 1.4}
+    arrow = {"arrowstyle": "-|>", "mutation_scale": 14, "color": INK, "linewidth": 1.4}
     middle = left + 0.0625
-    figure.add_artist(FancyArrowPatch((middle, box.y0 - 0.008), (middle, 0.305), transform=figure.transFigure, **way))
+    figure.add_artist(FancyArrowPatch((middle, box.y0 - 0.008), (middle, 0.305), transform=figure.transFigure, **arrow))
     beside = figure.add_axes((left + 0.135, 0.0, 0.58, 0.295))
     beside.set(xlim=(0, 100), ylim=(0, 10))
     beside.axis("off")
     beside.text(0, 9.4, "a dot's area: how much\narrives at its patch", va="top", fontsize=8.5)
-    beside.add_patch(FancyArrowPatch((0, 3.2), (24, 3.2), **way))
+    beside.add_patch(FancyArrowPatch((0, 3.2), (24, 3.2), **arrow))
     beside.add_patch(Rectangle((25, 0.6), 11, 5.4, facecolor="#FFE3C8", edgecolor=ORANGE, linewidth=2.4))
     beside.text(30.5, 3.3, "W", ha="center", va="center", fontsize=15, fontweight="bold")
     size = f"keeps a gradient of norm {arrives:.3g};\nthe layers above keep none"
@@ -231,8 +231,8 @@ def lighting_up(image: Image.Image, moments: Mapping[int, Moment]) -> Figure:
 def _lit(axes: Axes, image: Image.Image, lit: Sequence[bool]) -> None:
     """An image of which only some patches are shown as they are; the others are pale and grey."""
     side = int(len(lit) ** 0.5)
-    for place, (patch, shown) in enumerate(zip(patches(image, len(lit)), lit, strict=True)):
-        y, x = divmod(place, side)
+    for index, (patch, shown) in enumerate(zip(patches(image, len(lit)), lit, strict=True)):
+        y, x = divmod(index, side)
         if not shown:
             grey = patch.mean(axis=-1, keepdims=True).repeat(3, axis=-1)
             patch = (255 - (255 - grey) * 0.16).astype(np.uint8)
@@ -246,15 +246,15 @@ def facts_bars(rows: Mapping[str, Mapping[str, int]]) -> Figure:
     """What the nearest words of things' patches say: a bar for each row of counts from `lenses.facts_named`."""
     figure = Figure(figsize=(9.6, 0.55 * len(rows) + 1.5), layout="constrained")
     axes = figure.add_subplot()
-    for place, (name, counts) in enumerate(rows.items()):
+    for index, (name, counts) in enumerate(rows.items()):
         start, total = 0.0, sum(counts.values())
         for fact, shade, hatch in zip((*FACTS, UNTRUE), SHADES, HATCHES, strict=True):
             share = counts[fact] / total
-            label = fact if place == 0 else None
+            label = fact if index == 0 else None
             axes.barh(name, share, 0.72, start, color=shade, hatch=hatch, edgecolor="white", label=label)
             start += share
         true = 1 - counts[UNTRUE] / total
-        note(axes, f"{true:.0%} true", (1, place), (6, 0), va="center")
+        note(axes, f"{true:.0%} true", (1, index), (6, 0), va="center")
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="share of the patches that things cover, by what their nearest word says of the thing")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -271,14 +271,14 @@ def intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> Figure:
     figure = Figure(figsize=(9.2, 0.3 * len(rows) * (len(measured) + 0.45) + 1.0), layout="constrained")
     axes = figure.add_subplot()
     ticks = []
-    for place, (who, figures) in enumerate(rows.items()):
+    for index, (who, figures) in enumerate(rows.items()):
         for number, (what, share) in enumerate(figures.items()):
-            y = place * (len(measured) + 0.45) + number
+            y = index * (len(measured) + 0.45) + number
             ticks.append((y, who if len(measured) == 1 else f"{who}: {what}" if number == 0 else what))
             if share["value"] is None:
                 note(axes, "nothing named", (0, y), (6, 0), va="center", fontsize=9)
                 continue
-            colour = BLUE if place == 0 else GREY
+            colour = BLUE if index == 0 else GREY
             axes.plot([share["low"], share["high"]], [y, y], color=colour, linewidth=5, alpha=0.45)
             axes.plot(share["value"], y, MARKERS[number % len(MARKERS)], color=colour, markersize=8)
             text = f"{share['value']:.2f}   ({share['numerator']} of {share['denominator']})"
@@ -311,8 +311,8 @@ def patch_words(
         axes.imshow(pale, extent=(0, side, side, 0), interpolation="bicubic")
         for label, covered in outlines:
             _outline(axes, covered, side, label)
-        for place, word in enumerate(words):
-            y, x = divmod(place, side)
+        for index, word in enumerate(words):
+            y, x = divmod(index, side)
             _patch_word(axes, x + 0.5, y + 0.5, word)
         axes.set_title(title, fontsize=12, pad=8)
         axes.set(xlim=(-0.03, side + 0.03), ylim=(side + 0.03, -0.03))

@@ -177,20 +177,20 @@ def forgetting_figure(results: Mapping[str, Any], live: dict[str, float] | None 
     looks = {WITH: (BLUE, "o", "after, with text rows", 0.2), WITHOUT: (ORANGE, "^", "after, without", -0.2)}
     figure = Figure(figsize=(8.6, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    for place, task in enumerate(TEXT_TASKS):
+    for index, task in enumerate(TEXT_TASKS):
         before = results["before"][task]
-        axes.plot([before] * 2, [-place - 0.4, -place + 0.4], color=GREY, linewidth=3, zorder=1)
+        axes.plot([before] * 2, [-index - 0.4, -index + 0.4], color=GREY, linewidth=3, zorder=1)
         for variant, (colour, mark, name, up) in looks.items():
             values = seeds_of(results, variant, task)
-            y = -place + up
+            y = -index + up
             axes.plot([min(values), max(values)], [y, y], color=colour, linewidth=1.2, zorder=2)
-            label = name if place == 0 else None
+            label = name if index == 0 else None
             axes.plot(values, [y] * len(values), mark, color=colour, markersize=8, alpha=0.8, label=label, zorder=3)
         if live is not None:
             star = {"markersize": 13, "color": "white", "markeredgecolor": ORANGE, "markeredgewidth": 1.6}
-            axes.plot(live[task], -place - 0.2, "*", label="this run" if place == 0 else None, zorder=4, **star)
+            axes.plot(live[task], -index - 0.2, "*", label="this run" if index == 0 else None, zorder=4, **star)
     axes.plot([], [], color=GREY, linewidth=3, label="before stage 2")
-    axes.set_yticks([-place for place in range(len(TEXT_TASKS))], TEXT_TASKS)
+    axes.set_yticks([-index for index in range(len(TEXT_TASKS))], TEXT_TASKS)
     axes.set(xlim=(-0.02, 1.03), ylim=(-len(TEXT_TASKS) + 0.4, 0.6), xlabel="share of exact answers, text alone")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(axis="x")
@@ -208,10 +208,10 @@ def choices_figure(results: Mapping[str, Any], measures: Mapping[str, str]) -> F
     for number, (measure, title) in enumerate(measures.items()):
         axes = figure.add_subplot(1, len(measures), number + 1)
         axes.axvline(results["before"][measure], color=GREY, linewidth=2, linestyle="--")
-        for place, name in enumerate(names):
+        for index, name in enumerate(names):
             values = seeds_of(results, name, measure)
-            axes.plot([min(values), max(values)], [-place] * 2, color=BLUE, linewidth=1.2)
-            axes.plot(values, [-place] * len(values), "o", color=BLUE, markersize=7, alpha=0.7)
+            axes.plot([min(values), max(values)], [-index] * 2, color=BLUE, linewidth=1.2)
+            axes.plot(values, [-index] * len(values), "o", color=BLUE, markersize=7, alpha=0.7)
         axes.set_title(title)
         axes.margins(x=0.12)
         axes.set_ylim(-len(names) + 0.5, 0.5)
@@ -220,7 +220,7 @@ def choices_figure(results: Mapping[str, Any], measures: Mapping[str, str]) -> F
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
         labels = [f"{name}\n{results['variants'][name]['parameters']:,}" for name in names] if number == 0 else []
-        axes.set_yticks([-place for place in range(len(labels))], labels, fontsize=9, color=INK)
+        axes.set_yticks([-index for index in range(len(labels))], labels, fontsize=9, color=INK)
     began = (results["before"][next(iter(measures))], -len(names) + 1.5)
     note(figure.axes[0], "before", began, (5, 0), fontsize=8.5, va="center")
     return figure
@@ -349,8 +349,8 @@ def show_compared(image: Image.Image, models: Mapping[str, Looks], chosen: Seque
     alt = f"The picture once for each of {len(chosen)} words in {len(models)} rows, faded where the word did not look."
     shares = []
     for name, looks in models.items():
-        places = [f"{looks.words[k]}: {where(int(looks.patches[k].argmax()), looks.patches.shape[1])}" for k in chosen]
-        alt += f" {name}, looked at most: {'; '.join(places)}."
+        looked = [f"{looks.words[k]}: {where(int(looks.patches[k].argmax()), looks.patches.shape[1])}" for k in chosen]
+        alt += f" {name}, looked at most: {'; '.join(looked)}."
         shares.append(f"{name} {np.mean([looks.patches[k].sum() for k in chosen]):.0%}")
     summary = f"Of these words' attention on the picture: {', '.join(shares)}."
     show(compared_figure(image, models, chosen), alt, summary)

@@ -87,7 +87,7 @@ def two_losses(losses: Mapping[str, Sequence[float]], nothing_known: float) -> F
         axes.set_title(name)
         axes.grid(axis="y")
     first = figure.axes[0]
-    first.set_ylabel("loss per learnt token")
+    first.set_ylabel("loss per supervised token")
     end = (len(next(iter(losses.values()))), nothing_known)
     note(first, "ln V: knows nothing", end, (0, -12), ha="right", fontsize=8.5)
     return figure
@@ -105,7 +105,7 @@ def by_mention(rows: Mapping[str, Sequence[Sequence[float | None]]]) -> Figure:
     looks = zip(rows.items(), (BLUE, ORANGE, INK, GREY), ("o-", "s--", "^-.", "D:"), strict=False)
     for (who, seeds), colour, mark in looks:
         columns = [[share for share in column if share is not None] for column in zip(*seeds, strict=True)]
-        x = [place for place, shares in enumerate(columns, 1) if shares]  # some mention was the n-th
+        x = [n for n, shares in enumerate(columns, 1) if shares]  # some mention was the n-th
         lowest, highest = ([end(shares) for shares in columns if shares] for end in (min, max))
         axes.fill_between(x, lowest, highest, color=colour, alpha=0.15)
         means = [sum(shares) / len(shares) for shares in columns if shares]
@@ -171,10 +171,10 @@ class Occlusion:
     @property
     def drops(self) -> np.ndarray:
         """(√N, √N): how much of the word's probability is lost, over all windows that hide a patch, on average."""
-        places, side = len(self.hidden), len(self.hidden) + self.window - 1
+        positions, side = len(self.hidden), len(self.hidden) + self.window - 1
         total, count = np.zeros((side, side)), np.zeros((side, side))
-        for y in range(places):
-            for x in range(places):
+        for y in range(positions):
+            for x in range(positions):
                 total[y : y + self.window, x : x + self.window] += self.whole - self.hidden[y, x]
                 count[y : y + self.window, x : x + self.window] += 1
         return total / count
@@ -212,8 +212,8 @@ def occlude(
         images[-1].paste(GREY_BOX, (x, y, x + window * size, y + window * size))
     features = model.vision(processor.pixels(images).to(model.device))  # (I, N, Dv)
     chances = word_chances(model, processor, features, prompt, text, (start, start + len(word)))
-    places = side - window + 1
-    return Occlusion(text, word, chances[0], np.array(chances[1:]).reshape(places, places), window)
+    positions = side - window + 1
+    return Occlusion(text, word, chances[0], np.array(chances[1:]).reshape(positions, positions), window)
 
 
 @torch.no_grad()
@@ -243,7 +243,7 @@ def word_chances(
 
 
 @style()
-def occlusion_plate(scene: Scene, index: int, found: Occlusion, texts: Mapping[str, str]) -> Figure:
+def occlusion_plate(scene: Scene, index: int, occlusion: Occlusion, texts: Mapping[str, str]) -> Figure:
     """A picture whole, with a thing under a grey box, and without it, each with its answer; and which patches matter.
 
     Args:
@@ -256,7 +256,7 @@ def occlusion_plate(scene: Scene, index: int, found: Occlusion, texts: Mapping[s
         axes.imshow(np.asarray(image))
         axes.set_title(title)
         axes.set_xlabel(textwrap.fill(text, 31), fontsize=8.5, loc="left")
-    _heat(panels[3], images[0], found)
+    _heat(panels[3], images[0], occlusion)
     for axes in panels:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
@@ -306,17 +306,17 @@ def _arms(
     axes: Axes, results: Mapping[str, Any], arms: Sequence[str], measure: str, live: Mapping[str, Mapping[str, float]]
 ) -> None:
     base = values(results, arms[0], measure)
-    for place, arm in enumerate(arms):
+    for index, arm in enumerate(arms):
         reached = values(results, arm, measure)
         mean = sum(reached) / len(reached)
-        axes.plot([place - 0.28, place + 0.28], [mean, mean], color=BLUE, linewidth=3)
-        x = place + np.linspace(-0.12, 0.12, len(reached))
+        axes.plot([index - 0.28, index + 0.28], [mean, mean], color=BLUE, linewidth=3)
+        x = index + np.linspace(-0.12, 0.12, len(reached))
         axes.plot(x, reached, "o", color="white", markeredgecolor=INK, markersize=6)
-        axes.annotate(f"{mean:.3f}", (place + 0.31, mean), va="center", fontsize=8.5)
-        if place and effect(base, reached).claimed:
-            note(axes, "≠", (place, max(reached)), (0, 7), ha="center", color=INK)
+        axes.annotate(f"{mean:.3f}", (index + 0.31, mean), va="center", fontsize=8.5)
+        if index and effect(base, reached).claimed:
+            note(axes, "≠", (index, max(reached)), (0, 7), ha="center", color=INK)
         if measure in live.get(arm, {}):
-            axes.plot(place - 0.2, live[arm][measure], "*", color=ORANGE, markersize=14, markeredgecolor=INK)
+            axes.plot(index - 0.2, live[arm][measure], "*", color=ORANGE, markersize=14, markeredgecolor=INK)
     axes.set_xticks(range(len(arms)), arms)
     axes.set(xlim=(-0.5, len(arms) - 0.2))
     axes.margins(y=0.25)

@@ -213,9 +213,9 @@ def matching(pictures: Sequence[Image.Image], captions: Sequence[str], cosines: 
     beside = figure.add_axes((0.53, 0.02, 0.46, 0.9))
     beside.set(xlim=(0, 1), ylim=(count - 0.5, -0.5))
     beside.axis("off")
-    for place, line in enumerate(captions):
-        beside.text(0.03, place, f"{place + 1}", va="center", ha="right", fontsize=11, fontweight="bold")
-        beside.text(0.06, place, line, va="center", fontsize=11)
+    for index, line in enumerate(captions):
+        beside.text(0.03, index, f"{index + 1}", va="center", ha="right", fontsize=11, fontweight="bold")
+        beside.text(0.06, index, line, va="center", fontsize=11)
     return figure
 
 
@@ -232,7 +232,7 @@ def _square(axes: Axes, values: np.ndarray) -> None:
             axes.text(column, row, number, ha="center", va="center", fontweight=weight, **look)
         frame = {"fill": False, "edgecolor": ORANGE, "linewidth": 3, "zorder": 3}
         axes.add_patch(Rectangle((best - 0.46, row - 0.46), 0.92, 0.92, **frame))
-    axes.set_xticks(range(count), [str(place + 1) for place in range(count)], fontweight="bold")
+    axes.set_xticks(range(count), [str(index + 1) for index in range(count)], fontweight="bold")
     axes.set_yticks([])
     axes.xaxis.tick_top()
     axes.tick_params(length=0)
@@ -277,9 +277,9 @@ def learnt_when(moments: Mapping[int, Mapping[str, float]], title: str, label: s
 def _apart(values: Sequence[float], least: float) -> list[float]:
     """The same heights, moved upwards where two would be closer than `least`."""
     placed, last = {}, -np.inf
-    for place in np.argsort(values, kind="stable"):
-        last = placed[int(place)] = max(values[place], last + least)
-    return [placed[place] for place in range(len(values))]
+    for index in np.argsort(values, kind="stable"):
+        last = placed[int(index)] = max(values[index], last + least)
+    return [placed[index] for index in range(len(values))]
 
 
 # Byte pairs
@@ -307,11 +307,11 @@ def learn_merges(words: Counter[str], count: int) -> list[tuple[Pair, int]]:
 def _merged(pieces: list[str], pair: Pair) -> list[str]:
     """A word's pieces, the pair joined wherever it stands, from left to right."""
     joined: list[str] = []
-    place = 0
-    while place < len(pieces):
-        two = tuple(pieces[place : place + 2]) == pair
-        joined.append("".join(pair) if two else pieces[place])
-        place += 2 if two else 1
+    index = 0
+    while index < len(pieces):
+        two = tuple(pieces[index : index + 2]) == pair
+        joined.append("".join(pair) if two else pieces[index])
+        index += 2 if two else 1
     return joined
 
 
@@ -345,8 +345,8 @@ def show_cuts(cuts: Mapping[str, Sequence[str]], heading: str) -> None:
     rows = []
     for name, tokens in cuts.items():
         boxes = "".join(
-            f'<span style="{frame};background:{("#E6F0F7", "#FFF0E2")[place % 2]}">{html.escape(token)}</span>'
-            for place, token in enumerate(tokens)
+            f'<span style="{frame};background:{("#E6F0F7", "#FFF0E2")[index % 2]}">{html.escape(token)}</span>'
+            for index, token in enumerate(tokens)
         )
         rows.append([html.escape(name), str(len(tokens)), boxes])
     plain = "\n".join(f"{name}: {len(tokens)} tokens: {' | '.join(tokens)}" for name, tokens in cuts.items())
@@ -406,7 +406,7 @@ def form_of(kind: str) -> str:
 
 def show_rounds(log: Sequence[Mapping], title: str) -> None:
     """A language model's rounds, see `rounds`."""
-    last = max(place for place, row in enumerate(log) if row["step"] == 0)  # the last round begins here
+    last = max(line for line, row in enumerate(log) if row["step"] == 0)  # the last round begins here
     losses = {name: [row["loss"] for row in log[last:] if form_of(row["kind"]) == name] for name in FORMS}
     medians = ", ".join(f"{TITLES[name]} {np.median(row):.2f}" for name, row in losses.items() if row)
     alt = (
@@ -465,13 +465,13 @@ def two_tongues(losses: Mapping[str, Sequence[Sequence[float]]], named: Mapping[
     """The same W trained on different language models: its loss, one line a seed, and the share of things named."""
     figure = Figure(figsize=(10.5, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
-    for place, (name, (colour, dashes, mark)) in enumerate(zip(losses, STROKES[::4], strict=False)):
+    for index, (name, (colour, dashes, mark)) in enumerate(zip(losses, STROKES[::4], strict=False)):
         for curve in losses[name]:
             mean = smoothed(curve, window=8)
             left.plot(np.arange(1, len(mean) + 1), mean, dashes, color=colour, linewidth=1.6)
         left.plot([], [], dashes, color=colour, label=name)
-        right.plot(named[name], [place] * len(named[name]), mark, color=colour, markersize=9, alpha=0.8)
-        right.text(0, place - 0.18, name, color=colour)
+        right.plot(named[name], [index] * len(named[name]), mark, color=colour, markersize=9, alpha=0.8)
+        right.text(0, index - 0.18, name, color=colour)
     left.set(ylim=(0, None), xlabel="step", ylabel="loss", title="Training W: a line for each seed")
     right.set(xlim=(-0.03, 1.03), ylim=(len(losses) - 0.6, -0.6), title="Things named, held-out pictures")
     left.legend(frameon=False, loc="upper right")

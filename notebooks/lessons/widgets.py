@@ -220,13 +220,13 @@ def drawing(scene: Scene, words: Sequence[PatchWord], chosen: int | None = None)
         *(_cell(patch, side, word) for patch, word in enumerate(words)),
     ]
     if chosen is not None:
-        y, x = (place * CELL + 1 for place in divmod(chosen, side))
+        y, x = (k * CELL + 1 for k in divmod(chosen, side))
         look = f'fill="none" stroke="{INK}" stroke-width="3" stroke-dasharray="6 3"'
         parts.append(f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}" {look}/>')
     return "".join([*parts, "</svg>"])
 
 
-def _word_table(nearest: Sequence[NearWord], word: PatchWord, place: str) -> str:
+def _word_table(nearest: Sequence[NearWord], word: PatchWord, position: str) -> str:
     """The nearest words of a patch with their cosines, also as bars."""
     own = html.escape(_both(word))
     verdict = "which is true of it" if word.true else "which is not true of it"
@@ -237,7 +237,7 @@ def _word_table(nearest: Sequence[NearWord], word: PatchWord, place: str) -> str
         for near in nearest
     )
     return (
-        f"<p>Patch in <b>{place}</b>: nearest to <b>{own}</b>, {verdict}.</p>"
+        f"<p>Patch in <b>{position}</b>: nearest to <b>{own}</b>, {verdict}.</p>"
         f'<table><tr><th scope="col">word</th><th scope="col">cosine</th><th></th></tr>{rows}</table>'
     )
 

@@ -101,8 +101,8 @@ def test_pope_is_held_against_other_pictures_of_which_the_same_kind_was_asked(la
     items = evaluation.pope_questions(SCENES, lang)
     pope = [evaluation.Reply(item, forms[int(rng.choice(3, p=(0.3, 0.5, 0.2)))]) for item in items]
     level = evaluation.chance.chance_levels(SCENES, [""] * len(SCENES), replies(lang, lambda i: i), pope)["pope"]
-    assert len(set(level.values())) == len(evaluation.POPE_WAYS)
-    for way in evaluation.POPE_WAYS:
+    assert len(set(level.values())) == len(evaluation.POPE_SAMPLINGS)
+    for way in evaluation.POPE_SAMPLINGS:
         group = [reply for reply in pope if reply.item.group in (way, PRESENT)]
         shares = []
         for one in group:

@@ -14,7 +14,7 @@ from PIL import Image
 from runs import CHANCE, LANGUAGES, STAGES, make_run
 from runs import some_estimate as figure
 
-from minivlm.evaluation import POPE_WAYS
+from minivlm.evaluation import POPE_SAMPLINGS
 from minivlm.report import build, headline, held, marked, read_seeds, table_as_text, tables, write_report
 from minivlm.report.answers import table_rows
 from minivlm.report.tables import headline_table
@@ -253,8 +253,8 @@ def test_controls_at_their_chance_level_are_counted(run):
             told |= {"things": {"pair": {"near": {"any": {"precision": wide, "recall": wide}}}}}
             told |= dict.fromkeys(("setting", "chair_i", "chair_s"), wide)
             exam["questions"]["another"] |= dict.fromkeys(QUESTION_TYPES, wide)
-            exam["pope"]["another"] = {way: {"accuracy": wide} for way in POPE_WAYS}
-    per_cell = 5 + len(QUESTION_TYPES) + len(POPE_WAYS)
+            exam["pope"]["another"] = {way: {"accuracy": wide} for way in POPE_SAMPLINGS}
+    per_cell = 5 + len(QUESTION_TYPES) + len(POPE_SAMPLINGS)
     assert held(run, "another") == tables.Held(4 * per_cell, 4 * per_cell, [], [])
     edge = {"low": CHANCE["questions"]["colour"]}
     run["exam"]["sft"]["zh"]["questions"]["another"]["colour"] = wide | edge  # an end belongs to the interval

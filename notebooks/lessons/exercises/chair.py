@@ -32,13 +32,13 @@ MENTIONED: Answers = [
 ]
 
 
-def ratio(of: Count, to: Count = lambda said, there: 1) -> Formula:
+def ratio(of: Count, to: Count = lambda named, there: 1) -> Formula:
     """A ratio of two sums over all answers; 0 where nothing was counted."""
 
     def formula(mentioned: Answers, present: Pictures) -> float:
         pairs = list(zip(mentioned, present, strict=True))
-        whole = sum(to(said, there) for said, there in pairs)
-        return sum(of(said, there) for said, there in pairs) / whole if whole else 0.0
+        whole = sum(to(named, there) for named, there in pairs)
+        return sum(of(named, there) for named, there in pairs) / whole if whole else 0.0
 
     return formula
 
@@ -47,17 +47,17 @@ def _kinds(pairs: Sequence[Pair]) -> set[str]:
     return {kind for kind, _ in pairs}
 
 
-def _mentions(said: Sequence[Pair], there: Sequence[Pair]) -> int:
-    return len(said)
+def _mentions(named: Sequence[Pair], there: Sequence[Pair]) -> int:
+    return len(named)
 
 
-def _invented(said: Sequence[Pair], there: Sequence[Pair]) -> int:
-    return sum(kind not in _kinds(there) for kind, _ in said)
+def _invented(named: Sequence[Pair], there: Sequence[Pair]) -> int:
+    return sum(kind not in _kinds(there) for kind, _ in named)
 
 
 chair_i = ratio(_invented, _mentions)  # of all mentions in all answers, the share whose kind is not in the picture
-chair_s = ratio(lambda said, there: _invented(said, there) > 0)  # the share of answers with at least one such kind
-mean_of_each = ratio(lambda said, there: chair_i([said], [there]))
+chair_s = ratio(lambda named, there: _invented(named, there) > 0)  # the share of answers with at least one such kind
+mean_of_each = ratio(lambda named, there: chair_i([named], [there]))
 
 
 def missed(mentioned: Answers, present: Pictures) -> float:
@@ -68,16 +68,16 @@ def missed(mentioned: Answers, present: Pictures) -> float:
 # What is typically given for CHAIR_i, and what to say about it.
 WRONG_I: tuple[tuple[Formula, str], ...] = (
     (
-        ratio(_invented, lambda said, there: len(there)),
+        ratio(_invented, lambda named, there: len(there)),
         "divides by the things in the pictures. It asks how much of what was *said* is untrue: divide by the mentions",
     ),
     (
-        ratio(lambda said, there: len(_kinds(said) - _kinds(there)), lambda said, there: len(_kinds(said))),
+        ratio(lambda named, there: len(_kinds(named) - _kinds(there)), lambda named, there: len(_kinds(named))),
         "counts a kind once per answer, however often it is named. Every mention counts, above and below the line; "
         "a set drops those that come again",
     ),
     (
-        ratio(lambda said, there: sum(pair not in there for pair in said), _mentions),
+        ratio(lambda named, there: sum(pair not in there for pair in named), _mentions),
         "takes a thing of the wrong colour for an invented one. CHAIR looks at kinds alone: a blue dog where there is "
         "a red one is a mistake, but no invention. Compare the first half of each pair",
     ),
@@ -119,16 +119,16 @@ WRONG_S: tuple[tuple[Formula, str], ...] = (
         "counts every invented thing. An answer with three counts as much as one with a single one: 1",
     ),
     (
-        ratio(lambda said, there: _invented(said, there) > 0, _mentions),
+        ratio(lambda named, there: _invented(named, there) > 0, _mentions),
         "divides by the mentions; it is a share of answers: divide by how many answers there are",
     ),
     (
-        ratio(lambda said, there: any(pair not in there for pair in said)),
+        ratio(lambda named, there: any(pair not in there for pair in named)),
         "counts an answer that gets only a colour wrong. CHAIR looks at kinds alone",
     ),
     (lambda m, p: 1 - chair_s(m, p), "is the share of answers that invent *nothing*; CHAIR_s is the other part"),
     (
-        ratio(lambda said, there: _kinds(said) != _kinds(there)),
+        ratio(lambda named, there: _kinds(named) != _kinds(there)),
         "counts an answer that leaves something out. Only what is invented makes it count",
     ),
 )

@@ -92,7 +92,7 @@ def segments(row: Example, processor: MiniVLMProcessor) -> list[Segment]:
     tokenizer, stretches = processor.tokenizer, []
     names = {role: tokenizer.encode(f"{role}\n", add_special_tokens=False) for role in ROLES}
     heads = {role: [tokenizer.bos_token_id, *ids] for role, ids in names.items()}
-    starts = [place for place, token in enumerate(row.input_ids) if token == tokenizer.bos_token_id]
+    starts = [index for index, token in enumerate(row.input_ids) if token == tokenizer.bos_token_id]
     if starts[:1] != [0]:
         raise ValueError("a conversation begins with the head of a turn; render it by processor.encode")
     for start, stop in zip(starts, [*starts[1:], len(row.input_ids)], strict=True):
@@ -137,16 +137,16 @@ def _compare(labels: list[int], conversation: Sequence[Segment]) -> None:
         raise Wrong(
             "everything is supervised, the question and the placeholders too. Only what the assistant writes is learnt"
         )
-    _check_place(labels, ids, right)
+    _check_shift(labels, ids, right)
     _check_values(labels, ids, right)
     _check_segments(labels, conversation)
 
 
-def _check_place(labels: list[int], ids: list[int], right: list[int]) -> None:
-    """Labels that stand one place away from where they belong."""
+def _check_shift(labels: list[int], ids: list[int], right: list[int]) -> None:
+    """Labels that stand one position away from where they belong."""
     if labels == [*right[1:], IGNORE_INDEX]:
         raise Wrong(
-            "every label stands one place early, as if the loss did not shift. It does: the output at place t is "
+            "every label stands one position early, as if the loss did not shift. It does: the output at position t is "
             "compared with the label at t + 1. So a label stands at its own token"
         )
     supervised = [label != IGNORE_INDEX for label in right]
@@ -167,10 +167,10 @@ def _check_values(labels: list[int], ids: list[int], right: list[int]) -> None:
     fillers = {label for label, wanted in zip(labels, right, strict=True) if wanted == IGNORE_INDEX}
     if len(fillers) == 1 and (filler := fillers.pop()) != IGNORE_INDEX:
         raise Wrong(f"tokens that teach nothing are labelled {filler}; the loss passes over {IGNORE_INDEX} only")
-    for place, (label, token) in enumerate(zip(labels, ids, strict=True)):
+    for position, (label, token) in enumerate(zip(labels, ids, strict=True)):
         if label not in (IGNORE_INDEX, token):
             raise Wrong(
-                f"label {place} is {label}, but the token there is {token}. A label is the token's own id, unchanged"
+                f"label {position} is {label}, but the token there is {token}. A label is the token's own id, unchanged"
             )
 
 
@@ -182,7 +182,7 @@ def _check_segments(labels: list[int], conversation: Sequence[Segment]) -> None:
         (segment.part, segment.role) for segment, own in dealt if set(expected([segment])) == {IGNORE_INDEX} != set(own)
     }
     for part, message in TOO_MUCH.items():
-        for role in sorted(role for place, role in carrying if place == part):
+        for role in sorted(role for position, role in carrying if position == part):
             raise Wrong(message.format(role=role))
     lacking = [(segment.part, own != expected([segment])) for segment, own in dealt if segment.role == "assistant"]
     if ("text", True) not in lacking:

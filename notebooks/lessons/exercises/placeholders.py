@@ -58,8 +58,8 @@ def by_definition(batch: Batch, image_embeds: torch.Tensor | None = None) -> tor
     """The definition, in loops: the k-th placeholder of the batch gets the k-th of the pictures' embeddings."""
     images = batch.image_embeds if image_embeds is None else image_embeds
     result, queue = batch.inputs_embeds.clone(), iter(images.reshape(-1, WIDTH))
-    for row, place in batch.mask.nonzero().tolist():
-        result[row, place] = next(queue)
+    for row, position in batch.mask.nonzero().tolist():
+        result[row, position] = next(queue)
     return result
 
 
@@ -86,7 +86,7 @@ def _compare(result: torch.Tensor, batch: Batch) -> None:
     if result.shape != expected.shape:
         raise Wrong(
             f"the result has the shape {tuple(result.shape)}; it has to have that of `inputs_embeds`, (B, T, Dl) = "
-            f"{tuple(expected.shape)}: no row gets longer, for the N places are already there"
+            f"{tuple(expected.shape)}: no row gets longer, for the N positions are already there"
         )
     if result.dtype != expected.dtype:
         raise Wrong(f"the result is {result.dtype}, `inputs_embeds` are {expected.dtype}: keep the type")
@@ -96,20 +96,20 @@ def _compare(result: torch.Tensor, batch: Batch) -> None:
         if torch.equal(result, wrong):
             raise Wrong(message)
     if not torch.equal(result[~mask], expected[~mask]):
-        row, place = (~mask & (result != expected).any(-1)).nonzero()[0].tolist()
+        row, position = (~mask & (result != expected).any(-1)).nonzero()[0].tolist()
         raise Wrong(
-            f"a word has changed, in row {row} at place {place}: where `input_ids` is no <image>, the text's own "
-            "embedding stays. Look at how you choose the places"
+            f"a word has changed, in row {row} at position {position}: where `input_ids` is no <image>, the text's own "
+            "embedding stays. Look at how you choose the positions"
         )
-    row, place = (mask & (result != expected).any(-1)).nonzero()[0].tolist()
+    row, position = (mask & (result != expected).any(-1)).nonzero()[0].tolist()
     raise Wrong(
-        f"a placeholder has the wrong embedding, first in row {row} at place {place}. The rule is: the k-th "
+        f"a placeholder has the wrong embedding, first in row {row} at position {position}. The rule is: the k-th "
         "placeholder of the batch, in reading order, gets the k-th of all I × N embeddings"
     )
 
 
 def _wrong_order(batch: Batch) -> list[tuple[torch.Tensor, str]]:
-    """All placeholders are filled, with patches of other places or pictures."""
+    """All placeholders are filled, with patches of other positions or pictures."""
     images, side = batch.image_embeds, int(N**0.5)
     columns = images.reshape(-1, side, side, WIDTH).transpose(1, 2).reshape_as(images)
     orders = [
@@ -200,13 +200,13 @@ def _counts(answer: Callable) -> None:
     _refused(
         answer,
         batch_of(((*hole, 5), (*hole, 6)), images=3),
-        "the rows have places for 2 pictures and 3 were given: the third was passed over in silence, as "
+        "the rows have positions for 2 pictures and 3 were given: the third was passed over in silence, as "
         "`masked_scatter` does. Compare the number of placeholders with I × N and raise ValueError",
     )
     _refused(
         answer,
         batch_of(((*hole, 5), (*hole, 6)), images=1),
-        "the rows have places for 2 pictures and only 1 was given, and you noticed nothing. Compare the number of "
+        "the rows have positions for 2 pictures and only 1 was given, and you noticed nothing. Compare the number of "
         "placeholders with I × N and raise ValueError",
     )
     message = _refused(

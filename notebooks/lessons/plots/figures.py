@@ -224,9 +224,9 @@ def bars(shares: Mapping[str, float], title: str, label: str) -> Figure:
     colours = [GREY if value == 0 else BLUE for value in values]
     axes.barh(list(shares), values, color=colours, height=0.7)
     axes.invert_yaxis()
-    for place, value in enumerate(values):
+    for index, value in enumerate(values):
         text = "exactly 0: frozen" if value == 0 else f"{value:.1%}"
-        note(axes, text, (value, place), (5, 0), va="center", fontsize=9)
+        note(axes, text, (value, index), (5, 0), va="center", fontsize=9)
     axes.set(xlabel=label, xlim=(0, max(values) * 1.2 or 1))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.tick_params(axis="y", length=0)

@@ -49,4 +49,4 @@ def _without_docstrings(code: str) -> str:
             dropped |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
     lines = code.splitlines()
     kept = [line for number, line in enumerate(lines, 1) if number not in dropped]
-    return "\n".join(line for place, line in enumerate(kept) if line.strip() or (place and kept[place - 1].strip()))
+    return "\n".join(line for index, line in enumerate(kept) if line.strip() or (index and kept[index - 1].strip()))
