@@ -16,6 +16,7 @@ import torch
 from minivlm.checkpoint import load_checkpoint, save_checkpoint
 from minivlm.pipeline import RESULTS, SEEDS
 from minivlm.report import headline
+from minivlm.runtime.files import write_file, write_json
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
 from minivlm.train import LOG, text_probe
 
@@ -38,11 +39,11 @@ def ship(runs: Sequence[Path], data: Path, timed: Sequence[Path] = ()) -> None:
         save_checkpoint(data / name, model, processor, kept, parts, base=data / parent, dtype=dtype, extra=log)
     results = data / SEEDS
     results.parent.mkdir(exist_ok=True)
-    results.write_text(json.dumps([headline(_read(run)) for run in runs], ensure_ascii=False, indent=1), "utf-8")
+    write_json(results, [headline(_read(run)) for run in runs])
     cost = {made["precision"]: _cost(made) for made in map(_read, (runs[0], *timed))}
-    (data / MEASURED).write_text(json.dumps({"run": cost}, indent=1), "utf-8")
+    write_json(data / MEASURED, {"run": cost})
     answers = json.dumps(_read(runs[0])["table"], ensure_ascii=False, indent=1)
-    (results.parent / "table.json").write_text(answers + "\n", "utf-8")
+    write_file(results.parent / "table.json", answers + "\n")
     for table in ("table.md", "metrics.md"):
         shutil.copy(runs[0] / table, results.parent / table)
 

@@ -44,6 +44,7 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
 SMALL_FILES = (CONFIG, "generation_config.json", "processor_config.json", "tokenizer_config.json", TOKENIZER)
+OWN_FILES = (*SMALL_FILES, META, INDEX, "*.safetensors", "chat_template.jinja", "log.jsonl", "*.log.jsonl", "resume.pt")
 
 
 class CheckpointError(ValueError):
@@ -68,7 +69,7 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint under a temporary name and rename it when it is complete; returns its folder.
 
-    A checkpoint of that name is replaced; of a link, what it points to. Nothing else is ever deleted.
+    A checkpoint of that name is replaced; of a link, what it points to. What else lies there stays.
 
     Args:
         meta: what `minivlm.json` shall say, `stage` at least; hashes and versions are added.
@@ -101,7 +102,7 @@ def save_checkpoint(
         size = sum(t.numel() * t.element_size() for named in tensors.values() for t in named.values())
         where = {name: f"{part}.safetensors" for part, named in tensors.items() for name in named}
         files[INDEX] = _json({"metadata": {"total_size": size}, "weight_map": where})
-    with replace_folder(folder) as temporary:
+    with replace_folder(folder, OWN_FILES) as temporary:
         for name, data in (files | dict(extra or {})).items():
             (temporary / name).write_bytes(data)
         model.config.architectures = [type(model).__name__]

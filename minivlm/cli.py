@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=function)
         return added
 
-    run = command("run", _run, "train both stages from the base weights, examine both, write the page")
+    run = command("run", _run, "train both stages from the base weights, examine both, write the report")
     _training_options(run, "runs/seed-SEED")
     train = command("train", _train, "train one stage")
     train.add_argument("stage", choices=(PRETRAIN, SFT))
@@ -114,7 +114,7 @@ def _training_options(parser: argparse.ArgumentParser, out: str) -> None:
 
 def _own_rows_options(parser: argparse.ArgumentParser) -> None:
     own = parser.add_argument_group("on your own rows")
-    own.add_argument("--rows", type=Path, metavar="INDEX", help="an index that minivlm data check --decode --out wrote")
+    own.add_argument("--rows", type=Path, metavar="DATASET", help="what minivlm data check --decode --out wrote")
     own.add_argument(
         "--features", type=Path, metavar="FOLDER",
         help="keep there what the encoder makes of each image, and train from it; what is missing is encoded first",
@@ -138,9 +138,9 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--images", type=Path, help="the folder of the pictures (default: where the file lies)")
     check.add_argument("--decode", action="store_true", help="open every picture, too")
     check.add_argument(
-        "--out", type=Path, metavar="INDEX",
-        help="write the usable rows there, to train on (minivlm train STAGE --rows INDEX); pictures of a Parquet table "
-        "are copied into it, others stay where they are",
+        "--out", type=Path, metavar="DATASET",
+        help="write the usable rows there, to train on (minivlm train STAGE --rows DATASET); pictures of a Parquet "
+        "table are copied into it, others stay where they are",
     )  # fmt: skip
     check.add_argument("--model", type=Path, help="the checkpoint whose tokens count (default: the shipped base)")
 
@@ -212,12 +212,12 @@ def _run(options: argparse.Namespace) -> None:
     results = run(plan)
     print(table_as_text(results))
     print("\nseconds:", ", ".join(f"{phase} {value:.0f}" for phase, value in results["seconds"].items()))
-    print(f"The page: {plan.out / 'index.html'}")
+    print(f"The report: {plan.out / 'index.html'}")
 
 
 def _train(options: argparse.Namespace) -> None:
     from minivlm.checkpoint import load_checkpoint
-    from minivlm.pipeline import recipe_for, sized_stage, train_on_index, train_stage
+    from minivlm.pipeline import recipe_for, sized_stage, train_on_dataset, train_stage
     from minivlm.runtime.processes import processes
 
     sizes = ("steps", "batch_size", "accumulation")
@@ -233,7 +233,7 @@ def _train(options: argparse.Namespace) -> None:
     else:
         recipe = options.recipe or recipe_for(model.config)
         stage = sized_stage(recipe, options.stage, **{name: getattr(options, name) for name in sizes})
-        train_on_index(
+        train_on_dataset(
             options.rows, stage, model, processor, parent, plan.out, options.features,
             precision=None if plan.precision == "auto" else plan.precision,
             seed=plan.seed, compiled=plan.compiled, resume=plan.resume, command=plan.command,
@@ -251,7 +251,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _experiment(options: argparse.Namespace) -> None:
-    from minivlm.evaluation.ablations import EXPERIMENTS, Plan, as_text, experiment
+    from minivlm.evaluation.ablations import EXPERIMENTS, AblationPlan, as_text, experiment
     from minivlm.pretraining.small_lm import make_small_lm
 
     if options.what == "small-lm":
@@ -260,7 +260,7 @@ def _experiment(options: argparse.Namespace) -> None:
         print(f"The checkpoint: {make_small_lm(out, work, data_folder(), command=options.typed)}")
     else:
         out, seeds = options.out or Path("runs/experiments"), tuple(range(options.seeds))
-        plan = Plan(out=out, data=data_folder(), seeds=seeds, command=options.typed)
+        plan = AblationPlan(out=out, data=data_folder(), seeds=seeds, command=options.typed)
         print(as_text(experiment(plan, tuple(EXPERIMENTS) if options.what == "all" else (options.what,))))
 
 
@@ -330,7 +330,7 @@ def _check(options: argparse.Namespace) -> int:
     result = survey(*what) if options.out is None else write_dataset(options.out, *what)
     print(f"{options.path}: {as_text(result)}")
     if options.out is not None:
-        print(f"The index: {options.out}, {result.usable} rows")
+        print(f"The data set: {options.out}, {result.usable} rows")
     for error in result.bad:
         print(error, file=sys.stderr)
     return REFUSED if result.bad else 0

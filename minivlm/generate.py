@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from minivlm.data.images import ImageSource
+from minivlm.data.samples import check_messages, images_of
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime.precision import give_back_memory
@@ -89,17 +90,14 @@ class _Prompt(NamedTuple):
 
 def _prompt(processor: MiniVLMProcessor, messages: Conversation, images: dict) -> _Prompt:
     """Encode a conversation; its images are entered into `images`."""
-    bare, keys = [], []
-    for message in messages:
-        parts = message.get("content")
-        for part in parts if isinstance(parts, list) else []:
-            source = next((part[name] for name in ("image", "path", "url") if part.get(name) is not None), None)
-            if part.get("type") == "image" and source is not None:
-                keys.append(_key(source))
-                images[keys[-1]] = source
-        if isinstance(parts, list):
-            parts = [{"type": "image"} if part.get("type") == "image" else part for part in parts]
-        bare.append(message | {"content": parts})
+    messages = check_messages(messages)
+    sources = images_of(messages)
+    keys = [_key(source) for source in sources]
+    images.update(zip(keys, sources, strict=True))
+    bare = [
+        message | {"content": [{"type": "image"} if part["type"] == "image" else part for part in message["content"]]}
+        for message in messages
+    ]
     ids = processor.apply_chat_template(bare, add_generation_prompt=True, tokenize=True)[0]
     # without an image, every prompt begins with the same control token
     shared = len(ids) - ids[::-1].index(processor.image_token_id) if keys else 1

@@ -103,7 +103,7 @@ class MiniVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
             input_ids: (B, T); with `pixel_values`, `patch_features`, `images_per_row` as in `embed`.
             attention_mask: (B, T), 0 at padding on either side; with a cache (B, past + T).
             inputs_embeds: (B, T, Dl) from `embed`, in place of ids and pictures.
-            labels: (B, T), `IGNORE_INDEX` where nothing is to be learnt. Not shifted: the loss does that.
+            labels: (B, T), `IGNORE_INDEX` where nothing is supervised. Not shifted: the loss does that.
             position_ids: (B, T); None counts the tokens that `attention_mask` shows, so that padding on the left
                 does not shift a text.
             past_key_values, use_cache, logits_to_keep, **kwargs: as the language model takes them.

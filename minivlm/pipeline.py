@@ -1,4 +1,4 @@
-"""The main job: base weights, pictures, stage 1, stage 2, the exam, the page; and single stages.
+"""The main job: base weights, pictures, stage 1, stage 2, the exam, the report; and single stages.
 
 Every stage leaves a checkpoint in the run's folder, so a run that was stopped goes on where it was.
 """
@@ -27,11 +27,12 @@ from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration, ledger
 from minivlm.processor import MiniVLMProcessor
 from minivlm.report import read_seeds, write_report
-from minivlm.runtime.files import latest_folder
+from minivlm.runtime.files import latest_folder, write_file
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT
 from minivlm.runtime.precision import choose_precision
 from minivlm.runtime.processes import from_all, from_main, processes
 from minivlm.scenes.drawing.draw import draw
+from minivlm.scenes.drawing.gallery import usable_cores
 from minivlm.scenes.drawing.table import TABLE
 from minivlm.scenes.facts import sample_scene
 from minivlm.scenes.features import scene_features
@@ -55,6 +56,7 @@ class Plan:
         pictures: how many pictures both stages train with.
         steps_scale: shortens or stretches both stages.
         exam: pictures of the exam; the hold-out and the questions shrink with it.
+        workers: processes that draw; None: one per core that this process may use.
         resume: go on with what lies in `out`.
         command: what was typed, for the record.
     """
@@ -79,7 +81,7 @@ class Plan:
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    """Do all of it; write `results.json` and the page into `plan.out`, and return what the page was made from.
+    """Do all of it; write `results.json` and the report into `plan.out`, and return what the report was made from.
 
     Raises what `load_checkpoint` and `Trainer` raise.
     """
@@ -91,7 +93,7 @@ def run(plan: Plan) -> dict[str, Any]:
         model.to(processes().device)
         precision = _precision(plan, model)
         features = training_features(plan, model, processor, precision)
-    drawing_gb = peak_memory_gb(plan.workers or os.cpu_count() or 1)  # helpers draw; later there are none
+    drawing_gb = peak_memory_gb(plan.workers or usable_cores())  # helpers draw; later there are none
     with clock("exam"):
         share = min(1.0, plan.exam / EXAM_PICTURES)
         holdout, questioned = (max(2, round(share * count)) for count in (HOLDOUT_PICTURES, QUESTIONED))
@@ -114,7 +116,7 @@ def run(plan: Plan) -> dict[str, Any]:
     record["seconds"] = clock.with_total(time.perf_counter() - began)
     record |= {"precision": precision} | _circumstances(plan, model, exam)
     record["peak_memory_gb"] = drawing_gb and max(drawing_gb, peak_memory_gb())
-    (plan.out / RESULTS).write_text(json.dumps(record, ensure_ascii=False, allow_nan=False), "utf-8")
+    write_file(plan.out / RESULTS, json.dumps(record, ensure_ascii=False, allow_nan=False))
     write_report(plan.out, record, read_seeds(plan.data / SEEDS))
     return record
 
@@ -130,7 +132,7 @@ def training_features(
     share = BATCH * math.ceil(plan.pictures / BATCH / here.num_processes)
     mine = range(plan.pictures)[here.process_index * share : (here.process_index + 1) * share]
     title = "training pictures" if here.is_main_process else ""
-    workers = plan.workers or max(1, (os.cpu_count() or 1) // here.num_processes)
+    workers = plan.workers or max(1, usable_cores() // here.num_processes)
     scenes = [sample_scene("train", i) for i in mine]
     shares = from_all([scene_features(model, processor, scenes, None, precision, workers, title)] if mine else [])
     return shares[0] if len(shares) == 1 else torch.cat(shares)  # one process needs no copy
@@ -180,8 +182,8 @@ def sized_stage(recipe: str, name: str, **sizes: int | None) -> Stage:
     return dataclasses.replace(stage, warmup_steps=min(stage.warmup_steps, stage.steps // 2))
 
 
-def train_on_index(
-    index: str | Path,
+def train_on_dataset(
+    dataset: str | Path,
     stage: Stage,
     model: MiniVLMForConditionalGeneration,
     processor: MiniVLMProcessor,
@@ -203,7 +205,7 @@ def train_on_index(
         CheckpointError, TrainingError, OSError: as `Trainer` does.
     """
     require_parent(read_meta(parent), stage, parent)
-    samples = open_dataset(index)
+    samples = open_dataset(dataset)
     samples.require_trainable(processor)
     if features is not None:
         from_main(lambda: require_place(out, parent))  # what training would refuse is refused before hours of encoding

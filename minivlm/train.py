@@ -104,6 +104,7 @@ class Trainer:
             raise TrainingError("there are no samples to train on; check the file or the recipe they come from")
         self.order = SampleOrder(samples, processor, stage.batch_size * stage.accumulation, seed)
         self.log: list[dict[str, Any]] = []
+        self.grad_norm = math.nan  # of the last step, before it was scaled down
         self._check_options(precision)
         earlier = from_main(lambda: self._earlier_run(resume))
         model.to(self.processes.device)

@@ -16,7 +16,7 @@ from minivlm.checkpoint import read_meta
 from minivlm.config import PROMPTS
 from minivlm.data.samples import without_shorthand
 from minivlm.generate import ask
-from minivlm.report import STAGES
+from minivlm.report import COLUMNS
 from minivlm.runtime.paths import data_folder
 from minivlm.scenes.drawing.table import TABLE
 from minivlm.scenes.language import read_facts
@@ -206,7 +206,7 @@ def test_a_run_prints_the_table_and_where_the_page_lies(small_run):
         assert row["name"] == name
         (start,) = (number for number, line in enumerate(lines) if line.startswith(f"{name}: "))
         columns = [(line[:15].strip(), line[15:]) for line in lines[start + 1 : start + 5]]
-        said = [(title, row["answers"][stage][lang]) for stage, title in STAGES.items() for lang in ("en", "zh")]
+        said = [(title, row["answers"][stage][lang]) for stage, title in COLUMNS.items() for lang in ("en", "zh")]
         assert columns == said
     assert lines[-1] == f"The page: {out / 'index.html'}" and (out / "index.html").is_file()
 

@@ -26,7 +26,7 @@ from minivlm.checkpoint import CheckpointError, read_tensors
 HEADS = 8  # of every published size; the shapes say only heads times their width
 CONTEXT, THETA, EPS = 8192, 1e6, 1e-5
 PROJECTOR = "vision_proj.vision_proj.0."
-TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 LEGACY_NAMES = {  # the library's part of a name -> llama_legacy's
     "model.embed_tokens": "tok_embeddings",
     "lm_head": "output",
@@ -109,7 +109,7 @@ def load_published(file: str | Path, heads: int | None = None) -> Published:
     state = {ours: tensors[name_in(generation, ours)] for ours in model.state_dict() if ours != HEAD}
     if generation == "llama_legacy":
         state = {name: _halves(name, tensor, config.head_dim) for name, tensor in state.items()}
-    state[HEAD] = state[TABLE]
+    state[HEAD] = state[EMBED]
     model.load_state_dict(state, strict=True, assign=True)
     model.tie_weights()
     model.model.rotary_emb = type(model.model.rotary_emb)(config)  # no weights: on the meta device never computed
@@ -125,7 +125,7 @@ def recognise(tensors: Mapping[str, torch.Tensor], file: Path) -> str:
             f"SigLIP2), by its keys {', '.join(alien[:3])} …; this course reads the two before, such as MiniMind2-V"
         )
     for generation in GENERATIONS:
-        table = tensors.get(name := name_in(generation, TABLE))
+        table = tensors.get(name := name_in(generation, EMBED))
         if table is not None and (table.ndim != 2 or not table.numel()):
             shape = tuple(table.shape)
             raise CheckpointError(f"{file}: {name} has the shape {shape}, and is to have a row for each word")
@@ -133,7 +133,7 @@ def recognise(tensors: Mapping[str, torch.Tensor], file: Path) -> str:
             return generation
     listed = ", ".join(list(tensors)[:SHOWN]) + (f" and {len(tensors) - SHOWN} more" if len(tensors) > SHOWN else "")
     raise CheckpointError(
-        f"{file}: no MiniMind checkpoint, since there is neither {name_in('llama_legacy', TABLE)} nor {TABLE}. Its "
+        f"{file}: no MiniMind checkpoint, since there is neither {name_in('llama_legacy', EMBED)} nor {EMBED}. Its "
         f"keys fit nothing known: {listed}"
     )
 
@@ -200,7 +200,7 @@ def _config(
         )
     layers = {match[1] for name in tensors if (match := re.search(r"layers\.(\d+)\.", name))}
     return LlamaConfig(
-        vocab_size=tensors[name_in(generation, TABLE)].shape[0],
+        vocab_size=tensors[name_in(generation, EMBED)].shape[0],
         hidden_size=rows("input_layernorm"),
         intermediate_size=rows("mlp.gate_proj"),
         num_hidden_layers=len(layers),
@@ -221,7 +221,7 @@ def _report(tensors: Mapping[str, torch.Tensor], model: LlamaForCausalLM, genera
     The head may be left out, as safetensors does when it is tied.
     """
     wanted = {name_in(generation, ours): tuple(tensor.shape) for ours, tensor in model.state_dict().items()}
-    head, table = name_in(generation, HEAD), name_in(generation, TABLE)
+    head, table = name_in(generation, HEAD), name_in(generation, EMBED)
     if any(name.startswith(PROJECTOR) for name in tensors):
         matrix = tensors.get(f"{PROJECTOR}weight")
         vision_width = matrix.shape[-1] if matrix is not None and matrix.ndim == 2 else 0

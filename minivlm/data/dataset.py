@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from minivlm.data.readers import source_files
-from minivlm.data.samples import Sample, messages_from_turns, turn_of
-from minivlm.data.survey import Survey, survey
+from minivlm.data.readers import checked_samples, source_files
+from minivlm.data.samples import Sample, SampleError, messages_from_turns, turn_of
+from minivlm.data.survey import Survey
 from minivlm.runtime.files import (
     hash_tokenizer,
     latest_folder,
@@ -40,7 +40,7 @@ MEASURED_BY = {  # what decides whether a sample is too long, and how a message 
     "token_limit": "token limit",
     "tokens_a_picture": "number of tokens of an image",
 }
-AGAIN = "write it again: minivlm data check PATH --out INDEX"
+AGAIN = "write it again: minivlm data check PATH --out DATASET"
 
 
 class DatasetError(ValueError):
@@ -58,14 +58,14 @@ def write_dataset(
 
     Args:
         folder: the data set to write. It takes its place when it is whole.
-        path, images, processor, decode: as in `survey`. Without `decode` the data set cannot be trained on.
+        path, images, processor, decode: as in `checked_samples`. Without `decode` the data set cannot be trained on.
 
-    Returns the survey, with the errors of the bad rows.
+    Returns the counts, with the errors of the bad rows.
 
     Raises:
         DatasetError: the source or its images lie in `folder`.
         FolderError: `folder` holds something else.
-        SampleError: as `survey`.
+        SampleError: as `checked_samples`.
         OSError: the disk is full, or the folder cannot be written. What was there before is as it was.
     """
     folder = Path(folder)
@@ -73,10 +73,14 @@ def write_dataset(
     if any(source.resolve().is_relative_to(folder.resolve()) for source in sources):
         raise DatasetError(f"{folder} holds the rows or images that are to be checked; choose another folder")
     require_replaceable(folder, ABOUT, "data set")
-    with replace_folder(folder) as temporary:
+    result = Survey()
+    with replace_folder(folder, (ROWS, ABOUT)) as temporary:
         with (temporary / ROWS).open("wb") as file:
             writer = _Writer(file)
-            result = survey(path, processor, images, decode, writer.add)
+            for row in checked_samples(path, processor, images, decode):
+                result.count(row)
+                if not isinstance(row, SampleError):
+                    writer.add(row[0], len(row[1].input_ids))
             writer.finish()
         about = {"format": FORMAT, "source": os.path.abspath(path), "decoded": decode, **_measured_by(processor)}
         about |= {"rows": fingerprint(temporary / ROWS), **vars(result), "bad": len(result.bad)}

@@ -253,7 +253,7 @@ def _create(folder: Path, dataset: SampleDataset, identity: dict[str, Any]) -> N
         raise FeatureError(f"{folder} lies in the data set, which is replaced as a whole; choose another folder")
     require_replaceable(folder, ABOUT, "store of features")
     images = _images_of(dataset)
-    with replace_folder(folder) as temporary:
+    with replace_folder(folder, (ABOUT, IMAGES, FEATURES, DONE)) as temporary:
         np.save(temporary / IMAGES, images)
         for name, size in _sizes(_shape(images, identity)).items():
             (temporary / name).touch()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-ImageSource = str | Path | bytes | Image.Image  # the one type of an image
+ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image  # the one type of an image
 MAX_PIXELS = 64_000_000  # 192 MB once decoded; no camera phone's standard mode goes beyond it
 MAX_ASPECT = 100  # the short side is scaled to the encoder's size: one of an extreme shape would explode
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")

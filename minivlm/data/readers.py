@@ -21,14 +21,17 @@ import os.path
 from collections.abc import Iterator
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minivlm.config import IMAGE_TOKEN
 from minivlm.data.images import ImageError, open_image
-from minivlm.data.samples import HALF_A_CHARACTER, Sample, SampleError, messages_from_turns
+from minivlm.data.samples import HALF_A_CHARACTER, Example, Sample, SampleError, messages_from_turns
 
-TABLE = ".parquet"
-ENDINGS = (".jsonl", TABLE)  # of the files that are looked for in a folder
+if TYPE_CHECKING:
+    from minivlm.processor import MiniVLMProcessor
+
+PARQUET = ".parquet"
+ENDINGS = (".jsonl", PARQUET)  # of the files that are looked for in a folder
 COLUMNS = ("conversations", "image_bytes")
 TABLE_ROWS = 32  # read together, out of the page that Arrow holds anyway
 BUFFER = 1 << 20  # bytes read at a time; Arrow's own ways are to read a row group's columns whole
@@ -71,6 +74,28 @@ def read_samples(path: str | Path, images: str | Path | None = None) -> Iterator
                 yield error
 
 
+def checked_samples(
+    path: str | Path, processor: "MiniVLMProcessor", images: str | Path | None = None, decode: bool = False
+) -> Iterator[tuple[Sample, Example] | SampleError]:
+    """What `read_samples` yields, each sample encoded; one that is too long becomes an error, too.
+
+    With `decode` every image is opened; one that cannot be makes its row an error. Raises as `source_files` does.
+    """
+    for sample in read_samples(path, images):
+        try:
+            if isinstance(sample, SampleError):
+                raise sample
+            example = processor.encode(sample)
+            for image in sample.images if decode else ():
+                open_image(image)
+        except ImageError as error:
+            yield SampleError(sample.name, str(error))
+        except SampleError as error:
+            yield SampleError("", str(error))  # the error itself holds the row, through its traceback
+        else:
+            yield sample, example
+
+
 # ---- files to rows
 
 
@@ -79,7 +104,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Any] | SampleError]:
 
     An error stands for a file, or a part of one, that cannot be read, so that the files beside it still are.
     """
-    if file.suffix.lower() == TABLE:
+    if file.suffix.lower() == PARQUET:
         yield from _table(file)
         return
     with file.open("rb") as lines:

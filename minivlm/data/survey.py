@@ -2,14 +2,12 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minivlm.config import IGNORE_INDEX
-from minivlm.data.images import ImageError, open_image
-from minivlm.data.readers import read_samples
+from minivlm.data.readers import checked_samples
 from minivlm.data.samples import Example, Sample, SampleError
 
 if TYPE_CHECKING:
@@ -39,8 +37,12 @@ class Survey:
     tokens: int = 0
     supervised: int = 0
 
-    def count(self, sample: Sample, example: Example) -> None:
-        """Add a usable row."""
+    def count(self, row: tuple[Sample, Example] | SampleError) -> None:
+        """Add a row of `checked_samples`."""
+        if isinstance(row, SampleError):
+            self.bad.append(row)
+            return
+        sample, example = row
         tokens = len(example.input_ids)
         texts = (part.get("text", "") for message in sample.messages for part in message["content"])
         self.usable += 1
@@ -52,41 +54,12 @@ class Survey:
 
 
 def survey(
-    path: str | Path,
-    processor: "MiniVLMProcessor",
-    images: str | Path | None = None,
-    decode: bool = False,
-    keep: Callable[[Sample, int], None] | None = None,
+    path: str | Path, processor: "MiniVLMProcessor", images: str | Path | None = None, decode: bool = False
 ) -> Survey:
-    """Read every row once, encode its text, and count.
-
-    Memory does not grow with the rows, but for an array's text and for the messages about bad rows.
-
-    Args:
-        path, images: as in `read_samples`.
-        processor: encodes the rows, so that one that is too long is noticed.
-        decode: open every image, too.
-        keep: called with each usable sample, in order, and its number of tokens.
-
-    Raises SampleError where the file is missing, or a folder has none.
-    """
+    """Read, check and count every row once; arguments and errors are those of `checked_samples`."""
     result = Survey()
-    for sample in read_samples(path, images):
-        try:
-            if isinstance(sample, SampleError):
-                raise sample
-            example = processor.encode(sample)
-            for image in sample.images if decode else ():
-                open_image(image)
-        except ImageError as error:
-            result.bad.append(SampleError(sample.name, str(error)))
-            continue
-        except SampleError as error:
-            result.bad.append(SampleError("", str(error)))  # the error itself holds the row, through its traceback
-            continue
-        result.count(sample, example)
-        if keep is not None:
-            keep(sample, len(example.input_ids))
+    for row in checked_samples(path, processor, images, decode):
+        result.count(row)
     return result
 
 

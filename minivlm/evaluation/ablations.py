@@ -7,7 +7,7 @@ stage 1 of their language model; they differ in one thing.
   about the same scenes, naming the same things.
 * **noise**: of the long answers a share carries one plausible sentence that is not true, as machine-written
   instruction data does ("noise 10%", "noise 30%"; none in "long").
-* **lm**: the same two stages upon a smaller language model ("small lm"), made by the same text-only recipe as the
+* **lm**: the same two stages on a smaller language model ("small lm"), made by the same text-only recipe as the
   shipped one (`minivlm experiment small-lm`). Its score **from words** says how good it is before it sees any image.
 
 Each variant is scored on pictures of the "dev" split, after stage 1 and after stage 2, in two ways of decoding:
@@ -39,6 +39,7 @@ from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.pretraining.small_lm import SMALL_LM
 from minivlm.processor import MiniVLMProcessor
+from minivlm.runtime.files import write_file, write_json
 from minivlm.runtime.paths import BASE
 from minivlm.runtime.precision import choose_precision
 from minivlm.scenes.facts import USUAL, Scene, random_stream, sample_scene
@@ -98,7 +99,7 @@ class ShortAnswers(SceneSamples):
 
 
 @dataclass(frozen=True)
-class Plan:
+class AblationPlan:
     """What is done, and where.
 
     Attributes:
@@ -137,7 +138,7 @@ class Plan:
         }
 
 
-def experiment(plan: Plan, names: Iterable[str] = tuple(EXPERIMENTS)) -> dict[str, Any]:
+def experiment(plan: AblationPlan, names: Iterable[str] = tuple(EXPERIMENTS)) -> dict[str, Any]:
     """Train and score all variants of some experiments for all seeds; write `experiments.json` into `plan.out`.
 
     Returns:
@@ -168,7 +169,7 @@ def experiment(plan: Plan, names: Iterable[str] = tuple(EXPERIMENTS)) -> dict[st
         "variants": {variant: {"base": VARIANTS[variant].base, "runs": runs[variant]} for variant in variants},
     }
     text = json.dumps(results, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    (plan.out / Path(SHIPPED).name).write_text(text.replace('{"seed"', '\n{"seed"') + "\n", "utf-8")
+    write_file(plan.out / Path(SHIPPED).name, text.replace('{"seed"', '\n{"seed"') + "\n")
     return results
 
 
@@ -182,7 +183,7 @@ def _language_model(folder: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
 class Lab:
     """What all runs of a plan share: the pictures as features (the encoder is the same for all), and the precision."""
 
-    def __init__(self, plan: Plan):
+    def __init__(self, plan: AblationPlan):
         model, processor, _ = load_checkpoint(plan.data / BASE)
         self.plan = plan
         self.precision = choose_precision(model) if plan.precision == "auto" else plan.precision
@@ -209,13 +210,13 @@ class Lab:
         if not scored.is_file():
             stage_1 = partial(SceneSamples, "pretrain")
             log, scores = self._train("pretrain", seed, self.plan.data / variant.base, first, stage_1)
-            scored.write_text(json.dumps(scores, ensure_ascii=False), "utf-8")
+            write_json(scored, scores)
             seconds = sum(entry["seconds"] for entry in log)
         log, scores = self._train("sft", seed, first, folder / file.stem, variant.samples)
         seconds += sum(entry["seconds"] for entry in log)
         result = {"seed": seed, "seconds": round(seconds), "losses": [round(entry["loss"], 3) for entry in log]}
         result |= {"pretrain": json.loads(scored.read_text("utf-8")), "sft": scores}
-        file.write_text(json.dumps(result | {"made_by": made_by}, ensure_ascii=False), "utf-8")
+        write_json(file, result | {"made_by": made_by})
         return result
 
     def _train(self, name: str, seed: int, parent: Path, out: Path, samples: Callable) -> tuple[list[dict], dict]:

@@ -24,7 +24,8 @@ from minivlm.scenes.corpus import tokenizer_corpus
 from minivlm.scenes.drawing.gallery import drawing_key, program_key
 from minivlm.train import text_probe
 
-PARTS = ("tokenizer", "encoder", "language_model")
+BASE_PARTS = ("tokenizer", "encoder", "language_model")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 LOG_EVERY = 20
 MADE_FROM = "made_from.json"
 PACKAGE = Path(__file__).parent.parent
@@ -51,8 +52,8 @@ def build_base(
     `command` is what was typed, for the record. Returns `out`, or None where `only` one part was made. Raises
     ValueError for an unknown part, and where the work folder holds the state of another recipe.
     """
-    if only is not None and only not in PARTS:
-        raise ValueError(f"no part {only!r}; choose one of {', '.join(PARTS)}")
+    if only is not None and only not in BASE_PARTS:
+        raise ValueError(f"no part {only!r}; choose one of {', '.join(BASE_PARTS)}")
     tokenizer = _tokenizer(work / "tokenizer")
     config = preset_config("scenes", tokenizer.vocab_size)
     processor = MiniVLMProcessor.for_config(config, tokenizer)
@@ -79,7 +80,7 @@ def build_base(
         },
     }
     model = assemble(vision[0], language[0], config.image_token_id, encoder_recipe.seed)
-    logs = {f"{part}.log.jsonl": thinned(work / part) for part in PARTS[1:]}
+    logs = {f"{part}.log.jsonl": thinned(work / part) for part in BASE_PARTS[1:]}
     return save_base(out, model, processor, meta, extra=logs)
 
 
@@ -87,7 +88,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Train the tokenizer, or read the one that was trained before."""
     if not (folder / "tokenizer.json").exists():
         tokenizer = train_tokenizer(tokenizer_corpus(CORPUS_DOCUMENTS))
-        with replace_folder(folder) as temporary:  # another process may have made the same meanwhile
+        with replace_folder(folder, TOKENIZER_FILES) as temporary:  # another process may have made the same meanwhile
             tokenizer.save_pretrained(temporary)
     return PreTrainedTokenizerFast.from_pretrained(folder)
 

@@ -12,7 +12,6 @@ A frozen language model can only use what is linearly readable in the patch toke
 The class list has one entry per (kind, colour) pair and slot; pairs of the compositional hold-out are not in it.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerF
 from minivlm.data.features import normalised
 from minivlm.pretraining import loop
 from minivlm.pretraining.reading_tasks import covered
+from minivlm.runtime.files import write_json
 from minivlm.scenes import vocabulary as w
 from minivlm.scenes.drawing.draw import layout
 from minivlm.scenes.drawing.gallery import cached_pictures
@@ -197,7 +197,7 @@ def train(
     log = loop.run(trainer, trainer.step_loss, recipe, folder, "encoder")
     metrics = probe(trainer.encoder.eval(), folder, workers)
     metrics["minutes"] = sum(row["seconds"] for row in log) / 60
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    write_json(folder / "metrics.json", metrics)
     return trainer.encoder, metrics
 
 

@@ -6,7 +6,6 @@ lists and look-ups of every kind among its trillions of tokens; a model of four 
 purpose (notebook A1).
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from minivlm.placeholders import replace_placeholders
 from minivlm.pretraining import loop
 from minivlm.pretraining.reading_tasks import NOISE, Lexicon, associative_recall, mosaic, ordered_listing
 from minivlm.processor import MiniVLMProcessor
+from minivlm.runtime.files import write_json
 from minivlm.scenes import vocabulary as w
 from minivlm.scenes.corpus import answered_prompts, listed_scene, listing_of, plain_text, small_talk, translation
 from minivlm.scenes.facts import MAX_THINGS, Scene, random_stream, sample_scene
@@ -244,5 +244,5 @@ def train(
     model.eval()
     metrics = {f"{source} {lang}": trainer.captions(lang, exam, source) for source in SOURCES for lang in w.LANGUAGES}
     metrics["minutes"] = minutes
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    write_json(folder / "metrics.json", metrics)
     return model, metrics

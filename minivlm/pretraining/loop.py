@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from minivlm.runtime.files import replace_file
+from minivlm.runtime.files import replace_file, write_file
 from minivlm.train import optimizer_step
 
 StepLoss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
@@ -114,5 +114,5 @@ def run(module: nn.Module, step_loss: StepLoss, recipe: Recipe, folder: Path, ti
             with replace_file(state_file) as temporary:
                 torch.save(state | {"recipe": asdict(recipe), "step": step + 1, "log": log}, temporary)
             rows = ({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()} for row in log)
-            (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            write_file(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return log

@@ -3,6 +3,6 @@
 The code turns a run's plain JSON into tables and texts; the templates only lay them out.
 """
 
-from minivlm.report.answers import STAGES, marked, table_as_text
+from minivlm.report.answers import COLUMNS, marked, table_as_text
 from minivlm.report.build import read_seeds, write_report
 from minivlm.report.tables import beats_blind, headline, held

@@ -9,18 +9,18 @@ from minivlm.scenes.facts import Scene
 from minivlm.scenes.language import find_setting, find_things, in_reading_order, noun_phrase
 from minivlm.scenes.vocabulary import KIND_WORDS, SETTING_WORDS
 
-STAGES = {"pretrain": "Pretrain_vlm", "sft": "SFT_vlm"}
-LANGUAGES = {"en": "English", "zh": "Chinese"}
+COLUMNS = {"pretrain": "Pretrain_vlm", "sft": "SFT_vlm"}
+LANGS = {"en": "English", "zh": "Chinese"}
 
 
-class Piece(NamedTuple):
+class Marked(NamedTuple):
     """A piece of an answer; `error` says what is true where the piece is not, and is empty otherwise."""
 
     text: str
     error: str = ""
 
 
-def marked(text: str, scene: Scene) -> list[Piece]:
+def marked(text: str, scene: Scene) -> list[Marked]:
     """An answer in pieces; those that name a thing or a setting wrongly carry their error."""
     true = {(t.kind, t.colour) for t in scene.things}
     wrong = []
@@ -34,9 +34,9 @@ def marked(text: str, scene: Scene) -> list[Piece]:
         wrong.append((setting[0], f"this is {SETTING_WORDS['en'][scene.setting][0]}"))
     pieces, position = [], 0
     for (start, end), error in sorted(wrong):
-        pieces += [Piece(text[position:start]), Piece(text[start:end], error)]
+        pieces += [Marked(text[position:start]), Marked(text[start:end], error)]
         position = end
-    return [piece for piece in (*pieces, Piece(text[position:])) if piece.text]
+    return [piece for piece in (*pieces, Marked(text[position:])) if piece.text]
 
 
 def table_rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def table_rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for row in run["table"]:
         scene = Scene.from_dict(row["scene"])
-        answers = [[_answer(row["answers"][stage][lang], scene, lang) for lang in LANGUAGES] for stage in STAGES]
+        answers = [[_answer(row["answers"][stage][lang], scene, lang) for lang in LANGS] for stage in COLUMNS]
         png = io.BytesIO()
         draw(scene).save(png, "png", optimize=True)
         rows.append({"name": row["name"], "png": png.getvalue(), "truth": _truth(scene), "answers": answers})
@@ -73,6 +73,6 @@ def table_as_text(run: Mapping[str, Any]) -> str:
     lines = []
     for row in run["table"]:
         lines.append(f"\n{row['name']}: {'; '.join(_truth(Scene.from_dict(row['scene'])))}")
-        for stage, name in STAGES.items():
-            lines += [f"  {name:<13}{row['answers'][stage][lang]}" for lang in LANGUAGES]
+        for stage, name in COLUMNS.items():
+            lines += [f"  {name:<13}{row['answers'][stage][lang]}" for lang in LANGS]
     return "\n".join(lines)

@@ -21,8 +21,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from minivlm.config import IMAGE_TOKEN, PROMPTS
 from minivlm.evaluation import CONTROLLED, CONTROLS
 from minivlm.report import tables
-from minivlm.report.answers import LANGUAGES, STAGES, table_rows
+from minivlm.report.answers import COLUMNS, LANGS, table_rows
 from minivlm.report.tables import Table, counts, held, make_table, value
+from minivlm.runtime.files import write_file
 
 
 def write_report(out: str | Path, run: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]] = ()) -> Path:
@@ -31,13 +32,12 @@ def write_report(out: str | Path, run: Mapping[str, Any], seeds: Sequence[Mappin
     Returns the path of `index.html`, which needs no other file. Beside it: `report.md`, its images, two parts of it.
     """
     out = Path(out)
-    (out / "pictures").mkdir(parents=True, exist_ok=True)
     content = page_content(run, seeds)
     for file in ("index.html", "report.md", "table.md", "metrics.md"):
-        (out / file).write_text(environment().get_template(f"{file}.j2").render(content), "utf-8")
-    (out / "pictures/loss.png").write_bytes(content["curves"]["png"])
+        write_file(out / file, environment().get_template(f"{file}.j2").render(content))
+    write_file(out / "pictures/loss.png", content["curves"]["png"])
     for row in content["rows"]:
-        (out / f"pictures/{row['name']}.png").write_bytes(row["png"])
+        write_file(out / f"pictures/{row['name']}.png", row["png"])
     return out / "index.html"
 
 
@@ -68,13 +68,13 @@ def page_content(run: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]] = ()
         "opening": opening,
         "tiles": _tiles(run),
         "prompts": {lang: f"{IMAGE_TOKEN} {prompt}" for lang, prompt in PROMPTS.items()},
-        "stages": list(STAGES.values()),
+        "stages": list(COLUMNS.values()),
         "rows": table_rows(run),
         "curves": loss_curves(run),
         "about_exam": about_exam,
         "headline": tables.headline_table({"": tables.headline(run)}),
-        "controls": [tables.controls_table(run, stage) for stage in STAGES],
-        "questions": {stage: tables.questions_table(run, stage) for stage in STAGES},
+        "controls": [tables.controls_table(run, stage) for stage in COLUMNS],
+        "questions": {stage: tables.questions_table(run, stage) for stage in COLUMNS},
         "pope": tables.pope_table(run),
         "chance": chance,
         "every_control": tables.every_control(run),
@@ -110,7 +110,7 @@ def _paragraphs(run: Mapping[str, Any]) -> list[str]:
 
 def _tiles(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """A few large numbers, each with what it is."""
-    exams = [run["exam"]["sft"][lang] for lang in LANGUAGES]
+    exams = [run["exam"]["sft"][lang] for lang in LANGS]
     recall = min((tables.near(exam["descriptions"]["model"])["any"]["recall"] for exam in exams), key=value)
     questions = min((exam["questions"]["model"]["all"] for exam in exams), key=value)
     named, answered = (f"{100 * one['value']:.0f}%" if one["denominator"] else "–" for one in (recall, questions))
@@ -144,12 +144,12 @@ def _made_table(run: Mapping[str, Any]) -> Table:
 
 
 def loss_curves(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Both losses, step by step and smoothed: "png", "alt", and "summary" in words."""
+    """Both losses, step by step and moving_average: "png", "alt", and "summary" in words."""
     with matplotlib.style.context(["default", "tableau-colorblind10"]), matplotlib.rc_context({"font.size": 9.5}):
         plot = Figure(figsize=(9.2, 3.1), dpi=150, layout="constrained")
         parts = []
-        for axes, (stage, name), colour in zip(plot.subplots(1, 2), STAGES.items(), ("C0", "C1"), strict=True):
-            losses, smooth = run["losses"][stage], smoothed(run["losses"][stage])
+        for axes, (stage, name), colour in zip(plot.subplots(1, 2), COLUMNS.items(), ("C0", "C1"), strict=True):
+            losses, smooth = run["losses"][stage], moving_average(run["losses"][stage])
             steps = range(1, len(losses) + 1)
             axes.plot(steps, losses, color=colour, alpha=0.28, linewidth=0.7)
             axes.plot(steps, smooth, color=colour, linewidth=1.8)
@@ -169,7 +169,7 @@ def loss_curves(run: Mapping[str, Any]) -> dict[str, Any]:
     return {"png": memory.getvalue(), "alt": alt, "summary": summary}
 
 
-def smoothed(values: Sequence[float], share: float = 0.03) -> list[float]:
+def moving_average(values: Sequence[float], share: float = 0.03) -> list[float]:
     """A running mean over this share of the steps, around each; over fewer at both ends."""
     reach = round(share * len(values) / 2)
     windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]

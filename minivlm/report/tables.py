@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from minivlm.evaluation import CONTROLS, EVERYONE, POPE_SAMPLINGS, Estimate
-from minivlm.report.answers import LANGUAGES, STAGES
+from minivlm.report.answers import COLUMNS, LANGS
 from minivlm.scenes.facts import MAX_THINGS
 
 NUMBERS = tuple(str(n) for n in range(1, MAX_THINGS + 1))
@@ -80,7 +80,7 @@ def _exams(run: Run) -> list[tuple[str, Run]]:
     """A label and the exam of each stage and language."""
     return [
         (f"{name}, {language}", run["exam"][stage][lang])
-        for (stage, name), (lang, language) in product(STAGES.items(), LANGUAGES.items())
+        for (stage, name), (lang, language) in product(COLUMNS.items(), LANGS.items())
     ]
 
 
@@ -99,9 +99,7 @@ def headline(run: Run) -> dict[str, Any]:
 
     def both(get: Callable[[Run], Any]) -> dict[str, dict[str, Any]]:
         exams = run["exam"]
-        return {
-            stage: {lang: get(exams[stage][lang]["descriptions"]["model"]) for lang in LANGUAGES} for stage in STAGES
-        }
+        return {stage: {lang: get(exams[stage][lang]["descriptions"]["model"]) for lang in LANGS} for stage in COLUMNS}
 
     return {
         **{key: run[key] for key in ("seed", "command", "precision")},
@@ -109,7 +107,7 @@ def headline(run: Run) -> dict[str, Any]:
         "near": both(lambda scores: {number: near(scores)[number] for number in NUMBERS}),
         "setting": both(lambda scores: scores["setting"]),
         "chair_i": both(lambda scores: scores["chair_i"]),
-        "questions": {lang: run["exam"]["sft"][lang]["questions"]["model"]["all"] for lang in LANGUAGES},
+        "questions": {lang: run["exam"]["sft"][lang]["questions"]["model"]["all"] for lang in LANGS},
     }
 
 
@@ -121,15 +119,15 @@ def near(scores: Run) -> Run:
 def headline_table(shown: Mapping[str, Run], caption: str = "near things: precision / recall") -> Table:
     """Headlines by name, each in both languages."""
     things = [
-        Cell(f"{n} {'thing' if n == '1' else 'things'}", (name,)) for name, n in product(STAGES.values(), NUMBERS)
+        Cell(f"{n} {'thing' if n == '1' else 'things'}", (name,)) for name, n in product(COLUMNS.values(), NUMBERS)
     ]
     rows = []
-    for (lang, language), (name, one) in product(LANGUAGES.items(), shown.items()):
-        scores = [one["near"][stage][lang][number] for stage, number in product(STAGES, NUMBERS)]
+    for (lang, language), (name, one) in product(LANGS.items(), shown.items()):
+        scores = [one["near"][stage][lang][number] for stage, number in product(COLUMNS, NUMBERS)]
         groups = [(score["precision"], score["recall"]) for score in scores] + [(one["questions"][lang],)]
         cells = [Cell(" / ".join(map(ratio, group)), (" · ".join(map(counts, group)),)) for group in groups]
         rows.append([f"{name}, {language}" if name else language, *cells])
-    head = ["", *things, Cell("questions", (STAGES["sft"],))]
+    head = ["", *things, Cell("questions", (COLUMNS["sft"],))]
     return make_table(f"Kind with colour, {caption}", head, rows, "", "numbers headline")
 
 
@@ -140,7 +138,7 @@ def seeds_table(run: Run, seeds: Sequence[Run]) -> tuple[Table, str]:
         shown[f"seed {this['seed']}, this run"] = this
     runs = list(shown.values())
     setting, chair = (
-        worst((one[key][stage][lang] for one, stage, lang in product(runs, STAGES, LANGUAGES)), key=value)
+        worst((one[key][stage][lang] for one, stage, lang in product(runs, COLUMNS, LANGS)), key=value)
         for key, worst in (("setting", min), ("chair_i", max))
     )
     caption = "near things, precision / recall; questions after stage 2"
@@ -174,7 +172,7 @@ def described(exam: Run, who: str) -> dict[str, Estimate]:
 def controls_table(run: Run, stage: str) -> Table:
     """Descriptions of the model and its controls."""
     rows = []
-    for (lang, name), who in product(LANGUAGES.items(), EVERYONE):
+    for (lang, name), who in product(LANGS.items(), EVERYONE):
         exam = run["exam"][stage][lang]
         levels = exam["chance"][who]["descriptions"] if who == "another" else {}
         cells = [interval(scored, chance=levels.get(key)) for key, scored in described(exam, who).items()]
@@ -185,13 +183,13 @@ def controls_table(run: Run, stage: str) -> Table:
         "Length in words (English) or characters (Chinese) an answer; its counts are all of them over the answers. "
         "Small print: 95% intervals and counts."
     )
-    return make_table(f"{STAGES[stage]}: descriptions", head, rows, note)
+    return make_table(f"{COLUMNS[stage]}: descriptions", head, rows, note)
 
 
-def beats_blind(run: Run, stages: Iterable[str] = tuple(STAGES)) -> list[str]:
+def beats_blind(run: Run, stages: Iterable[str] = tuple(COLUMNS)) -> list[str]:
     """Types of questions that the model, shown another picture, answers better than the best blind, by its interval."""
     names = []
-    for stage, (lang, language) in product(stages, LANGUAGES.items()):
+    for stage, (lang, language) in product(stages, LANGS.items()):
         by_who = run["exam"][stage][lang]["questions"]
         for type_, another in by_who["another"].items():
             if (another["low"] or 0.0) > max(value(by_who[who][type_]) for who in BLIND):
@@ -231,7 +229,7 @@ def held(run: Run, control: str) -> Held:
 
 def questions_table(run: Run, stage: str) -> Table:
     """Accuracy by type of question, beside another picture and the best that can be said blind."""
-    exams = [run["exam"][stage][lang] for lang in LANGUAGES]
+    exams = [run["exam"][stage][lang] for lang in LANGS]
     rows = []
     for type_ in exams[0]["questions"]["model"]:
         row: list[str | Cell] = [NAMES.get(type_, type_)]
@@ -243,8 +241,11 @@ def questions_table(run: Run, stage: str) -> Table:
         "Best blind: the best of three that see nothing. With another picture the model should do no better; it does, "
         f"by its whole interval, in: {', '.join(beats_blind(run, [stage])) or 'no type of question'}."
     )
-    head = ["type", *(f"{name}: {who}" for name in LANGUAGES.values() for who in ("model", "another", "best blind"))]
-    return make_table(f"{STAGES[stage]}: questions answered exactly", head, rows, note)
+    head = [
+        "type",
+        *(f"{name}: {who}" for name in LANGS.values() for who in ("model", "another", "best blind")),
+    ]
+    return make_table(f"{COLUMNS[stage]}: questions answered exactly", head, rows, note)
 
 
 def pope_table(run: Run) -> Table:
@@ -312,7 +313,7 @@ def ledger_table(run: Run) -> Table:
     """What each stage trained."""
     rows = [
         [f"{name}: {part}", f"{size:,}", f"{trained:,}", f"{size - trained:,}", "trained" if trained else "frozen"]
-        for stage, name in STAGES.items()
+        for stage, name in COLUMNS.items()
         for part, size, trained in run["ledgers"][stage]
     ]
     note = "After each stage the hashes of all that is frozen were unchanged; otherwise there would be no checkpoint."

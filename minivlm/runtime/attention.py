@@ -79,7 +79,7 @@ def _grouped(query: Tensor, key: Tensor) -> Tensor:
     return query.reshape(batch * groups, heads // groups * length, width)
 
 
-# ---- what torch needs to know: shapes for the compiler, the way back, and the library's name
+# ---- what torch needs to know: shapes for the compiler, the backward pass, and the library's name
 
 
 _attend = torch.library.custom_op("minivlm::attend", attend, mutates_args=())

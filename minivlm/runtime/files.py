@@ -13,8 +13,9 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from tempfile import TemporaryFile, mkdtemp
 from typing import Any
@@ -51,16 +52,22 @@ def replace_file(file: str | Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def write_file(file: str | Path, content: str | bytes) -> None:
+    """Replace a file by a text, in UTF-8, or by bytes."""
+    with replace_file(file) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 def write_json(file: str | Path, content: Any) -> None:
     """Replace a file by some JSON, one line for each value."""
-    with replace_file(file) as temporary:
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        temporary.write_text(text, "utf-8", newline="\n")
+    write_file(file, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 @contextmanager
-def replace_folder(folder: str | Path) -> Iterator[Path]:
+def replace_folder(folder: str | Path, own: Sequence[str] = ()) -> Iterator[Path]:
     """A temporary folder to write in: it becomes `folder` when the block ends, and is deleted when the block fails.
+
+    Of what lies in `folder`, the names that match `own` are replaced; anything else is carried over.
 
     Raises:
         FolderError: the working directory is in it, or another's folder has the name of its predecessor.
@@ -78,8 +85,10 @@ def replace_folder(folder: str | Path) -> Iterator[Path]:
             temporary = around / target.name  # the folder itself never has the mark
             temporary.mkdir()
             yield temporary
+            _carry_over(target, temporary, own)
             for path in (*temporary.iterdir(), temporary):
-                _sync(path)
+                if not path.is_symlink():
+                    _sync(path)
             _exchange(temporary, target)
         finally:
             with suppress(OSError):
@@ -148,6 +157,18 @@ def _exchange(temporary: Path, target: Path) -> None:
             former.rename(target)
         (target / MARK).unlink(missing_ok=True)
         raise
+
+
+def _carry_over(target: Path, temporary: Path, own: Sequence[str]) -> None:
+    """Copy what a user put into a folder; the original goes with the folder that is replaced."""
+    for path in target.iterdir() if target.exists() else ():
+        copy = temporary / path.name
+        if os.path.lexists(copy) or any(fnmatch(path.name, name) for name in (*own, MARK)):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, copy, symlinks=True)
+        else:
+            shutil.copy2(path, copy, follow_symlinks=False)
 
 
 def _is_ours(folder: Path) -> bool:

@@ -30,7 +30,7 @@ def draw_many(scenes: list[Scene], side: int = SIZE, workers: int | None = None,
     Without a title there is no progress bar.
     """
     chunks = [(scenes[i : i + CHUNK], side) for i in range(0, len(scenes), CHUNK)]
-    workers = min(workers or len(chunks), _usable_cores()) if len(scenes) >= MANY else 1
+    workers = min(workers or len(chunks), usable_cores()) if len(scenes) >= MANY else 1
     parts = []
     with tqdm(total=len(scenes), desc=title, unit="picture", mininterval=2, disable=not title) as bar:
         for part in _drawn_by_workers(chunks, workers) if workers > 1 else map(_draw_chunk, chunks):
@@ -95,7 +95,8 @@ def _ends_with(file: Path, key: bytes) -> bool:
         return content.read() == key
 
 
-def _usable_cores() -> int:
+def usable_cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
