@@ -297,7 +297,7 @@ def _check_vocabulary(processor: MiniVLMProcessor, config: MiniVLMConfig, folder
         )
     if processor.num_image_tokens != config.num_image_tokens:
         raise CheckpointError(
-            f"{folder / 'processor_config.json'}: {processor.num_image_tokens} tokens per picture, but the encoder of "
+            f"{folder / 'processor_config.json'}: {processor.num_image_tokens} tokens per image, but the encoder of "
             f"config.json makes {config.num_image_tokens}; {OWN}"
         )
 
@@ -338,7 +338,7 @@ def _load_processor(folder: Path, meta: dict[str, Any]) -> tuple[MiniVLMProcesso
     with _understood(folder / CONFIG):
         config = MiniVLMConfig.from_pretrained(folder)
         if config.num_image_tokens < 1:
-            raise ValueError("a picture has no patch: image_size is smaller than patch_size")
+            raise ValueError("an image has no patch: image_size is smaller than patch_size")
     with _understood(folder / "processor_config.json", folder / "tokenizer_config.json"):
         processor = MiniVLMProcessor.from_pretrained(folder)
     _check_vocabulary(processor, config, folder)

@@ -1,7 +1,7 @@
 """What the model is made of, and what its two training stages do: data, no code that runs.
 
-Letters, everywhere: B batch, T sequence, N image tokens per picture, Dv vision width, Dl language width, V vocabulary,
-I pictures in the batch.
+Letters, everywhere: B batch, T sequence, N image tokens per image, Dv vision width, Dl language width, V vocabulary,
+I images in the batch.
 """
 
 from collections.abc import Callable, Mapping

@@ -57,17 +57,17 @@ class MiniVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         patch_features: torch.Tensor | None = None,
         images_per_row: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Ids and pictures as one sequence of embeddings (B, T, Dl).
+        """Ids and images as one sequence of embeddings (B, T, Dl).
 
         Args:
-            input_ids: (B, T), N placeholders per picture.
-            pixel_values: (I, 3, H, W) pictures, row after row.
+            input_ids: (B, T), N placeholders per image.
+            pixel_values: (I, 3, H, W) images, row after row.
             patch_features: (I, N, Dv) what `vision` made of them before; replaces `pixel_values`.
-            images_per_row: (B,) pictures of each row; None reads it off the placeholders.
+            images_per_row: (B,) images of each row; None reads it off the placeholders.
 
         Raises:
             ValueError: both `pixel_values` and `patch_features` are given.
-            PlaceholderError: placeholders and pictures do not belong together.
+            PlaceholderError: placeholders and images do not belong together.
         """
         if pixel_values is not None and patch_features is not None:
             raise ValueError("give pixel_values or patch_features, not both")
@@ -76,7 +76,7 @@ class MiniVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         text_embeds = self.get_input_embeddings()(text_ids)  # (B, T, Dl)
         if pixel_values is not None:
             patch_features = self.vision(pixel_values)  # (I, N, Dv)
-        if patch_features is None:  # no picture: placeholders in the text are refused all the same
+        if patch_features is None:  # no image: placeholders in the text are refused all the same
             image_embeds = text_embeds.new_empty(0, self.config.num_image_tokens, text_embeds.shape[-1])
         else:
             image_embeds = self.projector(patch_features).to(text_embeds.dtype)  # (I, N, Dl)
@@ -102,7 +102,7 @@ class MiniVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, T); with `pixel_values`, `patch_features`, `images_per_row` as in `embed`.
             attention_mask: (B, T), 0 at padding on either side; with a cache (B, past + T).
-            inputs_embeds: (B, T, Dl) from `embed`, in place of ids and pictures.
+            inputs_embeds: (B, T, Dl) from `embed`, in place of ids and images.
             labels: (B, T), `IGNORE_INDEX` where nothing is supervised. Not shifted: the loss does that.
             position_ids: (B, T); None counts the tokens that `attention_mask` shows, so that padding on the left
                 does not shift a text.
@@ -119,7 +119,7 @@ class MiniVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values, patch_features, images_per_row)
         elif pixel_values is not None or patch_features is not None:
-            raise ValueError("inputs_embeds already hold the pictures; give input_ids instead, or no pictures")
+            raise ValueError("inputs_embeds already hold the images; give input_ids instead, or no images")
         if position_ids is None and attention_mask is not None:
             position_ids = positions(attention_mask)[:, -inputs_embeds.shape[1] :]
         return self.language_model(
@@ -142,7 +142,7 @@ class MiniVLMForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ):
         """Write on, as the library's `generate` does: greedily, with beams, by sampling, several answers a row.
 
-        Prompt and pictures become embeddings once. Beams and samples then repeat whole rows of these, and what works on
+        Prompt and images become embeddings once. Beams and samples then repeat whole rows of these, and what works on
         ids never meets `<image>`, for which there is no logit.
 
         Args:

@@ -1,6 +1,6 @@
-"""Chat and pictures in; token ids, labels and pixels out, built side by side.
+"""Chat and images in; token ids, labels and pixels out, built side by side.
 
-The processor decides how long the sequence is: each picture becomes N placeholder tokens here, so masks, labels and
+The processor decides how long the sequence is: each image becomes N placeholder tokens here, so masks, labels and
 positions are final before the model runs, and the model only has to replace embeddings.
 
 Ids and labels are written by one renderer, piece by piece, never searched for afterwards. Text that a person typed
@@ -32,10 +32,10 @@ class Piece(NamedTuple):
 
 
 class MiniVLMProcessor(ProcessorMixin):
-    """CLIP's image processor, a tokenizer, and N: how many placeholder tokens stand for a picture.
+    """CLIP's image processor, a tokenizer, and N: how many placeholder tokens stand for an image.
 
     Args:
-        image_processor: turns RGB pictures into `pixel_values` (I, 3, H, W), normalised as for CLIP.
+        image_processor: turns RGB images into `pixel_values` (I, 3, H, W), normalised as for CLIP.
         tokenizer: fast, with a bos, an eos and a pad token, and with `<image>` as a special token.
         num_image_tokens: N, the encoder's number of patches.
         chat_template: Jinja text for other tools; by default the tokenizer's.
@@ -64,7 +64,7 @@ class MiniVLMProcessor(ProcessorMixin):
 
     @classmethod
     def for_config(cls, config: MiniVLMConfig, tokenizer: PreTrainedTokenizerFast) -> "MiniVLMProcessor":
-        """The processor that fits a model's config: pictures at the encoder's size, N placeholders each."""
+        """The processor that fits a model's config: images at the encoder's size, N placeholders each."""
         side = config.vision_config.image_size
         pixels = CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
         return cls(pixels, tokenizer, config.num_image_tokens)
@@ -83,7 +83,7 @@ class MiniVLMProcessor(ProcessorMixin):
         padding_side: str = "left",
         max_length: int | None = None,
     ) -> BatchFeature:
-        """Raw strings in which each `<image>` stands for one picture, and the pictures.
+        """Raw strings in which each `<image>` stands for one image, and the images.
 
         Args:
             images: what `open_image` takes: one, a list in the order of the `<image>`s, or one list per text.
@@ -94,11 +94,11 @@ class MiniVLMProcessor(ProcessorMixin):
 
         Returns:
             `input_ids`, `attention_mask` (B, T), `images_per_row` (B,), and `pixel_values` (I, 3, H, W) if there are
-            pictures. Without a text, `pixel_values` alone.
+            images. Without a text, `pixel_values` alone.
 
         Raises:
-            SampleError: a row has more or fewer `<image>` than pictures, or is too long.
-            ImageError: a picture cannot be read.
+            SampleError: a row has more or fewer `<image>` than images, or is too long.
+            ImageError: an image cannot be read.
         """
         if text is None:
             return BatchFeature({"pixel_values": self.pixels(images if isinstance(images, list) else [images])})
@@ -128,20 +128,20 @@ class MiniVLMProcessor(ProcessorMixin):
     ) -> Any:
         """Chat messages, one conversation or a list of them, as the model reads them.
 
-        A picture is a part `{"type": "image", "image": …}`; everything in a text part, `<image>` included, is
+        An image is a part `{"type": "image", "image": …}`; everything in a text part, `<image>` included, is
         ordinary text. Leave `"image"` out of every part to pass `patch_features` to the model yourself.
 
         Args:
             conversation: messages `{"role": …, "content": a string or a list of parts}`, or a list of such lists.
             add_generation_prompt: end with the head of an assistant turn.
             continue_final_message: leave the last turn open.
-            tokenize: False gives the text instead, one `<image>` a picture.
+            tokenize: False gives the text instead, one `<image>` an image.
             return_dict: the whole batch as `__call__` gives it, not only its `input_ids`.
             processor_kwargs: further values for the last four of `__call__`'s arguments, as pipelines pass them.
 
         Raises:
-            SampleError: a message is not understood, only some pictures are given, or the conversation is too long.
-            ImageError: a picture cannot be read.
+            SampleError: a message is not understood, only some images are given, or the conversation is too long.
+            ImageError: an image cannot be read.
         """
         several = bool(conversation) and not isinstance(conversation[0], dict)
         options = {"return_tensors": return_tensors, "padding": padding, "padding_side": padding_side}
@@ -183,12 +183,12 @@ class MiniVLMProcessor(ProcessorMixin):
         """Pad examples into one training batch, to the longest one or to the next `pad_to_multiple_of`.
 
         Returns:
-            `input_ids`, `attention_mask`, `labels` (B, T), `images_per_row` (B,), and for I > 0 pictures either
+            `input_ids`, `attention_mask`, `labels` (B, T), `images_per_row` (B,), and for I > 0 images either
             `patch_features` (I, N, Dv) or `pixel_values` (I, 3, H, W).
 
         Raises:
             SampleError: only some examples carry their images or features.
-            ImageError: a picture cannot be read.
+            ImageError: an image cannot be read.
         """
         batch = dict(self._batch(examples, "pt", True, padding_side, pad_to_multiple_of))
         width = batch["input_ids"].shape[1]
@@ -196,7 +196,7 @@ class MiniVLMProcessor(ProcessorMixin):
         return batch | {"labels": torch.tensor(labels)}  # (B, T)
 
     def pixels(self, images: list) -> torch.Tensor:
-        """Open pictures and prepare them for the encoder: (I, 3, H, W), float32, normalised."""
+        """Open images and prepare them for the encoder: (I, 3, H, W), float32, normalised."""
         opened = [open_image(image) for image in images]
         return self.image_processor(opened, return_tensors="pt")["pixel_values"]
 
@@ -243,10 +243,10 @@ class MiniVLMProcessor(ProcessorMixin):
     ) -> Example:
         limit = max_length or self.tokenizer.model_max_length
         if len(ids) > limit:
-            cures = ["shorten the text", "show fewer pictures", *(["raise max_length"] if max_length else [])]
+            cures = ["shorten the text", "show fewer images", *(["raise max_length"] if max_length else [])]
             raise SampleError(
                 name,
-                f"{len(ids)} tokens, {ids.count(self.image_token_id)} of them for pictures, where {limit} are allowed; "
+                f"{len(ids)} tokens, {ids.count(self.image_token_id)} of them for images, where {limit} are allowed; "
                 f"{', '.join(cures[:-1])} or {cures[-1]} (nothing is ever cut)",
             )
         return Example(ids, labels, images, name, patch_features)
@@ -279,10 +279,8 @@ class MiniVLMProcessor(ProcessorMixin):
             return {}
         for example, count, one in zip(examples, counts, held, strict=True):
             if len(one) != count:
-                kind = "features" if known else "picture files"
-                raise SampleError(
-                    example.name, f"{count} pictures, but {kind} for {len(one)}; give all of them or none"
-                )
+                kind = "features" if known else "image files"
+                raise SampleError(example.name, f"{count} images, but {kind} for {len(one)}; give all of them or none")
         if known:
             return {"patch_features": torch.cat([one for one in held if len(one)])}  # (I, N, Dv)
         return {"pixel_values": self.pixels([image for one in held for image in one])}  # (I, 3, H, W)
@@ -301,7 +299,7 @@ def _joined(pieces: list[Piece]) -> list[Piece]:
 
 
 def _deal(images: Any, counts: list[int]) -> list[list]:
-    """Give every text its pictures: lists in a list belong to the texts one to one, a flat list is dealt out."""
+    """Give every text its images: lists in a list belong to the texts one to one, a flat list is dealt out."""
     images = [] if images is None else images if isinstance(images, list | tuple) else [images]
     if images and isinstance(images[0], list | tuple):
         dealt = [list(row) for row in images]
@@ -310,7 +308,7 @@ def _deal(images: Any, counts: list[int]) -> list[list]:
         dealt = [list(islice(rest, count)) for count in counts]
         dealt[-1] += rest
     if len(dealt) != len(counts):
-        raise SampleError("", f"{len(counts)} texts, but {len(dealt)} lists of pictures; give one list per text")
+        raise SampleError("", f"{len(counts)} texts, but {len(dealt)} lists of images; give one list per text")
     for index, (count, row) in enumerate(zip(counts, dealt, strict=True)):
         check_count(count, len(row), f"text {index}")
     return dealt

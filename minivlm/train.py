@@ -384,7 +384,7 @@ def learning_rates(step: int, stage: Stage) -> dict[str, float]:
 def adamw(model: MiniVLMForConditionalGeneration, stage: Stage) -> torch.optim.AdamW:
     """AdamW over the parts that train, weight decay on matrices only; gradients start as zeros, not as None.
 
-    A step without a picture then moves W by its momentum, in one process as in two.
+    A step without an image then moves W by its momentum, in one process as in two.
     """
     groups = []
     for part in stage.trains:
@@ -434,7 +434,7 @@ def check_parent(
 
 @torch.no_grad()
 def text_probe(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor) -> float:
-    """The language model's mean next-token loss on `PROBE_TEXTS`, without any picture."""
+    """The language model's mean next-token loss on `PROBE_TEXTS`, without any image."""
     training = model.training
     model.eval()
     batch = processor(text=list(PROBE_TEXTS), return_tensors="pt", padding_side="right").to(model.device)

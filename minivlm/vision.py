@@ -26,14 +26,14 @@ class VisionEncoder(nn.Module):
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """One feature per patch: the last hidden state without its class token.
 
-        CLIP puts a class token before the patches to sum the picture up; a language model that is to say what stands
+        CLIP puts a class token before the patches to sum the image up; a language model that is to say what stands
         where needs the patches (LLaVA, arXiv:2304.08485, section 4.1).
 
         Args:
             pixel_values: (I, 3, H, W), normalised as the encoder's image processor does.
 
         Returns:
-            patch_features (I, N, Dv), row after row from the picture's top left.
+            patch_features (I, N, Dv), row after row from the image's top left.
         """
         hidden = self.clip(pixel_values=pixel_values).last_hidden_state  # (I, 1 + N, Dv)
         return hidden[:, 1:]  # (I, N, Dv)

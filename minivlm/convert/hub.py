@@ -203,7 +203,7 @@ def default_system(tokenizer: PreTrainedTokenizerFast, source: str = "the tokeni
 
 
 def _encoder(source: str) -> tuple[CLIPVisionModel, CLIPImageProcessorPil, str]:
-    """The encoder, how its pictures are prepared, and a line on it; its load report must be empty."""
+    """The encoder, how its images are prepared, and a line on it; its load report must be empty."""
     if source == RANDOM:
         config = clip_26m_config().vision_config
         side = config.image_size
@@ -226,9 +226,9 @@ def _encoder(source: str) -> tuple[CLIPVisionModel, CLIPImageProcessorPil, str]:
         raise CheckpointError(f"{source}: {', '.join(bad)} has values that are not finite; fetch it again")
     side = vision.config.image_size
     if not (pixels.do_center_crop and pixels.do_resize) or len(pixels.image_mean) != 3 or pixels.crop_size is None:
-        raise CheckpointError(f"{source}: pictures are not scaled, cut to a square and in three colours, as CLIP's are")
+        raise CheckpointError(f"{source}: images are not scaled, cut to a square and in three colours, as CLIP's are")
     if (size := (pixels.crop_size.height, pixels.crop_size.width)) != (side, side):
-        raise CheckpointError(f"{source}: pictures are cut to {size}, but the encoder wants {side} by {side}")
+        raise CheckpointError(f"{source}: images are cut to {size}, but the encoder wants {side} by {side}")
     parameters = sum(p.numel() for p in vision.parameters())
     line = f"{source}: an encoder of {parameters:,} parameters, {(side // vision.config.patch_size) ** 2} patches of "
     return vision.float().eval(), pixels, line + f"width {vision.config.hidden_size}; every key fits"

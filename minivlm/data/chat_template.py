@@ -9,7 +9,7 @@ from minivlm.config import IMAGE_TOKEN
 def chat_template(start: str, end: str, system: str | None = None) -> str:
     """The template of a model whose turns begin with the token `start` and end with `end`.
 
-    One turn may be a string or a list of parts; a picture is a part of its own and ends its line. `system` is what a
+    One turn may be a string or a list of parts; an image is a part of its own and ends its line. `system` is what a
     system turn says before every conversation that has none of its own; None puts none there.
     """
     template = (

@@ -97,7 +97,7 @@ def check_answers(messages: list[dict], name: str = "") -> None:
         raise SampleError(name, "there is no supervised token, as no turn is the assistant's; add it or drop the row")
     for parts in answers:
         if any(part["type"] == "image" for part in parts):
-            raise SampleError(name, "a picture stands in an assistant turn; move it to a user turn")
+            raise SampleError(name, "an image stands in an assistant turn; move it to a user turn")
         if not any(part["text"].strip() for part in parts):
             raise SampleError(name, "an assistant turn is empty; write the answer or drop the row")
 
@@ -173,6 +173,6 @@ def check_count(placeholders: int, images: int, name: str) -> None:
     if placeholders != images:
         raise SampleError(
             name,
-            f"{placeholders} {IMAGE_TOKEN} in the text, but {images} pictures; "
-            f"write one {IMAGE_TOKEN} for each picture, or correct the list of pictures",
+            f"{placeholders} {IMAGE_TOKEN} in the text, but {images} images; "
+            f"write one {IMAGE_TOKEN} for each image, or correct the list of images",
         )
