@@ -73,14 +73,14 @@ def test_features_are_the_encoders_in_16_bits(out, make_dataset, model, processo
     store = FeatureStore.build(out, dataset, model, processor, precision)
     images = different_images(dataset)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        seen = torch.cat([model.vision(processor.pixels(images[i : i + 2])) for i in range(0, ENTRIES, 2)])
+        encoded = torch.cat([model.vision(processor.pixels(images[i : i + 2])) for i in range(0, ENTRIES, 2)])
     assert len(store) == len(images) == ENTRIES and stored_precision(out) == precision
     for plain, sample in zip(dataset, dataset.with_features(store), strict=True):
         assert sample == plain and plain.patch_features is None
         if not sample.images:
             assert sample.patch_features is None
         else:
-            expected = seen[[images.index(image) for image in sample.images]].to(torch.bfloat16)
+            expected = encoded[[images.index(image) for image in sample.images]].to(torch.bfloat16)
             assert torch.equal(sample.patch_features, expected)
 
 
@@ -96,8 +96,8 @@ def test_an_image_of_many_rows_is_encoded_once_and_the_size_is_told_before(
     model.language_model.get_input_embeddings().weight.data += 1
     FeatureStore.build(out, dataset, model, processor)
     assert encoded == [2, 2, 2, 2, 2]
-    told = [line.partition(" to be written")[0] for line in capsys.readouterr().out.splitlines()]
-    assert told == [f"features of 10 images, 1,280 bytes, in {out}: {size} bytes" for size in ("1,280", "0")]
+    printed = [line.partition(" to be written")[0] for line in capsys.readouterr().out.splitlines()]
+    assert printed == [f"features of 10 images, 1,280 bytes, in {out}: {size} bytes" for size in ("1,280", "0")]
     assert (out / FEATURES).stat().st_size == ENTRIES * ENTRY
 
 
@@ -247,10 +247,10 @@ def test_an_unreadable_image_names_its_row(out, make_dataset, model, processor):
 # ---- refused
 
 
-def refused(out, arguments, complaint: str) -> None:
+def refused(out, arguments, message: str) -> None:
     """A build ends with the complaint; every file is as it was."""
     before = contents(out)
-    with pytest.raises(FeatureError, match=complaint):
+    with pytest.raises(FeatureError, match=message):
         FeatureStore.build(out, *arguments)
     assert contents(out) == before
 
@@ -276,9 +276,9 @@ def test_a_changed_or_missing_image_is_refused(out, make_dataset, model, process
     image = held[3].images[0]
     state, content = image.stat(), image.read_bytes()
 
-    def both_refuse(complaint: str):
-        refused(out, (dataset, model, processor), rf"train\.jsonl, line \d+: the image {image} {complaint}")
-        with pytest.raises(FeatureError, match=rf"line 4: the image {image} {complaint}"):
+    def both_refuse(message: str):
+        refused(out, (dataset, model, processor), rf"train\.jsonl, line \d+: the image {image} {message}")
+        with pytest.raises(FeatureError, match=rf"line 4: the image {image} {message}"):
             held[3]
 
     os.utime(image, ns=(state.st_atime_ns, state.st_mtime_ns + 1_000_000_000))
@@ -299,7 +299,7 @@ def test_damaged_files_are_refused(out, make_dataset, model, processor):
     whole = contents(out)
     changed = bytearray(whole[IMAGES])
     changed[-1] ^= 1
-    for name, content, complaint in [
+    for name, content, message in [
         (ABOUT, whole[ABOUT][:-10], "cut off or damaged"),
         (ABOUT, whole[ABOUT].replace(b'"format": 2', b'"format": 1'), "not of format 2"),
         (ABOUT, whole[ABOUT].replace(b'"width"', b'"wide"'), "width is missing"),
@@ -311,16 +311,16 @@ def test_damaged_files_are_refused(out, make_dataset, model, processor):
         (DONE, b"", "its size is not 5 bytes"),
     ]:
         (out / name).unlink() if content is None else (out / name).write_bytes(content)
-        refused(out, (dataset, model, processor), rf"{name}: .*{complaint}.*remove the folder")
+        refused(out, (dataset, model, processor), rf"{name}: .*{message}.*remove the folder")
         (out / name).write_bytes(whole[name])
 
 
 def test_other_folders_are_refused(out, folder, make_dataset, model, processor, tmp_path):
     dataset, base = make_dataset(), save_base(tmp_path / "base", model, processor)
     assert stored_precision(out) is None
-    for place, kind in ((folder, FolderError), (folder / "0.png", FolderError), (dataset.folder / "new", FeatureError)):
+    for path, kind in ((folder, FolderError), (folder / "0.png", FolderError), (dataset.folder / "new", FeatureError)):
         with pytest.raises(kind, match=r"exists and is no store of features|lies in the data set"):
-            FeatureStore.build(place, dataset, model, processor)
+            FeatureStore.build(path, dataset, model, processor)
     new = tmp_path / "new"
     with pytest.raises(FeatureError, match=r"lies in .*new, which every checkpoint replaces"):
         train_on_index(dataset.folder, stage("pretrain"), model, processor, base, new, new / "features")

@@ -32,9 +32,9 @@ def test_rows_with_one_several_and_no_pictures(folder):
         {"conversations": turns("Hi"), "image": ""},
     ]
     file = write(folder, rows)
-    pictures = folder / "pictures"
-    assert list(read_samples(file, pictures)) == [
-        Sample(messages_from_turns(conversation, [pictures / name for name in names]), f"{file}, line {line}")
+    images = folder / "pictures"
+    assert list(read_samples(file, images)) == [
+        Sample(messages_from_turns(conversation, [images / name for name in names]), f"{file}, line {line}")
         for line, conversation, names in (
             (1, turns("提供给定图像的简要描述。\n<image>"), ["0.jpg"]),
             (3, turns("<image>\n<image>\nWhich?"), ["1.jpg", "2.jpg"]),
