@@ -37,17 +37,17 @@ SPECIAL = {"llama_legacy": ("<unk>", "<s>", "</s>"), "minimind2": ("<|endoftext|
 def words(generation: str, vocabulary: int = TINY["vocabulary"]) -> PreTrainedTokenizerFast:
     """A tokenizer like MiniMind's: byte-level BPE, pad 0, start 1, end 2, a chat template."""
     pad, start, end = SPECIAL[generation]
-    learnt = Tokenizer(models.BPE())
-    learnt.pre_tokenizer, learnt.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer, trained.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=[pad, start, end], initial_alphabet=alphabet, show_progress=False
     )
-    learnt.train_from_iterator(
+    trained.train_from_iterator(
         ["a red car and a yellow car", SYSTEM, "这个图像中有什么内容？", "user", "assistant"], trainer
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=learnt, pad_token=pad, bos_token=start, eos_token=end, chat_template=TEMPLATES[generation]
+        tokenizer_object=trained, pad_token=pad, bos_token=start, eos_token=end, chat_template=TEMPLATES[generation]
     )
 
 
@@ -55,9 +55,9 @@ def clip() -> CLIPModel:
     """A whole tiny CLIP: four patches of 16 numbers, and a text tower that nobody needs."""
     text = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
             "num_attention_heads": 2, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
-    seen = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    vision = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
             "num_attention_heads": 2}  # fmt: skip
-    return CLIPModel(CLIPConfig(vision_config=seen, text_config=text)).eval()
+    return CLIPModel(CLIPConfig(vision_config=vision, text_config=text)).eval()
 
 
 def cut_to(side: int) -> CLIPImageProcessorPil:
@@ -84,21 +84,21 @@ def sources(tmp_path, generation) -> dict:
     }
 
 
-def asked(processor, picture):
+def encoded(processor, image):
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    return processor.apply_chat_template(ask("a red car", picture), **options)
+    return processor.apply_chat_template(ask("a red car", image), **options)
 
 
-def test_a_published_vlm_computes_what_its_authors_placeholders_computed(sources, generation, picture):
+def test_a_published_vlm_computes_what_its_authors_placeholders_computed(sources, generation, image):
     model, processor, _ = build(**sources)
-    batch = asked(processor, picture)
+    batch = encoded(processor, image)
     # as published: N times "@" in the text, these embeddings replaced by W times the patches plus its bias
     theirs, n = words(generation), model.config.num_image_tokens
     at = theirs.convert_tokens_to_ids("@")
-    said = theirs.apply_chat_template(
+    prompt = theirs.apply_chat_template(
         [{"role": "user", "content": "@" * n + "\na red car"}], tokenize=False, add_generation_prompt=True
     )
-    ids = torch.tensor(theirs.encode(said, add_special_tokens=False))
+    ids = torch.tensor(theirs.encode(prompt, add_special_tokens=False))
     weights = torch.load(sources["weights"], weights_only=True)
     with torch.no_grad():
         whole = CLIPModel.from_pretrained(sources["encoder"])
@@ -113,7 +113,7 @@ def test_a_published_vlm_computes_what_its_authors_placeholders_computed(sources
     torch.testing.assert_close(ours.double(), logits(generation, weights, embeds), rtol=0, atol=1e-5)
 
 
-def test_the_chat_template_comes_along_with_its_system_turn(sources, generation, picture):
+def test_the_chat_template_comes_along_with_its_system_turn(sources, generation, image):
     _, processor, lines = build(**sources)
     expected = SYSTEM if generation == "llama_legacy" else None
     assert processor.system == expected and ("system turn" in lines[2])
@@ -121,27 +121,27 @@ def test_the_chat_template_comes_along_with_its_system_turn(sources, generation,
         theirs = words(generation).apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert processor.apply_chat_template(messages, add_generation_prompt=True) == theirs
         assert processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == theirs
-    shown = ask("a red car", picture)
+    shown = ask("a red car", image)
     by_jinja = processor.tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=True)
     assert by_jinja == processor.apply_chat_template(shown, add_generation_prompt=True)
     assert by_jinja.count("<image>\na red car") == 1
 
 
-def test_what_is_learnt_is_the_answer_and_not_the_system_turn(sources, picture):
+def test_what_is_learnt_is_the_answer_and_not_the_system_turn(sources, image):
     _, processor, _ = build(**sources)
-    row = processor.encode(Sample([*ask("a red car", picture), {"role": "assistant", "content": "a yellow car"}]))
-    learnt = [token for token, label in zip(row.input_ids, row.labels, strict=True) if label != -100]
-    assert processor.tokenizer.decode(learnt) == "a yellow car" + processor.tokenizer.eos_token
+    row = processor.encode(Sample([*ask("a red car", image), {"role": "assistant", "content": "a yellow car"}]))
+    supervised = [token for token, label in zip(row.input_ids, row.labels, strict=True) if label != -100]
+    assert processor.tokenizer.decode(supervised) == "a yellow car" + processor.tokenizer.eos_token
 
 
-def test_the_checkpoint_comes_back_whole_and_exports(sources, tmp_path, picture):
+def test_the_checkpoint_comes_back_whole_and_exports(sources, tmp_path, image):
     lines = import_published(tmp_path / "made", **sources, command="typed")
     model, processor, meta = load_checkpoint(tmp_path / "made")
     fresh, _, _ = build(**sources)
     assert meta["stage"] == "sft" and meta["sources"] == lines and meta["command"] == "typed"
     for name, tensor in fresh.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
-    batch = asked(processor, picture)
+    batch = encoded(processor, image)
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, fresh(**batch).logits)
         # and on to LLaVA, bias and all: the first V logits
@@ -163,9 +163,9 @@ def test_special_ids_and_the_longest_text_are_the_tokenizers_and_the_models(sour
     assert [text.pad_token_id, text.bos_token_id, text.eos_token_id] == ids
 
 
-def test_what_was_imported_trains_on_from_the_stage_it_is_given(sources, tmp_path, picture):
+def test_what_was_imported_trains_on_from_the_stage_it_is_given(sources, tmp_path, image):
     import_published(tmp_path / "made", **sources)
-    messages = messages_from_turns(turns("<image>\na red car", "a yellow car"), [picture])
+    messages = messages_from_turns(turns("<image>\na red car", "a yellow car"), [image])
     rows = [Sample(messages, f"row {i}") for i in range(8)]
     model, processor, _ = load_checkpoint(tmp_path / "made")
     options = {"parent": tmp_path / "made", "precision": "fp32"}
@@ -200,8 +200,8 @@ class TestWhatDoesNotBelongTogether:
         tokenizer = words(generation, 290) if what == "vocabulary" else words(other)
         tokenizer.save_pretrained(tmp_path / "other")
         smaller = "290 tokens up to id 289, where the language model knows 300"
-        complaint = smaller if what == "vocabulary" else rf"but {generation} was trained with '<"
-        with pytest.raises(CheckpointError, match=complaint):
+        message = smaller if what == "vocabulary" else rf"but {generation} was trained with '<"
+        with pytest.raises(CheckpointError, match=message):
             build(**sources | {"tokenizer": str(tmp_path / "other")})
 
     def test_what_random_weights_have_no_use_for(self):
@@ -292,11 +292,11 @@ def test_where_the_weights_lie(tmp_path):
 
 def publish(cache: Path, name: str, folder: Path) -> None:
     """Lay a folder into the library's cache as if it had been fetched by that name."""
-    place = cache / f"models--{name.replace('/', '--')}"
-    (place / "refs").mkdir(parents=True)
-    (place / "refs" / "main").write_text("0" * 40)
-    (place / "snapshots").mkdir()
-    folder.rename(place / "snapshots" / ("0" * 40))
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots").mkdir()
+    folder.rename(repository / "snapshots" / ("0" * 40))
 
 
 def test_published_names_are_read_from_what_was_fetched_before(sources, tmp_path, monkeypatch):
@@ -325,8 +325,8 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch, tmp_path, ca
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert cli.main(["import", "owner/repository/lm.pth", "--encoder", "random", "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert "owner/repository/lm.pth: neither a file here nor to be fetched" in said and "give a folder" in said
+    stderr = capsys.readouterr().err
+    assert "owner/repository/lm.pth: neither a file here nor to be fetched" in stderr and "give a folder" in stderr
     assert not (tmp_path / "out").exists()
     for option in ("--encoder", "--tokenizer"):
         torch.save(checkpoint("llama_legacy"), tmp_path / "lm.pth")
@@ -345,6 +345,6 @@ def test_random_weights_have_the_true_shape(tmp_path, capsys):
     assert sum(p.numel() for p in model.language_model.parameters()) == 25_829_888
     assert sum(p.numel() for p in model.vision.parameters()) == 85_799_424
     with torch.no_grad():
-        out = model(**asked(processor, Image.new("RGB", (300, 200), "red"))).logits
+        out = model(**encoded(processor, Image.new("RGB", (300, 200), "red"))).logits
     assert out.shape[-1] == 6400 and torch.isfinite(out).all()
     assert json.loads((tmp_path / "random" / "minivlm.json").read_text("utf-8"))["seed"] == 3
