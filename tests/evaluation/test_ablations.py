@@ -21,15 +21,15 @@ PICTURES, ROWS = 40, 120
 
 
 def scene(*kinds: str, setting: str = "beach") -> Scene:
-    places = [("left", "near"), ("right", "near"), ("middle", "far")]
-    things = (Thing(kind, "red", *place, "medium") for kind, place in zip(kinds, places, strict=False))
+    positions = [("left", "near"), ("right", "near"), ("middle", "far")]
+    things = (Thing(kind, "red", *position, "medium") for kind, position in zip(kinds, positions, strict=False))
     return Scene(setting, tuple(things), 0)
 
 
 FEATURES = torch.arange(PICTURES)[:, None, None]  # (I, 1, 1): each picture's is its number
 
 
-def said(message) -> str:
+def text_of(message) -> str:
     return "".join(part.get("text", "") for part in message["content"])
 
 
@@ -60,13 +60,13 @@ class TestVariants:
                 assert brief == full
                 continue
             described += 1
-            prompt, told, *rest = brief.messages
+            prompt, answer, *rest = brief.messages
             assert prompt["content"] == full.messages[0]["content"] and rest == full.messages[2:]
-            assert read_facts(said(told)).setting == read_facts(said(full.messages[1])).setting
-            assert set(read_facts(said(told)).things) == set(read_facts(said(full.messages[1])).things)
-            assert len(said(told)) < len(said(full.messages[1]))
-            assert not any(end in said(told) for end in (". ", "。")), "one clause"
-            assert ("的" in said(told)) == (PROMPTS["zh"] in said(prompt))
+            assert read_facts(text_of(answer)).setting == read_facts(text_of(full.messages[1])).setting
+            assert set(read_facts(text_of(answer)).things) == set(read_facts(text_of(full.messages[1])).things)
+            assert len(text_of(answer)) < len(text_of(full.messages[1]))
+            assert not any(end in text_of(answer) for end in (". ", "。")), "one clause"
+            assert ("的" in text_of(answer)) == (PROMPTS["zh"] in text_of(prompt))
         assert described > ROWS / 4
 
     def test_short_answers_depend_on_index_and_seed_alone(self):
@@ -83,14 +83,14 @@ class TestScores:
     )
 
     def test_invented_by_mention_by_hand(self):
-        found = ablations.invented_by_mention(self.SCENES, self.TEXTS, mentions=2)
+        shares = ablations.invented_by_mention(self.SCENES, self.TEXTS, mentions=2)
         # first mentions: dog (there), car (not); second and later ones: kite (not), boat (there), tree (not)
-        assert [(one["numerator"], one["denominator"]) for one in found] == [(1, 2), (2, 3)]
+        assert [(one["numerator"], one["denominator"]) for one in shares] == [(1, 2), (2, 3)]
 
     def test_usual_share_by_hand(self):
-        found = ablations.usual_share(self.SCENES, self.TEXTS)
+        share = ablations.usual_share(self.SCENES, self.TEXTS)
         # kite is usual at the beach, tree in the park, car in neither
-        assert (found["numerator"], found["denominator"]) == (2, 3)
+        assert (share["numerator"], share["denominator"]) == (2, 3)
 
     @pytest.mark.parametrize(
         ("before", "after", "claimed"),
@@ -102,10 +102,10 @@ class TestScores:
         ],
     )
     def test_an_effect_counts_where_it_exceeds_the_spread_of_the_seeds(self, before, after, claimed):
-        found = ablations.effect(before, after)
-        assert found.claimed is claimed
-        assert found.difference == pytest.approx(sum(after) / 3 - sum(before) / 3)
-        assert found.seed_range == pytest.approx(max(max(before) - min(before), max(after) - min(after)))
+        effect = ablations.effect(before, after)
+        assert effect.claimed is claimed
+        assert effect.difference == pytest.approx(sum(after) / 3 - sum(before) / 3)
+        assert effect.seed_range == pytest.approx(max(max(before) - min(before), max(after) - min(after)))
 
 
 class TestSampled:
