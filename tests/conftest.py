@@ -104,7 +104,7 @@ def processor(config, tokenizer) -> MiniVLMProcessor:
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     """A small picture with different pixels everywhere."""
     values = torch.randint(0, 256, (8, 8, 3), generator=torch.Generator().manual_seed(7), dtype=torch.uint8)
     return Image.fromarray(values.numpy())

@@ -44,13 +44,13 @@ def described(next_: Counted, fully: bool = True) -> dict:
 def examined(start: int) -> dict:
     """What `evaluate` gives for one stage and language."""
     next_ = Counted(start)
-    ways = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unreadable")
+    keys = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unreadable")
     return {
         "descriptions": {who: described(next_, who == "model") for who in EVERYONE},
         "holdout": described(next_),
         "questions": {who: {t: next_() for t in ("all", *QUESTION_TYPES)} for who in (*EVERYONE, "guess")},
         "guesses": dict.fromkeys(QUESTION_TYPES, "Two."),
-        "pope": {who: {way: {key: next_() for key in ways} for way in POPE_WAYS} for who in EVERYONE},
+        "pope": {who: {category: {key: next_() for key in keys} for category in POPE_WAYS} for who in EVERYONE},
         "chance": {who: {group: dict(levels) for group, levels in CHANCE.items()} for who in CONTROLS},
     }
 

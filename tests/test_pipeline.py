@@ -56,10 +56,10 @@ def probe_finds(monkeypatch):
     return finds
 
 
-@pytest.mark.parametrize("place", [PRETRAIN, ""])
-def test_the_precision_of_what_was_begun_holds_whatever_the_probe_finds(plan, model, processor, place):
+@pytest.mark.parametrize("name", [PRETRAIN, ""])
+def test_the_precision_of_what_was_begun_holds_whatever_the_probe_finds(plan, model, processor, name):
     """Of a run or of a single stage."""
-    folder = plan.out / place
+    folder = plan.out / name
     save_base(folder, model, processor)
     meta = json.loads((folder / META).read_text("utf-8")) | {"precision": "bf16"}
     (folder / META).write_text(json.dumps(meta), "utf-8")
@@ -71,7 +71,7 @@ def test_the_precision_of_what_was_begun_holds_whatever_the_probe_finds(plan, mo
 
 
 @pytest.mark.parametrize(
-    ("parent", "out", "complaint"),
+    ("parent", "out", "message"),
     [
         ("base", "new", "starts from a 'pretrain' checkpoint, but this one is of stage 'base'"),
         ("pretrain", "pretrain", "checkpoint that the new one builds on"),
@@ -79,14 +79,14 @@ def test_the_precision_of_what_was_begun_holds_whatever_the_probe_finds(plan, mo
         ("pretrain", "thesis/chapter.txt/new", "cannot be written"),
     ],
 )
-def test_a_stage_that_would_be_refused_is_refused_before_pictures_are_drawn(
-    plan, model, processor, monkeypatch, parent, out, complaint
+def test_a_stage_that_would_be_refused_is_refused_before_images_are_drawn(
+    plan, model, processor, monkeypatch, parent, out, message
 ):
     save_checkpoint(plan.data / PRETRAIN, model, processor, {"stage": PRETRAIN})
     (plan.data / "thesis").mkdir()
     (plan.data / "thesis" / "chapter.txt").write_text("years of work")
     monkeypatch.setattr(minivlm.pipeline, "training_features", lambda *_: pytest.fail("drawn"))
-    with pytest.raises((ValueError, OSError), match=complaint):
+    with pytest.raises((ValueError, OSError), match=message):
         minivlm.pipeline.train_stage(plan, SFT, model, processor, plan.data / parent, plan.data / out)
 
 
@@ -125,17 +125,17 @@ def test_a_total_is_never_less_than_its_rounded_phases():
 
 
 @pytest.mark.parametrize(
-    ("place", "error", "complaint"),
+    ("path", "error", "message"),
     [
         (PRETRAIN, FolderError, "pretrain exists and is no checkpoint"),
         (SFT, FolderError, "sft exists and is no checkpoint"),
         (".", OSError, "cannot be written"),
     ],
 )
-def test_a_run_finds_a_place_of_other_things_before_it_draws_anything(plan, done, place, error, complaint):
-    (plan.out / place).parent.mkdir(exist_ok=True)
-    (plan.out / place).write_text("years of work")
-    with pytest.raises(error, match=complaint):
+def test_a_run_refuses_a_folder_of_other_things_before_it_draws_anything(plan, done, path, error, message):
+    (plan.out / path).parent.mkdir(exist_ok=True)
+    (plan.out / path).write_text("years of work")
+    with pytest.raises(error, match=message):
         run(plan)
     assert done == []
 

@@ -155,7 +155,7 @@ def test_a_batch_padded_on_the_left_is_refused(model, processor):
         supervised_loss(model, batch)
 
 
-def test_rows_without_any_picture_teach_the_language_model_alone(start, tmp_path):
+def test_rows_without_any_image_teach_the_language_model_alone(start, tmp_path):
     changes = {"batch_size": 2, "steps": 4, "warmup_steps": 0}
     spoken = [[turn | {"content": "yes"} for turn in row.messages] for row in some_rows()]
     rows = [Sample(turns, f"row {i}") for i, turns in enumerate(spoken)]
@@ -185,13 +185,13 @@ def by_hand(base, processor, rows) -> tuple[float, dict[str, torch.Tensor]]:
 @pytest.fixture
 def gradients():
     """The gradients with which the optimizer goes its steps: a list that grows with every step."""
-    seen = []
+    steps = []
 
     def note(optimizer, *_):
-        seen.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
+        steps.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
 
     hook = register_optimizer_step_pre_hook(note)
-    yield seen
+    yield steps
     hook.remove()
 
 
@@ -209,11 +209,11 @@ def test_the_loss_of_a_step_is_the_mean_over_its_supervised_tokens(
     torch.testing.assert_close(gradients[0][0], gradient * min(1.0, clip), rtol=1e-4, atol=1e-6 * min(1.0, clip))
 
 
-def test_features_give_what_pictures_give(start, tmp_path, model, processor):
-    pictures = [Image.fromarray(torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8).numpy()) for _ in range(6)]
-    features = model.vision(processor.pixels(pictures))
+def test_features_give_what_images_give(start, tmp_path, model, processor):
+    images = [Image.fromarray(torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8).numpy()) for _ in range(6)]
+    features = model.vision(processor.pixels(images))
     _, by_features = start("pretrain", tmp_path / "features", rows=some_rows(features=features))
-    _, by_pixels = start("pretrain", tmp_path / "pixels", rows=some_rows(images=pictures))
+    _, by_pixels = start("pretrain", tmp_path / "pixels", rows=some_rows(images=images))
     assert [e["loss"] for e in by_pixels] == pytest.approx([e["loss"] for e in by_features], rel=1e-5)
 
 
@@ -223,7 +223,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(start, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_in_which_nothing_is_supervised_are_told_from_a_broken_loss(start, tmp_path):
+def test_rows_in_which_nothing_is_supervised_are_distinguished_from_a_broken_loss(start, tmp_path):
     message = r"step 1 has no supervised token.* all labels of its 4 examples are -100\. .*row \d+.*template"
     with planted("template_of_another_model"), pytest.raises(TrainingError, match=message):
         start("pretrain", tmp_path / "out")
@@ -364,8 +364,8 @@ def test_ctrl_c_leaves_a_usable_checkpoint_and_says_how_to_go_on(start, tmp_path
     with pytest.raises(KeyboardInterrupt):
         start("sft", out, parent=pretrained, on_step=press_after(3))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert "Stopped after step 4 of 6." in (said := capsys.readouterr().out)
-    assert str(out) in said and "run the same command again" in said
+    assert "Stopped after step 4 of 6." in (stdout := capsys.readouterr().out)
+    assert str(out) in stdout and "run the same command again" in stdout
     model, _, meta = load_checkpoint(out)
     assert (meta["stage"], meta["steps"], meta["finished"]) == ("sft", 4, False)
     batch = processor(text="<image>", images=Image.new("RGB", (8, 8), "red"), return_tensors="pt")
@@ -408,8 +408,8 @@ def test_a_finished_run_is_not_run_again(start, tmp_path):
 def test_another_run_is_neither_resumed_nor_overwritten(what, options, start, tmp_path):
     start("pretrain", tmp_path / "out")
     before = weight_bytes(tmp_path / "out")
-    said = f"out holds another run: its {what} is .* choose another folder, or start anew .*resume=False.*--anew"
-    with pytest.raises(TrainingError, match=said):
+    message = f"out holds another run: its {what} is .* choose another folder, or start anew .*resume=False.*--anew"
+    with pytest.raises(TrainingError, match=message):
         start("pretrain", tmp_path / "out", **options)
     assert weight_bytes(tmp_path / "out") == before
     _, log = start("pretrain", tmp_path / "out", resume=False, **options)
@@ -477,16 +477,16 @@ def test_a_checkpoint_names_its_stage_its_parent_and_how_it_was_made(base, start
 
 
 def test_the_ledger_is_printed_before_the_first_step_and_the_log_written(start, tmp_path, capsys):
-    said, seen = [], []
+    texts, steps = [], []
 
     def on_step(*step):
-        said.append(capsys.readouterr().out)
-        seen.append(step)
+        texts.append(capsys.readouterr().out)
+        steps.append(step)
 
     model, log = start("pretrain", tmp_path / "out", on_step=on_step)
-    assert "stage pretrain" in said[0] and "language_model" in said[0] and "384" in said[0]  # 16 x 24 weights learn
-    assert [(step, loss) for step, loss, _ in seen] == [(entry["step"], entry["loss"]) for entry in log]
-    assert {id(shown) for _, _, shown in seen} == {id(model)}
+    assert "stage pretrain" in texts[0] and "language_model" in texts[0] and "384" in texts[0]  # 16 x 24 weights learn
+    assert [(step, loss) for step, loss, _ in steps] == [(entry["step"], entry["loss"]) for entry in log]
+    assert {id(shown) for _, _, shown in steps} == {id(model)}
     written = [json.loads(line) for line in (tmp_path / "out" / LOG).read_text("utf-8").splitlines()]
     assert written == log
     assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
@@ -505,7 +505,7 @@ def test_the_ledger_is_printed_before_the_first_step_and_the_log_written(start, 
 def test_every_step_in_16_bits_begins_with_the_weights_as_they_are(start, tmp_path, monkeypatch):
     """The engine's own weights are the model's, rounded to 16 bits, in each step: else it would learn from old ones."""
     start("pretrain", tmp_path / "one", changes={"steps": 2})
-    seen, engines, loss = [], [], minivlm.train.supervised_loss
+    projectors, engines, loss = [], [], minivlm.train.supervised_loss
 
     class Noted(minivlm.train.WorkingCopy):
         def __init__(self, model, *given, **options):
@@ -519,13 +519,13 @@ def test_every_step_in_16_bits_begins_with_the_weights_as_they_are(start, tmp_pa
         for name, weight in worker.named_parameters():
             assert weight.dtype == torch.bfloat16
             torch.testing.assert_close(weight, theirs[name].to(torch.bfloat16), rtol=0, atol=0)
-        seen.append(theirs["projector.weight"].to(torch.bfloat16))
+        projectors.append(theirs["projector.weight"].to(torch.bfloat16))
         return loss(worker, batch)
 
     monkeypatch.setattr(minivlm.train, "WorkingCopy", Noted)
     monkeypatch.setattr(minivlm.train, "supervised_loss", compared)
     start("sft", tmp_path / "two", parent=tmp_path / "one", precision="bf16", changes={"steps": 4})
-    assert len(seen) >= 4 and not torch.equal(seen[0], seen[-1])
+    assert len(projectors) >= 4 and not torch.equal(projectors[0], projectors[-1])
 
 
 def test_a_run_without_a_precision_measures_once_and_keeps_it(start, tmp_path, monkeypatch):
@@ -557,12 +557,12 @@ def test_a_stage_never_replaces_its_own_parents(start, base, pretrained, out, re
 
 
 @pytest.mark.parametrize("resume", [True, False])
-def test_a_place_of_other_things_is_refused_before_the_first_step(start, tmp_path, resume):
+def test_a_folder_of_other_things_is_refused_before_the_first_step(start, tmp_path, resume):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("x")
-    for place in (tmp_path / "thesis", tmp_path / "thesis" / "chapter.txt"):
+    for path in (tmp_path / "thesis", tmp_path / "thesis" / "chapter.txt"):
         with pytest.raises(FolderError, match="exists and is no checkpoint"):
-            start("pretrain", place, resume=resume, on_step=no_step)
+            start("pretrain", path, resume=resume, on_step=no_step)
     with pytest.raises(OSError, match=r"out cannot be written \(.*make sure that"):
         start("pretrain", tmp_path / "thesis" / "chapter.txt" / "out", resume=resume, on_step=no_step)
 

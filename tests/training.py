@@ -36,14 +36,14 @@ def some_rows(
     """
     samples = []
     for i in range(count):
-        pictures = [] if i % 5 == 4 else [i % PICTURES, (i + 1) % PICTURES] if i % 7 == 3 else [i % PICTURES]
+        indices = [] if i % 5 == 4 else [i % PICTURES, (i + 1) % PICTURES] if i % 7 == 3 else [i % PICTURES]
         turns = []
         for turn in range(1 + i % 3):
-            parts = [{"type": "image"} if images is None else {"type": "image", "image": images[k]} for k in pictures]
+            parts = [{"type": "image"} if images is None else {"type": "image", "image": images[k]} for k in indices]
             question = {"type": "text", "text": "What is in this picture?"}
             turns.append({"role": "user", "content": [*(parts if turn == 0 else []), question]})
             turns.append({"role": "assistant", "content": ", ".join(WORDS[(i + k) % 6] for k in range(1 + i % 4))})
-        known = None if images is not None or features is None or not pictures else features[pictures]
+        known = None if images is not None or features is None or not indices else features[indices]
         samples.append(Sample(turns, f"row {i}", known))
     return samples
 

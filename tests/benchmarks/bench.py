@@ -134,7 +134,7 @@ def prepare(
     model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, rows: Sequence[Example], padded: int
 ) -> Step:
     """Both batches of the same rows."""
-    pixels = processor.pixels([picture for row in rows for picture in row.images])  # (I, 3, H, W)
+    pixels = processor.pixels([image for row in rows for image in row.images])  # (I, 3, H, W)
     features = encode(model, [pixels], len(pixels), title="")  # (I, N, Dv)
     shares = features.split([len(row.images) for row in rows])
     known = [replace(row, images=[], patch_features=share) for row, share in zip(rows, shares, strict=True)]

@@ -96,7 +96,7 @@ def good_row(number: int) -> dict:
 def planted(form: str, count: int) -> dict[int, str]:
     """Which bad row stands where, counted from 1, spread over the file."""
     names = [name for name in BAD if name not in IMPOSSIBLE[form]]
-    return {1 + (2 * place + 1) * count // (2 * len(names)): name for place, name in enumerate(names)}
+    return {1 + (2 * i + 1) * count // (2 * len(names)): name for i, name in enumerate(names)}
 
 
 def rows(form: str, count: int) -> Iterator[dict | str]:
@@ -169,17 +169,17 @@ class Meter:
     def summary(self, count: int) -> dict:
         """What was measured, over so many rows."""
         seconds, worked = time.perf_counter() - self.began, time.process_time() - self.worked
-        made = {"rows_a_second": round(count / seconds), "rows_a_second_of_its_own": round(count / worked)}
+        entry = {"rows_a_second": round(count / seconds), "rows_a_second_of_its_own": round(count / worked)}
         for kind in ("held", "mapped"):
             values = [round(sample[kind], 1) for sample in self.samples]
-            made[f"{kind}_mb"] = {"first": values[0], "last": values[-1], "range": round(max(values) - min(values), 1)}
-        return made
+            entry[f"{kind}_mb"] = {"first": values[0], "last": values[-1], "range": round(max(values) - min(values), 1)}
+        return entry
 
 
-def named(found: Survey, form: str, count: int) -> list[str]:
+def named(result: Survey, form: str, count: int) -> list[str]:
     """The planted rows that were found in their places, with their reasons; an error elsewhere is one too many."""
     bad, right = planted(form, count), []
-    for error in found.bad:
+    for error in result.bad:
         where, _, reason = str(error).partition(": ")
         name = bad.get(int(where.split()[-1]))
         right.append(name if name and BAD[name][1] in reason else f"not planted: {error}")
@@ -190,8 +190,8 @@ def checked(form: str, folder: Path, count: int) -> dict:
     """A check without an index."""
     _, processor, _ = load_checkpoint(data_folder() / BASE)
     meter = Meter(count - len(planted(form, count)))
-    found = survey(folder / FORMS[form], processor, keep=meter)
-    return meter.summary(count) | {"bad": named(found, form, count), "tokens_a_row": round(found.tokens / found.usable)}
+    check = survey(folder / FORMS[form], processor, keep=meter)
+    return meter.summary(count) | {"bad": named(check, form, count), "tokens_a_row": round(check.tokens / check.usable)}
 
 
 def indexed(form: str, folder: Path, count: int, decode: bool = False) -> dict:
@@ -199,9 +199,9 @@ def indexed(form: str, folder: Path, count: int, decode: bool = False) -> dict:
     _, processor, _ = load_checkpoint(data_folder() / BASE)
     meter = Meter(count - len(planted(form, count)))
     index.RowWriter.add = and_count(index.RowWriter.add, meter)
-    found = write_dataset(folder / "index", folder / FORMS[form], processor, decode=decode)
-    made = meter.summary(count) | {"bad": named(found, form, count)}
-    return made | {"index_mb": round((folder / "index" / index.ROWS).stat().st_size / 1e6, 1)}
+    result = write_dataset(folder / "index", folder / FORMS[form], processor, decode=decode)
+    summary = meter.summary(count) | {"bad": named(result, form, count)}
+    return summary | {"index_mb": round((folder / "index" / index.ROWS).stat().st_size / 1e6, 1)}
 
 
 def and_count(add: Callable, meter: Meter) -> Callable:
@@ -234,20 +234,20 @@ WORK = {"check": checked, "index": indexed, "index_decoded": decoded, "read_back
 
 def measure(count: int) -> dict:
     """Every form and kind of work, each in a process of its own."""
-    made = {}
+    results = {}
     for form in FORMS:
         with tempfile.TemporaryDirectory() as folder:
             make(Path(folder), form, count)
-            made[form] = {"file_mb": round((Path(folder) / FORMS[form]).stat().st_size / 1e6, 1)}
+            results[form] = {"file_mb": round((Path(folder) / FORMS[form]).stat().st_size / 1e6, 1)}
             for work in WORK:
                 command = [sys.executable, __file__, "--rows", str(count), "--work", work, form, folder]
                 done = subprocess.run(command, env=os.environ | ONE_CORE, stdout=subprocess.PIPE, check=True, text=True)
-                made[form][work] = json.loads(done.stdout)
+                results[form][work] = json.loads(done.stdout)
         all_bad = set(BAD) - IMPOSSIBLE[form]
-        found = made[form]["index_decoded"]["bad"]
-        made[form]["all_bad_rows_found_and_no_other"] = sorted(found) == sorted(all_bad)
-        made[form]["impossible"] = sorted(IMPOSSIBLE[form])
-    return made
+        names = results[form]["index_decoded"]["bad"]
+        results[form]["all_bad_rows_found_and_no_other"] = sorted(names) == sorted(all_bad)
+        results[form]["impossible"] = sorted(IMPOSSIBLE[form])
+    return results
 
 
 if __name__ == "__main__":

@@ -28,13 +28,13 @@ def controls(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def total(found: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+def total(runs: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     """Over all runs."""
     return {
         control: {
-            "inside": sum(run["held"][control]["inside"] for run in found),
-            "of": sum(run["held"][control]["of"] for run in found),
-            "above": sum(len(run["held"][control]["above"]) for run in found),
+            "inside": sum(run["held"][control]["inside"] for run in runs),
+            "of": sum(run["held"][control]["of"] for run in runs),
+            "above": sum(len(run["held"][control]["above"]) for run in runs),
         }
         for control in CONTROLS
     }

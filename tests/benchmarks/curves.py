@@ -54,19 +54,19 @@ def model_with(side: int) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProce
     vision = model.config.vision_config
     vision.image_size = side
     clip, words = CLIPVisionModel._from_config(vision), LlamaForCausalLM(model.config.text_config)
-    made = assemble(clip, words, model.config.image_token_id, seed=0)
-    processor = MiniVLMProcessor.for_config(made.config, processor.tokenizer)
-    return made, processor
+    resized = assemble(clip, words, model.config.image_token_id, seed=0)
+    processor = MiniVLMProcessor.for_config(resized.config, processor.tokenizer)
+    return resized, processor
 
 
-def step_cost(model, processor, text: int, way: Way) -> dict[str, float]:
+def step_cost(model, processor, text: int, variant: Way) -> dict[str, float]:
     """The median of a few steps, and what one keeps for its way back, for a row."""
     n = model.config.num_image_tokens
     row = random_example(model.config, Length(n + text, round(SHOWN * text)))
     stage = STAGES["clip-26m"]["sft"]
     set_trainable(model, stage)
     step: Step = prepare(model, processor, [row] * ROWS_A_STEP, PAD_TO)
-    taker = Taker(way, model, adamw(model, stage))
+    taker = Taker(variant, model, adamw(model, stage))
     kept = taker.saved_bytestes(step)
     seconds = [taker.seconds(step) for _ in range(TIMES + 1)][1:]
     model.zero_grad()
@@ -113,14 +113,14 @@ def data_path(count: int) -> dict:
         }
 
 
-def peak(way: str, rows: int) -> dict:
+def peak(name: str, rows: int) -> dict:
     """The most memory of this process after two steps of stage 2 with so many rows of the usual lengths."""
     model, processor, _ = build(RANDOM, RANDOM)
     stage = STAGES["clip-26m"]["sft"]
     set_trainable(model, stage)
-    made = bench_rows(model.config, processor, "clip-26m", "sft", rows)
-    step = prepare(model, processor, made, PADDED["clip-26m"]["sft"])
-    taker = Taker(PEAKS[way], model, adamw(model, stage))
+    samples = bench_rows(model.config, processor, "clip-26m", "sft", rows)
+    step = prepare(model, processor, samples, PADDED["clip-26m"]["sft"])
+    taker = Taker(PEAKS[name], model, adamw(model, stage))
     for _ in range(2):
         taker.seconds(step)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -138,7 +138,7 @@ def alone(option: str, *given: object, one_core: bool = False) -> dict:
 def peaks() -> dict:
     """Of a step of stage 2 with 32 rows; the old recipe's, for lack of room, by 8 rows and what 24 more would keep."""
     old = alone("--peak", "old", 8)
-    engine, compiled = (alone("--peak", way, 32)["gigabytes"] for way in ("engine", "compiled"))
+    engine, compiled = (alone("--peak", name, 32)["gigabytes"] for name in ("engine", "compiled"))
     line = old["gigabytes"] + (32 - 8) * old["kept_a_row"]
     return {
         "old_8_rows": old["gigabytes"],
@@ -150,26 +150,26 @@ def peaks() -> dict:
     }
 
 
-def plot(found: dict) -> Figure:
+def plot(curves: dict) -> Figure:
     """Four panels: time and memory of a longer text, more image tokens, more rows."""
     figure = Figure(figsize=(10.5, 7), layout="constrained")
     (text, memory), (image, data) = figure.subplots(2, 2)
     for axes, curve, over, key, title in (
-        (text, found["text"], "tokens", "milliseconds", "a longer text: time"),
-        (memory, found["text"], "tokens", "kept_megabytes", "a longer text: kept for the way back"),
-        (image, found["image"], "image_tokens", "milliseconds", "more image tokens: time"),
+        (text, curves["text"], "tokens", "milliseconds", "a longer text: time"),
+        (memory, curves["text"], "tokens", "kept_megabytes", "a longer text: kept for the way back"),
+        (image, curves["image"], "image_tokens", "milliseconds", "more image tokens: time"),
     ):
-        for way, label in (("old", "old recipe, not padded, fp32"), ("engine", "engine, bf16")):
-            points = curve[way]
-            _line(axes, [point[over] for point in points], [point[key] for point in points], label, way == "old")
+        for name, label in (("old", "old recipe, not padded, fp32"), ("engine", "engine, bf16")):
+            points = curve[name]
+            _line(axes, [point[over] for point in points], [point[key] for point in points], label, name == "old")
         axes.set(title=title, xlabel=over.replace("_", " ") + " of a row", ylim=(0, None))
         axes.set(ylabel="milliseconds a row" if key == "milliseconds" else "megabytes a row")
-    counts = [point["rows"] for point in found["data"]]
+    counts = [point["rows"] for point in curves["data"]]
     data.set(
         xscale="log", yscale="log", title="more rows: the data path alone", xlabel="rows of a file", ylabel="seconds"
     )
     for key in ("check_seconds", "epoch_seconds"):
-        seconds = [point[key] for point in found["data"]]
+        seconds = [point[key] for point in curves["data"]]
         _line(
             data, counts, seconds, {"check_seconds": "check", "epoch_seconds": "an epoch"}[key], key == "check_seconds"
         )
@@ -187,18 +187,18 @@ def _line(axes: Axes, x: list[float], y: list[float], label: str, other: bool) -
 def measured() -> dict:
     """All curves."""
     model, processor = model_with(224)
-    found: dict = {"text": {}, "image": {name: [] for name in WAYS}, "encoder": []}
-    for name, way in WAYS.items():
-        found["text"][name] = [step_cost(model, processor, text, way) for text in TEXTS]
+    curves: dict = {"text": {}, "image": {name: [] for name in WAYS}, "encoder": []}
+    for name, variant in WAYS.items():
+        curves["text"][name] = [step_cost(model, processor, text, variant) for text in TEXTS]
     for side in SIDES:
         model, processor = model_with(side)
-        for name, way in WAYS.items():
-            found["image"][name].append(step_cost(model, processor, 204, way))
+        for name, variant in WAYS.items():
+            curves["image"][name].append(step_cost(model, processor, 204, variant))
         tokens = model.config.num_image_tokens
-        found["encoder"].append({"image_tokens": tokens, "milliseconds": encoder_cost(model, processor)})
-    found["peak"] = peaks()
-    found["data"] = [alone("--data-path", count, one_core=True) for count in COUNTS]
-    return found
+        curves["encoder"].append({"image_tokens": tokens, "milliseconds": encoder_cost(model, processor)})
+    curves["peak"] = peaks()
+    curves["data"] = [alone("--data-path", count, one_core=True) for count in COUNTS]
+    return curves
 
 
 def main() -> None:
@@ -208,18 +208,18 @@ def main() -> None:
     parser.add_argument("--peak", nargs=2, metavar=("WAY", "ROWS"), help="likewise")
     options = parser.parse_args()
     if options.data_path or options.peak:
-        found = data_path(options.data_path) if options.data_path else peak(options.peak[0], int(options.peak[1]))
-        print(json.dumps(found))
+        result = data_path(options.data_path) if options.data_path else peak(options.peak[0], int(options.peak[1]))
+        print(json.dumps(result))
         return
-    made = {
+    report = {
         "command": "python tests/benchmarks/curves.py",
         "load_before": os.getloadavg()[0],
         "rows_a_step": ROWS_A_STEP,
     }
-    made |= {"threads": torch.get_num_threads(), "torch": torch.__version__} | measured()
+    report |= {"threads": torch.get_num_threads(), "torch": torch.__version__} | measured()
     file = data_folder() / FILE
-    file.write_text(json.dumps(made, indent=1) + "\n", "utf-8")
-    plot(made).savefig(file.with_suffix(".png"), dpi=144)
+    file.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    plot(report).savefig(file.with_suffix(".png"), dpi=144)
 
 
 if __name__ == "__main__":

@@ -43,27 +43,27 @@ ENDINGS = {ending for ending, kind in Image.registered_extensions().items() if k
 def photographs(folder: Path | None) -> dict[str, Image.Image]:
     """Names and pictures: those of the installed packages, and those below a folder, by their paths in it."""
     sample = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    found = {f"matplotlib/{sample.name}": open_image(sample)}
+    photos = {f"matplotlib/{sample.name}": open_image(sample)}
     images = sklearn.datasets.load_sample_images()
     for path, pixels in zip(images.filenames, images.images, strict=True):
-        found[f"scikit-learn/{Path(path).name}"] = Image.fromarray(pixels)
+        photos[f"scikit-learn/{Path(path).name}"] = Image.fromarray(pixels)
     for file in sorted(folder.rglob("*")) if folder else []:
         if file.suffix.lower() in ENDINGS:
-            found[file.relative_to(folder).as_posix()] = open_image(file)
-    return found
+            photos[file.relative_to(folder).as_posix()] = open_image(file)
+    return photos
 
 
-def corners(picture: Image.Image) -> list[Image.Image]:
+def corners(image: Image.Image) -> list[Image.Image]:
     """The four corners of a picture."""
-    width, height = (max(1, round(side * CROP)) for side in picture.size)
-    right, lower = picture.width - width, picture.height - height
-    return [picture.crop((x, y, x + width, y + height)) for y in (0, lower) for x in (0, right)]
+    width, height = (max(1, round(side * CROP)) for side in image.size)
+    right, lower = image.width - width, image.height - height
+    return [image.crop((x, y, x + width, y + height)) for y in (0, lower) for x in (0, right)]
 
 
-def as_jpeg(picture: Image.Image) -> Image.Image:
+def as_jpeg(image: Image.Image) -> Image.Image:
     """What is left of a picture after a JPEG file of half its size and low quality."""
     stream = io.BytesIO()
-    ImageOps.scale(picture, 0.5).save(stream, format="JPEG", quality=QUALITY)
+    ImageOps.scale(image, 0.5).save(stream, format="JPEG", quality=QUALITY)
     return open_image(stream.getvalue())
 
 
@@ -81,8 +81,8 @@ def measured(
         some = scenes(split, first, count)
         return scene_features(model, processor, some, title=f"{split} scenes")
 
-    def seen(pictures: Sequence[Image.Image], title: str) -> torch.Tensor:
-        return encode_images(model, processor, pictures, title=title)
+    def seen(images: Sequence[Image.Image], title: str) -> torch.Tensor:
+        return encode_images(model, processor, images, title=title)
 
     familiar = fit(drawn("dev", 0, FITTED))
     judged = familiar.distances(drawn("dev", FITTED, JUDGED))

@@ -23,14 +23,14 @@ def measure(lists: int) -> dict:
     model, processor, _ = load_checkpoint(data_folder() / BASE)
     recipe, lessons = ROUNDS[-1]
     reader = LanguageModelTrainer(model.language_model, processor, recipe, lessons, bf16=False)
-    found = {}
+    metrics = {}
     for lang in LANGUAGES:
         compared = list(enumerate(reader.compare_captions(lang, lists, "list")))
-        found[lang] = {
+        metrics[lang] = {
             "precision": estimate((i, right, named) for i, (right, named, _) in compared),
             "recall": estimate((i, right, true) for i, (right, _, true) in compared),
         }
-    return found
+    return metrics
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ FILE = "results/same_results.json"
 LAST = 100  # steps
 
 
-def figures(found: dict, name: str = "") -> Iterator[tuple[str, dict]]:
+def figures(scores: dict, name: str = "") -> Iterator[tuple[str, dict]]:
     """Every share in a headline, with its interval, by its name."""
-    for key, value in found.items():
+    for key, value in scores.items():
         if isinstance(value, dict):
             if {"value", "low", "high"} <= value.keys():
                 yield f"{name}{key}", value
@@ -32,16 +32,16 @@ def figures(found: dict, name: str = "") -> Iterator[tuple[str, dict]]:
 
 def compared(run: dict, seeds: list[dict]) -> dict:
     """Each figure beside the seeds'; an interval of 95% is 3.92 standard errors wide."""
-    others, made = [dict(figures(seed)) for seed in seeds], {}
-    for name, found in figures(run):
+    others, result = [dict(figures(seed)) for seed in seeds], {}
+    for name, score in figures(run):
         values = [other[name]["value"] for other in others]
-        error = max(one["high"] - one["low"] for one in (found, *(other[name] for other in others))) / 3.92
-        made[name] = {
-            "value": found["value"],
+        error = max(one["high"] - one["low"] for one in (score, *(other[name] for other in others))) / 3.92
+        result[name] = {
+            "value": score["value"],
             "seeds": [min(values), max(values)],
-            "standard_errors": (found["value"] - statistics.mean(values)) / (error or 1),
+            "standard_errors": (score["value"] - statistics.mean(values)) / (error or 1),
         }
-    return made
+    return result
 
 
 def losses(run: Path, shipped: Path) -> dict:
@@ -69,20 +69,20 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="the folder of a finished run")
     folder = parser.parse_args().run
     run = json.loads((folder / "results.json").read_text("utf-8"))
-    found = compared(headline(run), read_seeds(data_folder() / "results" / "seeds.json"))
-    distances = [figure["standard_errors"] for figure in found.values()]
-    made = {
+    result = compared(headline(run), read_seeds(data_folder() / "results" / "seeds.json"))
+    distances = [figure["standard_errors"] for figure in result.values()]
+    report = {
         "command": run["command"],
         "precision": run["precision"],
-        "figures": len(found),
+        "figures": len(result),
         "within_two_standard_errors": sum(abs(distance) <= 2 for distance in distances),
         "mean_standard_errors": statistics.mean(distances),
         "furthest": max(distances, key=abs),
         "losses": {stage: losses(folder / stage, data_folder() / stage) for stage in run["losses"]},
-        "by_name": found,
+        "by_name": result,
     }
-    (data_folder() / FILE).write_text(json.dumps(made, indent=1) + "\n", "utf-8")
-    print(json.dumps({key: value for key, value in made.items() if key != "by_name"}, indent=1))
+    (data_folder() / FILE).write_text(json.dumps(report, indent=1) + "\n", "utf-8")
+    print(json.dumps({key: value for key, value in report.items() if key != "by_name"}, indent=1))
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ PICTURES = 64
 
 def measure(precision: str, steps: int, batch: int | None, device: str) -> dict:
     """Both stages, one after the other, as the recipe has them, only shorter."""
-    found = {}
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
         parent = Path(folder) / "base"
         import_published(parent, RANDOM, RANDOM)
@@ -46,16 +46,16 @@ def measure(precision: str, steps: int, batch: int | None, device: str) -> dict:
             log = Trainer(
                 model, processor, rows(name), stage, out, parent=parent, precision=precision, save_every=steps
             ).fit()
-            found[name] = summary(log, stage.batch_size, device)
+            results[name] = summary(log, stage.batch_size, device)
             parent = out
-    return found
+    return results
 
 
 def rows(stage: str) -> list:
     """The drawn world's rows of a stage, with their pictures as files would hold them."""
-    pictures = [draw(sample_scene("train", index)) for index in range(PICTURES)]
-    made = list(SceneSamples(stage, PICTURES, 8 * PICTURES))
-    return [replace(row, images=[pictures[index] for index in row.images]) for row in made]
+    images = [draw(sample_scene("train", index)) for index in range(PICTURES)]
+    samples = list(SceneSamples(stage, PICTURES, 8 * PICTURES))
+    return [replace(row, images=[images[index] for index in row.images]) for row in samples]
 
 
 def summary(log: list[dict], batch: int, device: str) -> dict:
@@ -87,17 +87,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the file to write")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    made = {
+    results = {
         "command": " ".join(["python tests/benchmarks/steps_26m.py", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} CPU threads",
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
     for precision in options.precisions:
         with ProcessPoolExecutor(1, get_context("spawn")) as alone:
-            made[precision] = alone.submit(measure, precision, options.steps, options.batch, device).result()
+            results[precision] = alone.submit(measure, precision, options.steps, options.batch, device).result()
     file = options.out or data_folder() / "results" / f"steps_{device}.json"
-    file.write_text(json.dumps(made, indent=1) + "\n", "utf-8")
-    print(json.dumps(made, indent=1))
+    file.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+    print(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

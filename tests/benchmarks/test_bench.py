@@ -29,7 +29,7 @@ def made(model, processor, name, count) -> list:
 
 
 @pytest.mark.parametrize("name", ["pretrain", "sft"])
-def test_both_ways_have_the_same_loss_and_the_same_gradient(model, processor, short, name):
+def test_both_recipes_have_the_same_loss_and_the_same_gradient(model, processor, short, name):
     rows = made(model, processor, name, 5)
     set_trainable(model, stage(name))
     step = b.prepare(model, processor, rows, b.PADDED["clip-26m"][name])
@@ -47,7 +47,7 @@ def test_both_ways_have_the_same_loss_and_the_same_gradient(model, processor, sh
         torch.testing.assert_close(gradient, gradients[1][key], rtol=1e-3, atol=1e-5)
 
 
-def test_the_old_way_pads_every_row_to_its_length_and_looks_again(model, processor, short, monkeypatch):
+def test_the_old_recipe_pads_every_row_to_its_length_and_encodes_again(model, processor, short, monkeypatch):
     seen = []
     forward = type(model).forward
 
@@ -81,7 +81,7 @@ def test_the_engines_step_is_the_one_that_train_takes(model, processor, short):
     assert b.new_loss(model, step).item() == (supervised_loss(model, batch) / learnt).item()
 
 
-def test_made_up_rows_spread_around_the_typical_length_and_come_again_by_their_seed(model, processor, short):
+def test_random_rows_have_lengths_around_the_typical_one_and_are_the_same_for_the_same_seed(model, processor, short):
     rows = made(model, processor, "sft", 40)
     lengths = [len(row.input_ids) for row in rows]
     assert lengths == sorted(lengths) and 0.8 * 30 < lengths[0] < 30 < lengths[-1] < 1.2 * 30
@@ -97,7 +97,7 @@ def test_rows_of_scenes_are_the_courses_own(model, processor):
     assert [len(row.images) for row in rows] == shown
 
 
-def test_rows_without_a_picture_are_taken_as_they_are(model, processor, short):
+def test_rows_without_a_image_are_taken_as_they_are(model, processor, short):
     rows = made(model, processor, "sft", 3)
     blind = processor.encode(Sample([{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "yes"}]))
     step = b.prepare(model, processor, [blind, *rows], 96)
@@ -106,7 +106,7 @@ def test_rows_without_a_picture_are_taken_as_they_are(model, processor, short):
 
 
 @pytest.mark.parametrize("name", ["pretrain", "sft"])
-def test_a_step_moves_what_learns_in_every_way(model, processor, short, name):
+def test_a_step_moves_what_learns_in_every_variant(model, processor, short, name):
     set_trainable(model, stage(name))
     optimizer = adamw(model, stage(name))
     step = b.prepare(model, processor, made(model, processor, name, 2), b.PADDED["clip-26m"][name])
@@ -145,7 +145,7 @@ def test_the_bench_runs_and_its_figures_add_up(model, processor, short, tmp_path
     assert len(lines) == 1 + 2 * 4 and f"{stages['sft']['engine, bf16'].ratio:.1f}" in lines[8]
 
 
-def test_every_way_takes_the_steps_that_its_name_says(model, processor, short, monkeypatch):
+def test_every_variant_takes_the_steps_that_its_name_says(model, processor, short, monkeypatch):
     """Widths, calls of the encoder, logits, precision and compiling, as they are in the steps that are timed."""
     made, calls = [], []
     forward, look = type(model).forward, type(model.vision).forward

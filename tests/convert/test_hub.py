@@ -127,7 +127,7 @@ def test_the_chat_template_comes_along_with_its_system_turn(sources, generation,
     assert by_jinja.count("<image>\na red car") == 1
 
 
-def test_what_is_learnt_is_the_answer_and_not_the_system_turn(sources, image):
+def test_the_answer_is_supervised_and_the_system_turn_is_not(sources, image):
     _, processor, _ = build(**sources)
     row = processor.encode(Sample([*ask("a red car", image), {"role": "assistant", "content": "a yellow car"}]))
     supervised = [token for token, label in zip(row.input_ids, row.labels, strict=True) if label != -100]
@@ -218,7 +218,7 @@ class TestWhatDoesNotBelongTogether:
         with pytest.raises(CheckpointError, match="no tokenizer found"):
             load_tokenizer(sources["tokenizer"], None)
 
-    def test_pictures_that_are_not_cut_or_to_another_size(self, sources):
+    def test_images_that_are_not_cut_or_to_another_size(self, sources):
         file = Path(sources["encoder"]) / "preprocessor_config.json"
         settings = json.loads(file.read_text()) | {"do_center_crop": False}
         file.write_text(json.dumps(settings))

@@ -85,7 +85,7 @@ def test_features_are_the_encoders_in_16_bits(out, make_dataset, model, processo
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_image_of_many_rows_is_encoded_once_and_the_size_is_told_before(
+def test_an_image_of_many_rows_is_encoded_once_and_the_size_is_printed_before(
     out, make_dataset, model, processor, encoded, capsys, form
 ):
     dataset = make_dataset(form)
@@ -200,7 +200,7 @@ def test_killed_while_building(out, make_dataset, model, processor, undisturbed,
 
 
 @pytest.mark.parametrize("at", [1, 2, 7])
-def test_a_full_disk_is_told_and_what_is_finished_is_kept(
+def test_a_full_disk_is_reported_and_what_is_finished_is_kept(
     out, make_dataset, model, processor, undisturbed, monkeypatch, at
 ):
     """At the features of a batch, at its mark, and three batches later."""

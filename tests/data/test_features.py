@@ -36,7 +36,7 @@ def test_pixels_are_the_image_processors_to_the_last_bit(processor, factor, monk
     assert torch.equal(ours, processor.pixels([Image.fromarray(image) for image in images]))
 
 
-def test_pictures_of_another_size_are_refused(processor):
+def test_images_of_another_size_are_refused(processor):
     with pytest.raises(FeatureError, match=r"shape \(9, 8, 3\), but the encoder's is \(8, 8, 3\)"):
         next(pixel_batches(processor, np.zeros((1, 9, 8, 3), dtype=np.uint8)))
 
@@ -104,7 +104,7 @@ def test_stale_features_are_made_again(change, model, make_model, processor, tmp
     assert torch.equal(again, fresh)
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(model, processor, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_nothing(model, processor, tmp_path, monkeypatch):
     file = tmp_path / "features.safetensors"
 
     def full(tensors, path, metadata):

@@ -163,7 +163,7 @@ def test_a_damaged_exif_block_does_not_matter():
     assert open_image(whole).size == (48, 32)
 
 
-def test_16_bit_picture_with_orientation():
+def test_16_bit_image_with_orientation():
     values = np.zeros((2, 3), dtype=np.uint16)
     values[0, 0] = 65535
     exif = Image.Exif()
@@ -309,7 +309,7 @@ def test_what_decoders_forgive_in_a_whole_file_is_forgiven(photo):
     assert open_image(bmp[:2] + bytes(4) + bmp[6:]).size == (80, 60)
 
 
-def test_a_large_file_that_is_no_picture_is_not_read_through(tmp_path):
+def test_a_large_file_that_is_no_image_is_not_read_through(tmp_path):
     pytest.importorskip("resource", reason="measures memory as Unix does")
     path = tmp_path / "film.mp4"
     with path.open("wb") as file:

@@ -23,7 +23,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_rows_with_one_several_and_no_pictures(folder):
+def test_rows_with_one_several_and_no_images(folder):
     rows = [
         {"conversations": turns("提供给定图像的简要描述。\n<image>"), "image": "0.jpg"},
         "",

@@ -66,7 +66,7 @@ def black(size: tuple[int, int], dot: bool = False) -> bytes:
     return file.getvalue()
 
 
-def test_a_tables_black_stand_in_is_no_picture_of_a_text_only_row(folder, strict):
+def test_a_tables_black_stand_in_is_no_image_of_a_text_only_row(folder, strict):
     stand_in = black((8, 8))
     held = [stand_in, stand_in, black((8, 9)), black((8, 8), dot=True), b"", b"x" * 5000, None]
     texts = ["Hi", "<image>\nHi", *["Hi"] * 5]
@@ -161,7 +161,7 @@ def test_a_folders_files_are_read_by_name_and_a_broken_one_hides_no_other(folder
         survey(folder / "..", strict)
 
 
-def test_a_picture_is_opened_only_where_that_is_asked_for(folder, strict):
+def test_a_image_is_opened_only_where_that_is_asked_for(folder, strict):
     file = write(folder, [BAD["picture unreadable"][0]])
     assert survey(file, strict).bad == [] and len(survey(file, strict, decode=True).bad) == 1
 

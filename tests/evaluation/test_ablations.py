@@ -101,7 +101,7 @@ class TestScores:
             ([0.9, 0.9, 0.9], [0.5, 0.5, 0.5], True),
         ],
     )
-    def test_an_effect_counts_where_it_exceeds_the_spread_of_the_seeds(self, before, after, claimed):
+    def test_an_effect_counts_where_it_exceeds_the_range_over_the_seeds(self, before, after, claimed):
         effect = ablations.effect(before, after)
         assert effect.claimed is claimed
         assert effect.difference == pytest.approx(sum(after) / 3 - sum(before) / 3)

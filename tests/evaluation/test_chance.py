@@ -20,7 +20,7 @@ def replies(lang, shown, scenes=SCENES):
     return [evaluation.Reply(item, known.get((shown(item.picture), item.group), "")) for item in items]
 
 
-def test_agreement_is_the_mean_over_all_wrong_places():
+def test_agreement_is_the_mean_over_all_pairs_of_different_images():
     rng = random_stream("accident", 0)
     answers, true = ([str(x) for x in rng.integers(0, 4, 30)] for _ in range(2))
     pairs = list(permutations(range(30), 2))
@@ -29,7 +29,7 @@ def test_agreement_is_the_mean_over_all_wrong_places():
     assert evaluation.chance.agreement(["a"], ["a"]) is None and evaluation.chance.agreement([], []) is None
 
 
-def test_answers_are_held_against_places_where_the_same_was_asked():
+def test_answers_are_compared_with_images_of_which_the_same_was_asked():
     """Three cats, two dogs, and a bird that stands alone and is passed over."""
     questions = ["cat", "dog", "cat", "dog", "cat", "bird"]
     answers = ["no", "no", "yes", "yes", "no", "yes"]
@@ -40,7 +40,7 @@ def test_answers_are_held_against_places_where_the_same_was_asked():
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
-def test_descriptions_are_held_against_every_picture_but_their_own(lang):
+def test_descriptions_are_compared_with_every_image_but_their_own(lang):
     """As `score_descriptions` has it, given all wrong pairs as so many answers: neither asked about nor shown."""
     texts = [description(SCENES[i // 2], lang, random_stream("told", i)) for i in range(len(SCENES))]
     texts[5] = ""  # names nothing
@@ -56,7 +56,7 @@ def test_descriptions_are_held_against_every_picture_but_their_own(lang):
     assert 0 < expected["recall"] < 0.2
 
 
-def test_descriptions_that_name_nothing_are_worth_nothing():
+def test_descriptions_that_name_nothing_have_chance_level_zero_or_none():
     level = evaluation.chance.describing(SCENES, [""] * len(SCENES))
     assert level == {"precision": None, "recall": 0, "setting": 0, "chair_i": None, "chair_s": 0}
 
@@ -94,7 +94,7 @@ def test_keys_compare_answers_to_different_questions():
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
-def test_pope_is_held_against_other_pictures_of_which_the_same_kind_was_asked(lang):
+def test_pope_is_compared_with_other_images_of_which_the_same_kind_was_asked(lang):
     """Loose forms of yes and no, and one that is neither; against pairs of questions, by hand."""
     forms = {"en": ("Yes, there is.", "no", "Blub."), "zh": ("是的，有。", "不是。", "一只狗")}[lang]
     rng = random_stream("loose", lang)
@@ -115,7 +115,7 @@ def test_pope_is_held_against_other_pictures_of_which_the_same_kind_was_asked(la
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
-def test_a_control_that_tells_about_another_picture_scores_its_chance_level(lang):
+def test_a_control_that_tells_about_another_image_scores_its_chance_level(lang):
     """A perfect teller, shown pictures in another order: within the interval, nineteen times in twenty or so."""
     rng, count, inside = random_stream("another order", lang), len(SCENES), []
     for _ in range(20):

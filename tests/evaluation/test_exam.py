@@ -22,18 +22,18 @@ def exam(model, processor):
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 8, 16, 25, 500])
-def test_another_picture_is_never_the_same(count):
+def test_another_image_is_never_the_same(count):
     others = pictures_shown(count, blank=count)["another"]
     assert all(0 <= other < count and other != i for i, other in enumerate(others))
 
 
-def test_another_picture_holds_as_many_things_as_any_other():
+def test_another_image_holds_as_many_things_as_any_other():
     """With as many things in all, "how many in all?" would be no control."""
     things, others = [len(sample_scene("exam", i).things) for i in range(500)], pictures_shown(500, 500)["another"]
     assert 0.2 <= sum(things[i] == things[others[i]] for i in range(CONTROLLED)) / CONTROLLED <= 0.3
 
 
-def test_an_exam_of_one_picture_is_refused(model, processor):
+def test_an_exam_of_one_image_is_refused(model, processor):
     with pytest.raises(ValueError, match="take 2 or more"):
         prepare_exam(model, processor, pictures=1)
 

@@ -104,7 +104,7 @@ def test_the_interval_is_that_of_the_plain_bootstrap():
     assert (interval["numerator"], interval["denominator"]) == (count.sum(), of.sum())
 
 
-def test_rows_of_one_picture_are_drawn_together():
+def test_rows_of_one_image_are_drawn_together():
     apart = estimate((i, i % 2, 1) for i in range(100))
     together = estimate((i // 10, i // 10 % 2, 1) for i in range(100))
     assert together["high"] - together["low"] > 2 * (apart["high"] - apart["low"])

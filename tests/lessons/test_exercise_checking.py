@@ -53,7 +53,7 @@ def test_an_unknown_exercise_is_refused_with_the_names_of_all():
         verdict("nothing", right)
 
 
-def test_what_an_answer_raises_is_told_in_one_line():
+def test_what_an_answer_raises_is_reported_in_one_line():
     def fails(*_):
         raise KeyError("one\ntwo")
 
@@ -69,7 +69,7 @@ def test_what_an_answer_raises_is_told_in_one_line():
 
 
 @pytest.mark.parametrize("answer", [None, [5, 99, 99]])
-def test_a_result_in_place_of_the_function(answer):
+def test_a_result_instead_of_the_function(answer):
     assert verdict("doubling", answer).startswith("Not yet: give the function itself, without brackets behind its name")
 
 
@@ -90,7 +90,7 @@ class TestForbidden:
     def test_the_function_itself(self):
         assert verdict("doubling", expand_placeholders) == self.OWN
 
-    def test_who_catches_the_refusal_is_found_out(self):
+    def test_catching_the_refusal_is_detected(self):
         def catches(*given):
             try:
                 return expand_placeholders(*given)

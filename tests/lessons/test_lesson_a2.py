@@ -81,8 +81,8 @@ class TestVariants:
     def test_the_old_loss_is_the_librarys_own_and_has_the_gradient_of_ours(self, model, batches):
         old, short = batches
         for batch in old:
-            learnt = int((batch["labels"] >= 0).sum())
-            there = model(**batch).loss * learnt  # the library's: a mean over learnt tokens
+            supervised = int((batch["labels"] >= 0).sum())
+            there = model(**batch).loss * supervised  # the library's: a mean over learnt tokens
             torch.testing.assert_close(loss_everywhere(model, batch), there)
         weight = model.projector.weight
         before = torch.autograd.grad(sum(loss_everywhere(model, batch) for batch in old), weight)[0]
@@ -157,11 +157,11 @@ class TestMeter:
 
     def test_attention_is_two_products(self):
         query, key = torch.randn(2, 3, 8, 4), torch.randn(2, 3, 5, 4)
-        found = cost.measured_work(lesson_a2.attention_products, query, key, key)
-        assert found.operations == 2 * (2 * 2 * 3 * 8 * 5 * 4)
+        work = cost.measured_work(lesson_a2.attention_products, query, key, key)
+        assert work.operations == 2 * (2 * 2 * 3 * 8 * 5 * 4)
         with Meter() as meter:
             lesson_a2.attention_products(query, key, key)
-        assert meter.work[ATTENTION] == found
+        assert meter.work[ATTENTION] == work
 
     def test_every_kind_of_work_has_the_models_shape_and_a_marker(self):
         kinds = lesson_a2.kinds_of_work(CONFIG, 2, 10, torch.bfloat16, nn.Identity())
@@ -216,6 +216,6 @@ def test_the_roofline_puts_every_mark_where_it_was_measured():
         if line.get_marker() in lesson_a2.SHAPES.values() and len(line.get_xdata()) == 1
     ]
     assert [shape for shape, *_ in marks] == ["s", "v", "v"]
-    assert [place for _, *place in marks] == [pytest.approx(at) for at in ([100, 100], [0.25, 1], [1, 2])]
+    assert [point for _, *point in marks] == [pytest.approx(at) for at in ([100, 100], [0.25, 1], [1, 2])]
     (ridge,) = (line for line in axes.lines if line.get_linestyle() == ":")
     assert list(ridge.get_xdata()) == [40, 40]  # 800 / 20

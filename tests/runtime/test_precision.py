@@ -53,10 +53,10 @@ def plainly(model, batch) -> tuple[float, dict[str, torch.Tensor]]:
     count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
     loss = model(**batch).loss * count
     loss.backward()
-    found = loss.item(), gradients(model)
+    result = loss.item(), gradients(model)
     model.zero_grad()
     model.language_model.set_attn_implementation("sdpa")
-    return found
+    return result
 
 
 # ---- attention
@@ -75,14 +75,14 @@ def test_lean_attention_is_the_librarys_eager_one(groups, masked):
     mask[1, :, :, :3] = never  # padded on the left: the first queries see nothing at all
     module = nn.Module()
     module.num_key_value_groups = 4 // groups
-    found = []
+    results = []
     for attention in (lean_attention, eager_attention_forward):
         read, _ = attention(module, query, key, value, mask if masked else None, scaling=0.3, dropout=0.0)
         (read * torch.arange(8)).sum().backward()
-        found.append([read.detach(), *(tensor.grad for tensor in (query, key, value))])
+        results.append([read.detach(), *(tensor.grad for tensor in (query, key, value))])
         for tensor in (query, key, value):
             tensor.grad = None
-    for lean, eager in zip(*found, strict=True):
+    for lean, eager in zip(*results, strict=True):
         torch.testing.assert_close(lean, eager, rtol=1e-5, atol=1e-6)  # the library softens in 32 bits
 
 
@@ -120,25 +120,25 @@ def test_in_32_bits_loss_and_gradient_are_the_models_own(model, processor, name)
     batch = mixed_batch(model, processor)
     loss, expected = plainly(model, batch)
     working = WorkingCopy(model, "fp32")
-    found = supervised_loss(working.model, batch)
-    working.backward(found)
-    assert found.item() == pytest.approx(loss, rel=1e-5)
+    actual = supervised_loss(working.model, batch)
+    working.backward(actual)
+    assert actual.item() == pytest.approx(loss, rel=1e-5)
     assert gradients(model).keys() == expected.keys()
     for key, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[key], rtol=1e-4, atol=1e-5 * expected[key].abs().max().item())
 
 
 @pytest.mark.parametrize("name", ["pretrain", "sft"])
-def test_in_16_bits_the_gradient_points_the_same_way_and_adds_up_in_32(model, processor, name):
+def test_in_16_bits_the_gradient_has_the_same_direction_and_adds_up_in_32(model, processor, name):
     set_trainable(model, stage(name))
     batch = mixed_batch(model, processor)
     loss, expected = plainly(model, batch)
     working = WorkingCopy(model, "bf16")
     assert {p.dtype for p in working.model.parameters()} == {torch.bfloat16}
     assert working.model.language_model.config._attn_implementation == LEAN
-    found = supervised_loss(working.model, batch)
-    assert found.dtype == torch.float32 and found.item() == pytest.approx(loss, rel=0.02)
-    working.backward(found)
+    actual = supervised_loss(working.model, batch)
+    assert actual.dtype == torch.float32 and actual.item() == pytest.approx(loss, rel=0.02)
+    working.backward(actual)
     once = gradients(model)
     assert once.keys() == expected.keys() and {g.dtype for g in once.values()} == {torch.float32}
     one, other = (torch.cat([g[key].flatten() for key in expected]) for g in (once, expected))
@@ -180,9 +180,9 @@ def test_compiled_layers_compute_the_same(model, processor, compiler):
     loss, expected = plainly(model, batch)
     working = WorkingCopy(model, "fp32", compiled=True)
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())  # nothing is left of the trial
-    found = supervised_loss(working.model, batch)
-    working.backward(found)
-    assert found.item() == pytest.approx(loss, rel=1e-5)
+    actual = supervised_loss(working.model, batch)
+    working.backward(actual)
+    assert actual.item() == pytest.approx(loss, rel=1e-5)
     one, other = (torch.cat([g[key].flatten() for key in expected]) for g in (gradients(model), expected))
     assert 1 - torch.cosine_similarity(one, other, dim=0) < 5e-6
 
