@@ -126,7 +126,7 @@ class TestAConversation:
         np.testing.assert_array_equal(np.asarray(chat.picture), np.asarray(draw(sample_scene("dev", 17))))
 
     def test_typed_markup_is_text(self, chat, monkeypatch):
-        monkeypatch.setattr("lessons.chat.reply", lambda *given, streamer: "<i>no</i>")
+        monkeypatch.setattr("lessons.chat.reply", lambda *args, streamer: "<i>no</i>")
         chat.ask("<b>bold?</b>")
         assert "&lt;b&gt;bold?&lt;/b&gt;" in chat.log.value and "&lt;i&gt;no&lt;/i&gt;" in chat.log.value
 
@@ -144,7 +144,7 @@ class TestWhereAWordLooked:
         assert chat.view.value == whole
 
     def test_an_answer_without_words_offers_none(self, chat, monkeypatch):
-        monkeypatch.setattr("lessons.chat.reply", lambda *given, streamer: "")
+        monkeypatch.setattr("lessons.chat.reply", lambda *args, streamer: "")
         chat.ask("What?")
         assert chat.word.options == ((WHOLE, None),)
 

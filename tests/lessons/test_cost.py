@@ -91,9 +91,9 @@ def test_a_probe_takes_real_steps_and_moves_what_learns_alone(model, processor, 
     before, rates = {key: tensor.clone() for key, tensor in model.state_dict().items()}, []
     step = torch.optim.AdamW.step
 
-    def noted(self, *given, **options):
+    def noted(self, *args, **options):
         rates.extend(group["lr"] for group in self.param_groups)
-        return step(self, *given, **options)
+        return step(self, *args, **options)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
     probe = cost.probe(model, processor, stage(name), SHORT, precision, examples=2, steps=3)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 NAMED = {test for tests in TURNS_RED.values() for test in tests}
 
 
-class Hasty(faults.Listener):
+class StopAtFirstFailure(faults.Listener):
     """One failure of a test is enough: the rest of its parameters is skipped."""
 
     def pytest_runtest_setup(self, item) -> None:
@@ -28,7 +28,7 @@ def run_all() -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     gc.freeze()  # pytest collects garbage at each end; what is imported is none
     healthy = faults.outcomes(sorted(NAMED))
     gc.freeze()
-    faults.Listener = Hasty
+    faults.Listener = StopAtFirstFailure
     return healthy, {fault: faults.outcomes_under(fault) for fault in TURNS_RED}
 
 

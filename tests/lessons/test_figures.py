@@ -91,7 +91,7 @@ class TestLiveCurve:
 
 
 class TestPlates:
-    @pytest.mark.usefixtures("no_empty_boxes")
+    @pytest.mark.usefixtures("no_missing_glyphs")
     def test_diagrams_are_drawn_in_all_fonts_that_they_need(self):
         image = draw(sample_scene("dev", 0), 64)
         values, is_image = np.random.default_rng(0).normal(size=(9, 6)), np.array([0, 0, 1, 1, 1, 1, 0, 0, 0]) == 1

@@ -28,7 +28,7 @@ def prompt_of(processor, conversation) -> dict:
     )
 
 
-def blind(model) -> None:
+def zero_queries(model) -> None:
     """Queries of zeros: every position looks at all positions up to itself alike."""
     for layer in model.language_model.model.layers:
         layer.self_attn.q_proj.weight.data.zero_()
@@ -38,7 +38,7 @@ class TestByHand:
     @pytest.mark.parametrize("before", [[], [{"role": "assistant", "content": "a car"}, *messages(question="Which?")]])
     def test_even_attention_is_one_over_what_can_be_seen(self, model, processor, image, before):
         """Also of a question that is asked later in a conversation."""
-        blind(model)
+        zero_queries(model)
         conversation = [*messages(image), *before]
         looks = lenses.attention_to_patches(model, processor, conversation, ANSWER)
         prompt = prompt_of(processor, conversation)["input_ids"].shape[1]
@@ -102,7 +102,7 @@ class TestAgainstTheLibrary:
 class TestThings:
     def test_looking_everywhere_alike_is_chance(self, model, processor):
         """Without queries every position looks at all before it alike, so the thing gets its share of patches."""
-        blind(model)
+        zero_queries(model)
         scenes = [sample_scene("dev", i) for i in range(3)]
         looks = lesson_04.attention_to_things(model, processor, scenes, torch.randn(3, 4, 16))
         assert looks.on_thing == pytest.approx(looks.by_chance, rel=1e-5) and 0 < looks.by_chance < 1

@@ -79,7 +79,7 @@ class TestEnvironment:
         assert next(finding for finding in lesson_00.look() if finding.what == "torch").enough
 
     def test_missing_weights_and_a_closed_folder_are_found(self, monkeypatch, tmp_path):
-        def closed(**given):
+        def closed(**kwargs):
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(lesson_00, "data_folder", lambda: tmp_path)

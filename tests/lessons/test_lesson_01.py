@@ -122,7 +122,7 @@ class TestTwins:
 
 
 class TestFigures:
-    def test_the_cut_plate_is_drawn(self, no_empty_boxes):
+    def test_the_cut_plate_is_drawn(self, no_missing_glyphs):
         assert png(lesson_01.cut_plate(draw(sample_scene("dev", 0), 64), 8, (0, 1, 8, 9)))
 
     def test_areas_are_to_scale(self):

@@ -225,7 +225,7 @@ class TestWidgets:
         assert page.count('font-weight="bold"') == 1
 
 
-@pytest.mark.usefixtures("no_empty_boxes")
+@pytest.mark.usefixtures("no_missing_glyphs")
 class TestFigures:
     def test_true_words_are_framed_and_bold(self):
         words = [lenses.PatchWord(word, word, word == "car") for word in ("red", "car", "far", "sky")]

@@ -61,12 +61,12 @@ def test_bars_bear_their_parts_and_sums(kind):
 class TestNetwork:
     def test_offline_is_believed_without_asking(self, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        monkeypatch.setattr("urllib.request.urlopen", lambda *given, **options: pytest.fail("it asked"))
+        monkeypatch.setattr("urllib.request.urlopen", lambda *args, **options: pytest.fail("it asked"))
         assert lesson_06.reachable() is False
 
     def test_an_address_that_answers_is_reachable_and_one_that_does_not_is_not(self, monkeypatch):
         server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
-        server.RequestHandlerClass.log_message = lambda *given: None
+        server.RequestHandlerClass.log_message = lambda *args: None
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")

@@ -103,7 +103,7 @@ class TestVariants:
 
     def test_the_best_turn_counts_and_for_one_row(self, model, batches, monkeypatch):
         taken = iter([(8.0, 1.0), (6.0, 1.0), (10.0, 1.0)])
-        monkeypatch.setattr(lesson_a2, "_forward_and_back", lambda *given: next(taken))
+        monkeypatch.setattr(lesson_a2, "_forward_and_back", lambda *args: next(taken))
         (height,) = lesson_a2.measure(model, [Variant("one", None, None, batches[1], 1)], rounds=3)
         assert height.seconds == 3.0 and height.loss == pytest.approx(1 / 14)
 
@@ -166,15 +166,15 @@ class TestMeter:
     def test_every_kind_of_work_has_the_models_shape_and_a_marker(self):
         kinds = lesson_a2.kinds_of_work(CONFIG, 2, 10, torch.bfloat16, nn.Identity())
         assert set(kinds) == set(lesson_a2.SHAPES)
-        text, shapes = CONFIG.text_config, {name: [tuple(t.shape) for t in given] for name, (_, given) in kinds.items()}
+        text, shapes = CONFIG.text_config, {name: [tuple(t.shape) for t in args] for name, (_, args) in kinds.items()}
         assert shapes["large product"] == [(20, text.hidden_size), (text.intermediate_size, text.hidden_size)]
         assert shapes["softmax"] == [(2, text.num_attention_heads, 10, 10)]
-        assert all(tensor.dtype == torch.bfloat16 for _, given in kinds.values() for tensor in given)
+        assert all(tensor.dtype == torch.bfloat16 for _, args in kinds.values() for tensor in args)
         query = shapes["attention's products"][0]
         assert query[1] * query[2] == text.num_attention_heads * 10 and query[3] == text.head_dim
 
     def test_a_bandwidth_counts_what_is_read_and_what_is_written(self, monkeypatch):
-        monkeypatch.setattr(lesson_a2, "best_seconds", lambda *given: 0.5)
+        monkeypatch.setattr(lesson_a2, "best_seconds", lambda *args: 0.5)
         assert lesson_a2.bandwidth(2) == 2 * 2e6 / 0.5
 
 
