@@ -24,7 +24,7 @@ from minivlm.scenes.drawing.table import TABLE
 from minivlm.scenes.facts import Scene, Thing
 from minivlm.scenes.vocabulary import QUESTION_TYPES
 
-EVIL = """<script>alert(1)</script>&"' | <img src=x onerror=alert(2)> <!-- [a](b) `c` *d* _e_ ~~f~~ # \\ &lt;"""
+HOSTILE = """<script>alert(1)</script>&"' | <img src=x onerror=alert(2)> <!-- [a](b) `c` *d* _e_ ~~f~~ # \\ &lt;"""
 
 # ---- reading pages
 
@@ -136,7 +136,7 @@ def table_of(page: Page, head: str) -> list[list[str]]:
     return table
 
 
-def two(figure_: dict, digits: int = 3) -> str:
+def two_lines(figure_: dict, digits: int = 3) -> str:
     """A figure with its interval and counts, as the page's tables write it."""
     decimals = min(digits, 2)
     interval = f"{figure_['low']:.{decimals}f}–{figure_['high']:.{decimals}f}"
@@ -218,10 +218,10 @@ def test_questions_stand_beside_another_image_and_the_best_of_three_blind(run, a
     head, *rows = cells(table)
     assert [row[0] for row in rows] == ["all types", *QUESTION_TYPES]
     row = dict(zip(head, rows[1 + QUESTION_TYPES.index("colour")], strict=True))
-    assert row["English: model"] == two(figure(90, 100))
+    assert row["English: model"] == two_lines(figure(90, 100))
     level = CHANCE["questions"]["colour"]
-    assert row["English: another"] == f"{two(figure(another, 100))} chance level {level:.3f}"
-    assert dict(zip(head, rows[0], strict=True))["English: another"] == two(figure(0, 100))  # all types: no level
+    assert row["English: another"] == f"{two_lines(figure(another, 100))} chance level {level:.3f}"
+    assert dict(zip(head, rows[0], strict=True))["English: another"] == two_lines(figure(0, 100))  # all types: no level
     assert row["English: best blind"] == "0.550 blank · 55/100"
     assert ("colour (English)" in table.note) == distinguished
     assert ("no type of question" in table.note) != distinguished
@@ -232,7 +232,7 @@ def test_pope_and_the_holdout_are_shown_as_measured(page, run):
     assert len(rows) == 2 * 2 * 3
     pope = run["exam"]["sft"]["zh"]["pope"]
     scores = pope["model"]["adversarial"]
-    shown = [two(scores[key]) for key in ("accuracy", "precision", "recall", "f1", "yes_ratio")]
+    shown = [two_lines(scores[key]) for key in ("accuracy", "precision", "recall", "f1", "yes_ratio")]
     control = pope["alone"]["adversarial"]["accuracy"]  # figures grow in this fixture: the last is the best
     best = f"{control['value']:.3f} alone · {control['numerator']}/{control['denominator']}"
     unreadable = f"{scores['unreadable']['numerator']}/{scores['unreadable']['denominator']}"
@@ -240,7 +240,7 @@ def test_pope_and_the_holdout_are_shown_as_measured(page, run):
     _, *rows = table_of(page, "hold-out: precision")
     near = [run["exam"]["pretrain"]["en"]["holdout"], run["exam"]["pretrain"]["en"]["descriptions"]["model"]]
     near = [d["things"]["pair"]["near"]["any"] for d in near]
-    assert rows[0] == ["Pretrain_vlm, English", *(two(n[key]) for n in near for key in ("precision", "recall"))]
+    assert rows[0] == ["Pretrain_vlm, English", *(two_lines(n[key]) for n in near for key in ("precision", "recall"))]
 
 
 def test_controls_at_their_chance_level_are_counted(run):
@@ -376,34 +376,34 @@ def test_what_an_answer_leaves_out_is_named_below(run, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def evil(tmp_path_factory):
+def hostile(tmp_path_factory):
     """A report whose model, machine and command all write what should never be obeyed."""
     run = make_run()
     for row in run["table"]:
-        row["answers"] = {stage: dict.fromkeys(LANGUAGES, f"{EVIL} a green cat {EVIL}") for stage in STAGES}
-    run |= {"command": EVIL, "base": EVIL, "versions": {EVIL: "1"}}
-    run["machine"]["system"] = EVIL
+        row["answers"] = {stage: dict.fromkeys(LANGUAGES, f"{HOSTILE} a green cat {HOSTILE}") for stage in STAGES}
+    run |= {"command": HOSTILE, "base": HOSTILE, "versions": {HOSTILE: "1"}}
+    run["machine"]["system"] = HOSTILE
     return write_report(tmp_path_factory.mktemp("evil"), run).parent
 
 
-def test_what_a_model_wrote_is_text_in_the_page(evil, page):
-    own, text = page, (evil / "index.html").read_text("utf-8")
+def test_what_a_model_wrote_is_text_in_the_page(hostile, page):
+    own, text = page, (hostile / "index.html").read_text("utf-8")
     page = Page(text)
     assert "<script" not in text and "<img src=x" not in text and "<!-- " not in text
     assert {tag for tag, _ in page.tags} <= {tag for tag, _ in own.tags}
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert len(page.images) == 8
-    assert tidy(page.text).count(EVIL) == 7 * 2 * 2 * 2 + 4  # every one of them, to the letter
+    assert tidy(page.text).count(HOSTILE) == 7 * 2 * 2 * 2 + 4  # every one of them, to the letter
 
 
-def test_what_a_model_wrote_is_text_in_markdown(evil):
-    text = (evil / "report.md").read_text("utf-8")
+def test_what_a_model_wrote_is_text_in_markdown(hostile):
+    text = (hostile / "report.md").read_text("utf-8")
     assert set(re.findall(r"<[^>]*>?", text)) <= {"<br>", "<sub>", "</sub>"}
     tables = markdown_tables(text)
     assert all(len({len(row) for row in table}) == 1 for table in tables)  # a bar opens no new column
     assert len(tables[0]) == 8
     for row in tables[0][1:]:
-        assert [cell.count(EVIL) for cell in row] == [0, 4, 4]
+        assert [cell.count(HOSTILE) for cell in row] == [0, 4, 4]
     for written in ("[a](b)", "`c`", "*d*", "_e_", "~~f~~", "# \\ &lt;"):  # each sign of theirs is escaped
         assert written not in text
 
