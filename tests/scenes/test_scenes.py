@@ -211,7 +211,7 @@ def test_a_thing_stands_where_its_place_says():
 HUES = {"red": 0, "orange": 28, "yellow": 50, "green": 130, "blue": 218, "purple": 277, "pink": 334}
 
 
-def painted(scene: Scene, image: Image.Image, threshold: int = 24) -> np.ndarray:
+def changed_pixels(scene: Scene, image: Image.Image, threshold: int = 24) -> np.ndarray:
     """Which pixels differ from the same scene without its things."""
     return np.abs(np.asarray(image, dtype=int) - np.asarray(blank(scene), dtype=int)).max(axis=-1) > threshold
 
@@ -232,14 +232,14 @@ def dominant_colour(image: Image.Image, where: np.ndarray) -> str | None:
     return word if count else None
 
 
-def inside(box, side: int = 224) -> np.ndarray:
+def box_mask(box, side: int = 224) -> np.ndarray:
     left, top, right, bottom = (round(edge * side) for edge in box)
     mask = np.zeros((side, side), dtype=bool)
     mask[top:bottom, left:right] = True
     return mask
 
 
-def alone(kind, colour, number, distance="near", setting=None):
+def single_thing(kind, colour, number, distance="near", setting=None):
     size = "small" if distance == "far" else "medium"
     place = PLACES[number % 3]
     return Scene(setting or SETTINGS[number % len(SETTINGS)], (Thing(kind, colour, place, distance, size),), number)
@@ -253,22 +253,22 @@ def test_a_thing_has_its_colour_in_its_box(colour):
     """
     for number, kind in enumerate(kind for kind in KINDS if kind not in COLOURLESS):
         distance = ("near", "far")[(number + COLOURS.index(colour)) % 2]
-        scene = alone(kind, colour, 31 * COLOURS.index(colour) + number, distance)
-        image, box = draw(scene), inside(*layout(scene))
-        there = painted(scene, image) & box
+        scene = single_thing(kind, colour, 31 * COLOURS.index(colour) + number, distance)
+        image, box = draw(scene), box_mask(*layout(scene))
+        there = changed_pixels(scene, image) & box
         assert there.sum() > 0.2 * box.sum()
         assert dominant_colour(image, there) == colour
-    assert dominant_colour(blank(scene), painted(scene, blank(scene)) & box) is None
+    assert dominant_colour(blank(scene), changed_pixels(scene, blank(scene)) & box) is None
     other = COLOURS[(COLOURS.index(colour) + 3) % len(COLOURS)]
-    wrong = draw(alone(kind, other, scene.seed, distance))
-    assert dominant_colour(wrong, painted(scene, wrong) & box) == other != colour
+    wrong = draw(single_thing(kind, other, scene.seed, distance))
+    assert dominant_colour(wrong, changed_pixels(scene, wrong) & box) == other != colour
 
 
 def test_a_panda_is_black_and_white():
     for number in range(6):
-        scene = alone("panda", None, number)
+        scene = single_thing("panda", None, number)
         image = draw(scene)
-        there = painted(scene, image) & inside(*layout(scene))
+        there = changed_pixels(scene, image) & box_mask(*layout(scene))
         value = np.asarray(image.convert("HSV"), dtype=float)[there][:, 2] / 255
         assert (value < 0.35).mean() > 0.1
         assert dominant_colour(image, there) == "white"
@@ -278,9 +278,9 @@ def test_a_panda_is_black_and_white():
 def test_a_thing_fills_its_box_and_stays_in_it(kind):
     """Measured in space, where nothing casts a shadow: the longer side is the box's, to three pixels."""
     for number, distance in enumerate(("near", "far")):
-        scene = alone(kind, None if kind in COLOURLESS else "pink", number, distance, "space")
+        scene = single_thing(kind, None if kind in COLOURLESS else "pink", number, distance, "space")
         ((left, top, right, bottom),) = layout(scene)
-        rows, columns = np.nonzero(painted(scene, draw(scene), threshold=8))
+        rows, columns = np.nonzero(changed_pixels(scene, draw(scene), threshold=8))
         extent = max(np.ptp(rows), np.ptp(columns)) + 1
         assert extent == pytest.approx(224 * (right - left), abs=3)
         assert 224 * left - 2 <= columns.min() and columns.max() <= 224 * right + 2
@@ -292,10 +292,10 @@ def test_a_thing_fills_its_box_and_stays_in_it(kind):
 def test_near_things_cover_far_ones_and_what_stands_lower_covers_what_stands_higher(monkeypatch):
     boxes = ((0.3, 0.3, 0.6, 0.6), (0.4, 0.4, 0.8, 0.8), (0.2, 0.2, 0.5, 0.5))
     paints = {"cat": (255, 0, 0), "car": (0, 255, 0), "dog": (0, 0, 255)}
-    painted = {kind: (*colour, 255) for kind, colour in paints.items()}
+    fills = {kind: (*colour, 255) for kind, colour in paints.items()}
     monkeypatch.setattr(f"{draw.__module__}.layout", lambda scene: boxes)
     monkeypatch.setattr(
-        f"{draw.__module__}.paint_thing", lambda kind, colour, rng, side: Image.new("RGBA", (side, side), painted[kind])
+        f"{draw.__module__}.paint_thing", lambda kind, colour, rng, side: Image.new("RGBA", (side, side), fills[kind])
     )
     cat, car = Thing("cat", "red", "left", "near", "medium"), Thing("car", "red", "middle", "near", "medium")
     far = Thing("dog", "red", "middle", "far", "small")
@@ -422,7 +422,7 @@ def sentences(text: str, lang: str) -> list[str]:
     return re.split(r"(?<=\.) ", text) if lang == "en" else [f"{part}。" for part in text.split("。") if part]
 
 
-def only(words: dict[str, str], text: str) -> str:
+def only_key(words: dict[str, str], text: str) -> str:
     """Which one of these words is in a text; the test fails where it is none or several."""
     (match,) = (name for name, word in words.items() if word in text.lower())
     return match
@@ -435,8 +435,8 @@ def test_a_description_says_of_each_thing_where_it_is_how_far_and_whether_it_is_
         assert read_facts(opening).setting == scene.setting
         for thing, sentence in zip(in_reading_order(scene), middle, strict=True):
             assert read_facts(sentence).things == ((thing.kind, thing.colour),)
-            assert only(w.PLACE_WORDS[lang], sentence) == thing.place
-            assert only(w.DISTANCE_WORDS[lang], sentence) == thing.distance
+            assert only_key(w.PLACE_WORDS[lang], sentence) == thing.place
+            assert only_key(w.DISTANCE_WORDS[lang], sentence) == thing.distance
             big = re.search(r"\bbig\b|大", sentence) is not None
             assert big == (thing.size == "big" and thing.kind not in w.PEOPLE)
         if "in all" in closing or "一共" in closing:
@@ -491,17 +491,17 @@ TIMES_OF_DAY = {
 }
 
 
-def answers(scene: Scene, type_: str, text: str, answer: str, lang: str) -> bool:
+def is_right(scene: Scene, type_: str, text: str, answer: str, lang: str) -> bool:
     """Whether an answer is right, worked out from the question's text and the facts alone."""
     named, stated = read_facts(text).things, read_facts(answer)
     if type_ == "what":
-        place = only(w.PLACE_WORDS[lang], text)
+        place = only_key(w.PLACE_WORDS[lang], text)
         here = {(thing.kind, thing.colour) for thing in scene.things if thing.place == place}
         return set(stated.things) == here and (bool(here) or answer == w.NOTHING[lang])
     if type_ == "setting":
         return stated.setting == scene.setting
     if type_ == "time":
-        return only(TIMES_OF_DAY[lang], answer) == (scene.setting if scene.setting in TIMES_OF_DAY[lang] else "day")
+        return only_key(TIMES_OF_DAY[lang], answer) == (scene.setting if scene.setting in TIMES_OF_DAY[lang] else "day")
     if type_ == "total":
         return answer == _counted(len(scene.things), "样", lang)
     if type_ == "count":
@@ -543,20 +543,20 @@ def test_the_answer_to_a_question_is_what_its_text_and_the_facts_give(type_, lan
     pairs = questions_by_type(lang)[type_]
     assert len(pairs) > 300
     for scene, question in pairs:
-        assert answers(scene, type_, question.text, question.answer, lang)
+        assert is_right(scene, type_, question.text, question.answer, lang)
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
 @pytest.mark.parametrize("type_", w.QUESTION_TYPES)
 def test_any_other_answer_to_a_question_is_wrong(type_, lang):
     pairs = questions_by_type(lang)[type_][:60]
-    given = sorted({question.answer for _, question in pairs})
-    assert len(given) > 1
+    answers = sorted({question.answer for _, question in pairs})
+    assert len(answers) > 1
     for scene, question in pairs:
-        for other in given:
+        for other in answers:
             same = type_ == "what" and set(read_facts(other).things) == set(read_facts(question.answer).things)
             if other != question.answer and not same:
-                assert not answers(scene, type_, question.text, other, lang)
+                assert not is_right(scene, type_, question.text, other, lang)
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
