@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import META, assert_unharmed, contents, deadly, in_a_child
+from training import META, assert_unharmed, contents, in_a_child, kill_at
 
 from minivlm.checkpoint import load_checkpoint, read_meta, require_place, save_checkpoint
 from minivlm.processor import MiniVLMProcessor
@@ -158,7 +158,7 @@ def killed_at_rename(number: int, folder: Path, model, processor) -> int:
     """Save in a forked process that is killed at that rename; its wait status."""
 
     def save_and_die():
-        Path.rename = deadly(Path.rename, number)
+        Path.rename = kill_at(Path.rename, number)
         save_checkpoint(folder, model, processor, {"stage": "pretrain"})
 
     return in_a_child(save_and_die)

@@ -47,7 +47,7 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def plainly(model, batch) -> tuple[float, dict[str, torch.Tensor]]:
+def reference(model, batch) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss and the gradients by the model itself: logits everywhere, the library's loss, its eager attention."""
     model.language_model.set_attn_implementation("eager")
     count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
@@ -96,8 +96,8 @@ def test_lean_attention_has_the_right_gradients_to_every_digit():
     mask = torch.zeros(2, 1, 3, 5, dtype=torch.float64)
     mask[0, :, 0, 2:] = -1e9
     torch.library.opcheck(torch.ops.minivlm.attend, (query, key, value, mask, 0.5))
-    given = [tensor.requires_grad_() for tensor in (query, key, value)]
-    assert torch.autograd.gradcheck(lambda *given: lean_attention(nn.Module(), *given, mask, 0.5)[0], given)
+    inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
+    assert torch.autograd.gradcheck(lambda *args: lean_attention(nn.Module(), *args, mask, 0.5)[0], inputs)
 
 
 def test_a_model_with_dropout_keeps_the_librarys_attention(model):
@@ -118,7 +118,7 @@ def test_a_model_with_dropout_keeps_the_librarys_attention(model):
 def test_in_32_bits_loss_and_gradient_are_the_models_own(model, processor, name):
     set_trainable(model, stage(name))
     batch = mixed_batch(model, processor)
-    loss, expected = plainly(model, batch)
+    loss, expected = reference(model, batch)
     working = WorkingCopy(model, "fp32")
     actual = supervised_loss(working.model, batch)
     working.backward(actual)
@@ -132,7 +132,7 @@ def test_in_32_bits_loss_and_gradient_are_the_models_own(model, processor, name)
 def test_in_16_bits_the_gradient_has_the_same_direction_and_adds_up_in_32(model, processor, name):
     set_trainable(model, stage(name))
     batch = mixed_batch(model, processor)
-    loss, expected = plainly(model, batch)
+    loss, expected = reference(model, batch)
     working = WorkingCopy(model, "bf16")
     assert {p.dtype for p in working.model.parameters()} == {torch.bfloat16}
     assert working.model.language_model.config._attn_implementation == LEAN
@@ -177,7 +177,7 @@ def test_a_tied_head_stays_tied(model, precision):
 def test_compiled_layers_compute_the_same(model, processor, compiler):
     set_trainable(model, stage("sft"))
     batch = mixed_batch(model, processor)
-    loss, expected = plainly(model, batch)
+    loss, expected = reference(model, batch)
     working = WorkingCopy(model, "fp32", compiled=True)
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())  # nothing is left of the trial
     actual = supervised_loss(working.model, batch)
@@ -193,8 +193,8 @@ def test_a_compiled_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not
     base = save_base(tmp_path / "base", model, processor)
 
     def start(out, on_step=None, compiled=None):
-        given = {"parent": base, "precision": "bf16", "compiled": compiled, "on_step": on_step}
-        return Trainer(*load_checkpoint(base)[:2], some_rows(), stage("pretrain"), tmp_path / out, **given).fit()
+        options = {"parent": base, "precision": "bf16", "compiled": compiled, "on_step": on_step}
+        return Trainer(*load_checkpoint(base)[:2], some_rows(), stage("pretrain"), tmp_path / out, **options).fit()
 
     torch.compiler.reset()
     log, plain = start("whole", compiled=True), start("plain", compiled=False)
@@ -252,9 +252,9 @@ def test_precision_is_what_was_measured_to_be_faster(bf16, choice, model, monkey
     clock = [0.0]
     linear = torch.nn.functional.linear
 
-    def slow(given, *others):
-        clock[0] += bf16 if given.dtype == torch.bfloat16 else 1.0
-        return linear(given, *others)
+    def slow(inputs, *args):
+        clock[0] += bf16 if inputs.dtype == torch.bfloat16 else 1.0
+        return linear(inputs, *args)
 
     monkeypatch.setattr(minivlm.runtime.precision.F, "linear", slow)
     monkeypatch.setattr(minivlm.runtime.precision.time, "perf_counter", lambda: clock[0])
