@@ -345,7 +345,7 @@ def test_images_of_another_program_are_drawn_again(old, tmp_path, monkeypatch):
     else:
         file.write_bytes(file.read_bytes()[:40])
     calls = []
-    monkeypatch.setattr(gallery, "draw_many", lambda *given: calls.append(given) or 255 - drawn)
+    monkeypatch.setattr(gallery, "draw_many", lambda *args: calls.append(args) or 255 - drawn)
     for _ in range(2):
         assert np.array_equal(gallery.cached_pictures(file, "dev", 2, 28), 255 - drawn)
     assert len(calls) == 1
@@ -368,11 +368,11 @@ def test_the_language_model_resumes(config, world_tokenizer, tmp_path, monkeypat
     processor = MiniVLMProcessor.for_config(config, world_tokenizer)
     recipe = loop.Recipe(steps=4, batch_size=3, muon_lr=0.02, adam_lr=1e-3, warmup=1, save_every=2)
     rounds = [(replace(recipe, seed=i), lessons) for i, (_, lessons) in enumerate(language_model.ROUNDS[:2])]
-    real, steps, deadly = language_model.LanguageModelTrainer.step_loss, [], None
+    real, steps, kill_at = language_model.LanguageModelTrainer.step_loss, [], None
 
     def noted(self, step):
         steps.append((self.recipe.seed + 1, step))
-        if steps[-1] == deadly:
+        if steps[-1] == kill_at:
             raise KeyboardInterrupt
         return real(self, step)
 
@@ -382,10 +382,10 @@ def test_the_language_model_resumes(config, world_tokenizer, tmp_path, monkeypat
     whole = weights(tmp_path / "whole")
     monkeypatch.setattr(language_model.LanguageModelTrainer, "step_loss", noted)
     for stop in (0, 3):
-        folder, deadly = tmp_path / f"stopped at {stop}", (2, stop)
+        folder, kill_at = tmp_path / f"stopped at {stop}", (2, stop)
         with pytest.raises(KeyboardInterrupt):
             weights(folder)
-        deadly = None
+        kill_at = None
         steps.clear()
         resumed = weights(folder)
         assert steps == [(2, step) for step in range(stop // 2 * 2, 4)]
