@@ -40,7 +40,7 @@ def seeded():
 
 
 @pytest.fixture
-def no_empty_boxes():
+def no_missing_glyphs():
     """A character that no font has is a warning of matplotlib's: here an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Glyph .* missing")

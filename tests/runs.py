@@ -32,7 +32,7 @@ class Counted:
         return some_estimate(self.at, self.at + 101)
 
 
-def described(next_: Counted, fully: bool = True) -> dict:
+def description_scores(next_: Counted, fully: bool = True) -> dict:
     def score() -> dict:
         return {"precision": next_(), "precision_at_best": next_(), "recall": next_(), "pictures": 9}
 
@@ -41,13 +41,13 @@ def described(next_: Counted, fully: bool = True) -> dict:
     return {"things": things} | {key: next_() for key in ("setting", "chair_i", "chair_s", "length")}
 
 
-def examined(start: int) -> dict:
+def exam_results(start: int) -> dict:
     """What `evaluate` gives for one stage and language."""
     next_ = Counted(start)
     keys = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unreadable")
     return {
-        "descriptions": {who: described(next_, who == "model") for who in EVERYONE},
-        "holdout": described(next_),
+        "descriptions": {who: description_scores(next_, who == "model") for who in EVERYONE},
+        "holdout": description_scores(next_),
         "questions": {who: {t: next_() for t in ("all", *QUESTION_TYPES)} for who in (*EVERYONE, "guess")},
         "guesses": dict.fromkeys(QUESTION_TYPES, "Two."),
         "pope": {who: {category: {key: next_() for key in keys} for category in POPE_WAYS} for who in EVERYONE},
@@ -58,7 +58,7 @@ def examined(start: int) -> dict:
 CHANCE = {
     "descriptions": {"precision": 0.011, "recall": 0.012, "setting": 0.113, "chair_i": 0.814, "chair_s": 0.915},
     "questions": {type_: 0.201 + i / 1000 for i, type_ in enumerate(QUESTION_TYPES)},
-    "pope": {way: 0.501 + i / 1000 for i, way in enumerate(POPE_WAYS)},
+    "pope": {category: 0.501 + i / 1000 for i, category in enumerate(POPE_WAYS)},
 }
 
 
@@ -67,7 +67,7 @@ def make_run(seed: int = 7) -> dict:
     answers = {"en": "A red car in a park.", "zh": "公园里有一辆红色的汽车。"}
     return {
         "exam": {
-            stage: {lang: examined(1000 * (2 * s + k) + 10 * seed) for k, lang in enumerate(LANGUAGES)}
+            stage: {lang: exam_results(1000 * (2 * s + k) + 10 * seed) for k, lang in enumerate(LANGUAGES)}
             for s, stage in enumerate(STAGES)
         },
         "ledgers": {

@@ -53,7 +53,7 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def ended(*commands: list[str]) -> list[subprocess.CompletedProcess]:
+def run_all(*commands: list[str]) -> list[subprocess.CompletedProcess]:
     """Start all commands at the same time, and wait until the last has ended."""
     given = {"env": os.environ | SETTINGS, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = [subprocess.Popen([sys.executable, "-m", *command], **given) for command in commands]
@@ -73,10 +73,10 @@ def torchrun(folder: Path, jobs: list[str], agents: int, processes: int) -> list
     common = ["torch.distributed.run", "--nproc_per_node", str(processes), "--nnodes", str(agents)]
     common += ["--master_addr", "127.0.0.1", "--master_port", free_port()]
     end = [str(SCRIPT), str(folder), *jobs]
-    return ended(*([*common, "--node_rank", str(number), *end] for number in range(agents)))
+    return run_all(*([*common, "--node_rank", str(number), *end] for number in range(agents)))
 
 
-def done(folder: Path, jobs: list[str], agents: int, processes: int) -> None:
+def run_jobs(folder: Path, jobs: list[str], agents: int, processes: int) -> None:
     agents_ended = torchrun(folder, jobs, agents, processes)
     assert [agent.returncode for agent in agents_ended] == [0] * agents, "\n".join(a.stderr for a in agents_ended)
 
@@ -125,14 +125,14 @@ def make_machines(root, model, processor):
 
 
 @pytest.fixture
-def alone(root, make_machines):
+def one_process(root, make_machines):
     """All runs in one process: its machine, and the losses of each."""
     machine = machine_folder(root / "alone", 0)  # a run that is there is only read
     return machine, {name: [entry["loss"] for entry in learn(name, machine)[2]] for name in RUNS}
 
 
 @pytest.fixture
-def together(root, make_machines, processor):
+def launch(root, make_machines, processor):
     """`together(agents, processes, job)`: the job's folder and its reports; a launch does all its jobs, once."""
 
     def make(agents: int, processes: int, job: str) -> tuple[Path, list[dict]]:
@@ -141,13 +141,13 @@ def together(root, make_machines, processor):
             for name in jobs:
                 make_machines(f"{folder.name}/{name}", agents)
             with_images(folder, processor)
-            done(folder, jobs, agents, processes)
+            run_jobs(folder, jobs, agents, processes)
         return folder / job, reports(folder, job)
 
     return make
 
 
-def apart(one: Path, other: Path, parent: Path) -> float:
+def relative_distance(one: Path, other: Path, parent: Path) -> float:
     """How far two checkpoints' weights lie apart, as a share of the way that training led from their parent."""
     start, first, second = (load_checkpoint(folder)[0] for folder in (parent, one, other))
     if read_meta(parent)["stage"] == "base":
@@ -157,31 +157,31 @@ def apart(one: Path, other: Path, parent: Path) -> float:
 
 
 @TWO
-def test_together_they_learn_what_one_process_learns(agents, processes, together, alone):
-    machine, losses = alone
-    folder, results = together(agents, processes, "everything")
+def test_together_they_learn_what_one_process_learns(agents, processes, launch, one_process):
+    machine, losses = one_process
+    folder, results = launch(agents, processes, "everything")
     assert [(report["processes"], report["launched"]) for report in results] == [(2, 2), (2, 2)]
     for name, (stage, parent, precision) in RUNS.items():
         first, second = (report[name] for report in results)
         assert first["losses"] == second["losses"] and first["hashes"] == second["hashes"]
         assert first["losses"] == pytest.approx(losses[name], **LOSSES[precision])
         written = machine_folder(folder, 0) / name
-        assert apart(written, machine / name, machine / parent) < WEIGHTS[precision]
+        assert relative_distance(written, machine / name, machine / parent) < WEIGHTS[precision]
         assert read_meta(written)["steps"] == stage.steps
     assert len(list(folder.glob("*/sft"))) == 1  # only the main process writes
 
 
 @TWO
-def test_in_an_epoch_every_row_is_seen_once_by_one_of_them(agents, processes, together):
-    rows_read = [report["pretrain"]["seen"] for report in together(agents, processes, "everything")[1]]
+def test_in_an_epoch_every_row_is_seen_once_by_one_of_them(agents, processes, launch):
+    rows_read = [report["pretrain"]["seen"] for report in launch(agents, processes, "everything")[1]]
     assert [[len(rows) for rows in passes] for passes in rows_read] == [[2] * 16, [2] * 16]  # eight steps of two passes
     one, other = ({row for rows in passes for row in rows} for passes in rows_read)
     assert len(one) == len(other) == 32 and one | other == {row.name for row in ROWS}
 
 
-def test_the_loss_is_the_mean_over_the_tokens_of_all_processes(together):
+def test_the_loss_is_the_mean_over_the_tokens_of_all_processes(launch):
     """By hand, for the first step; the mean of the processes' own means is another number."""
-    folder, results = together(1, 2, "everything")
+    folder, results = launch(1, 2, "everything")
     model, processor, _ = load_checkpoint(machine_folder(folder, 0) / "parent")
     named = {row.name: row for row in ROWS}
 
@@ -203,8 +203,8 @@ def test_the_loss_is_the_mean_over_the_tokens_of_all_processes(together):
     assert abs(first - (loss(shares[0]) + loss(shares[1])) / 2) > 1e-3
 
 
-def test_what_one_process_finds_wrong_stops_all_of_them(together):
-    folder, (first, second) = together(2, 1, "refusals")
+def test_what_one_process_finds_wrong_stops_all_of_them(launch):
+    folder, (first, second) = launch(2, 1, "refusals")
     assert first["rows"] == second["rows"]
     assert "process 1 of 2 was given another run than the main process: its rows is" in first["rows"]
     assert "its recipe is" in first["recipe"] == second["recipe"]
@@ -217,10 +217,10 @@ def test_what_one_process_finds_wrong_stops_all_of_them(together):
     assert left == {"base", "parent", "taken", "stopped"}
 
 
-def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(root, make_machines, alone, together):
+def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(root, make_machines, one_process, launch):
     """With as many processes as before to the last bit, with another number to tolerance."""
-    machine, losses = alone
-    never, expected = together(2, 1, "everything")
+    machine, losses = one_process
+    never, expected = launch(2, 1, "everything")
     folder = make_machines("killed/killed", 2)
     first, second = (machine_folder(folder, number) for number in (0, 1))
     agents = torchrun(root / "killed", ["killed"], 2, 1)
@@ -232,7 +232,7 @@ def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(root, make_ma
     assert (meta["steps"], meta["finished"]) == (KILLED_IN - 2, False)
     shutil.copytree(first / "killed", machine / "killed")
 
-    done(root / "killed", ["killed"], 2, 1)
+    run_jobs(root / "killed", ["killed"], 2, 1)
     again = reports(root / "killed", "killed")
     assert [report["passes"] for report in again] == [2 * 2, 2 * 2]  # two steps of two passes were left
     assert again[0]["losses"] == again[1]["losses"] == expected[0]["sft"]["losses"]
@@ -242,15 +242,15 @@ def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(root, make_ma
 
     _, _, log = learn("sft", machine, "killed")
     assert [entry["loss"] for entry in log] == pytest.approx(losses["sft"], **LOSSES["fp32"])
-    assert apart(machine / "killed", machine / "sft", machine / "parent") < WEIGHTS["fp32"]
+    assert relative_distance(machine / "killed", machine / "sft", machine / "parent") < WEIGHTS["fp32"]
 
 
 @TWO
 def test_features_are_encoded_once_a_machine_and_one_that_cannot_be_stops_all(
-    together, model, processor, agents, processes, tmp_path, monkeypatch
+    launch, model, processor, agents, processes, tmp_path, monkeypatch
 ):
     """Two processes share the batches; on two disks each machine makes all of its own. The bytes are those of one."""
-    folder, results = together(agents, processes, "stored")
+    folder, results = launch(agents, processes, "stored")
     encoded = [report["encoded"] for report in results]
     assert encoded == ([6, 4] if agents == 1 else [10, 10]) and sum(encoded) == agents * NOISE
     monkeypatch.setattr(features, "BATCH", 2)
@@ -267,8 +267,8 @@ def test_features_are_encoded_once_a_machine_and_one_that_cannot_be_stops_all(
         assert first == second
 
 
-def test_the_group_is_left_at_the_end_of_a_command_and_after_an_image_that_one_process_cannot_read(together):
-    folder, results = together(1, 2, "left")
+def test_the_group_is_left_at_the_end_of_a_command_and_after_an_image_that_one_process_cannot_read(launch):
+    folder, results = launch(1, 2, "left")
     assert [report[name] for report in results for name in ("well", "error")] == [[True, False]] * 4
     one, other = sorted(report["said"] for report in results)
     assert one.startswith("ImageError: ") and "broken.png" in one
@@ -311,7 +311,7 @@ def test_the_command_line_in_two_processes_of_accelerate_is_that_of_one(root, ca
     launcher += ["--mixed_precision", "fp16", "--gradient_accumulation_steps", "4", "--dynamo_backend", "no"]
     launcher += ["--main_process_port", free_port(), "-m", "minivlm"]
     one, two = (str(root / name) for name in ("by-one", "by-two"))
-    (both,) = ended([*launcher, *command, two])
+    (both,) = run_all([*launcher, *command, two])
     assert both.returncode == 0, both.stderr
     assert cli.main([*command, one]) == 0
     stdout = capsys.readouterr().out

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from training import PICTURES, some_rows
+from training import IMAGES, some_rows
 from transformers import TextIteratorStreamer, Trainer, TrainingArguments, pipeline
 
 from minivlm.checkpoint import save_checkpoint
@@ -29,7 +29,7 @@ def encoded(processor, image):
 @pytest.fixture
 def rows(processor, image):
     """Rendered rows with their pictures: none, one, or two of them."""
-    return [processor.encode(row) for row in some_rows(12, images=[image] * PICTURES)]
+    return [processor.encode(row) for row in some_rows(12, images=[image] * IMAGES)]
 
 
 def test_trainer_trains_w_alone_and_its_loss_is_ours(model, processor, rows, tmp_path):

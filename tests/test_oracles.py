@@ -64,18 +64,18 @@ def test_text_only_gives_the_base_models_own_logits_bit_for_bit(config, model, m
     with torch.no_grad():
         expected = base(input_ids=ids, **inputs).logits  # before the base model becomes part of anything
         vlm = assemble(model.vision.clip, base, config.image_token_id, seed=0)
-        given = {"attention_mask": shown} if mask != "none" else {}
-        assert torch.equal(vlm(input_ids=ids, **given).logits, expected)
+        options = {"attention_mask": shown} if mask != "none" else {}
+        assert torch.equal(vlm(input_ids=ids, **options).logits, expected)
 
 
 def test_text_only_generates_what_the_base_model_generates(config, model, make_batch):
     base = LlamaForCausalLM(config.text_config).eval()
     batch = make_batch([0, 0, 0])
-    given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "max_new_tokens": 12}
-    expected = [base.generate(**given), base.generate(**given, num_beams=3)]
+    options = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "max_new_tokens": 12}
+    expected = [base.generate(**options), base.generate(**options, num_beams=3)]
     vlm = assemble(model.vision.clip, base, config.image_token_id, seed=0)
-    assert torch.equal(vlm.generate(**given), expected[0])
-    assert torch.equal(vlm.generate(**given, num_beams=3), expected[1])
+    assert torch.equal(vlm.generate(**options), expected[0])
+    assert torch.equal(vlm.generate(**options, num_beams=3), expected[1])
 
 
 # ---- LLaVA

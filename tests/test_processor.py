@@ -185,7 +185,7 @@ def test_raw_strings_count_image_placeholders(processor, image):
 
 
 @pytest.mark.parametrize(
-    ("texts", "given", "where", "placeholders", "count"),
+    ("texts", "sizes", "where", "placeholders", "count"),
     [
         ("<image>", 0, "text 0", 1, 0),
         ("<image>", 2, "text 0", 1, 2),
@@ -196,8 +196,8 @@ def test_raw_strings_count_image_placeholders(processor, image):
         (["<image>", "<image>"], [[1], []], "text 1", 1, 0),
     ],
 )
-def test_more_or_fewer_placeholders_than_images(processor, image, texts, given, where, placeholders, count):
-    images = [image] * given if isinstance(given, int) else [[image] * len(row) for row in given]
+def test_more_or_fewer_placeholders_than_images(processor, image, texts, sizes, where, placeholders, count):
+    images = [image] * sizes if isinstance(sizes, int) else [[image] * len(row) for row in sizes]
     with pytest.raises(SampleError, match=f"{where}: {placeholders} <image> in the text, but {count} pictures;"):
         processor(text=texts, images=images)
 

@@ -292,10 +292,10 @@ class TestPages:
         for line in (line for block in blocks for line in block.splitlines() if " -m minivlm " in line):
             words = line.split()
             if words[0] == "torchrun":
-                given = get_args_parser().parse_args(words[1:])
-                assert given.module and given.training_script == "minivlm"
-                launched.append((given.nnodes, given.node_rank, given.nproc_per_node))
-                assert cli.main(given.training_script_args) == 0
+                launch = get_args_parser().parse_args(words[1:])
+                assert launch.module and launch.training_script == "minivlm"
+                launched.append((launch.nnodes, launch.node_rank, launch.nproc_per_node))
+                assert cli.main(launch.training_script_args) == 0
             else:
                 assert words[:3] == ["python", "-m", "minivlm"] and cli.main(words[3:]) == 0
         assert launched == [("1:1", 0, "8"), ("2", 0, "8"), ("2", 1, "8")] and len(parsed) == 4

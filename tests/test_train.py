@@ -16,7 +16,7 @@ import torch
 from lessons.faults import planted
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from training import FEATURES, contents, deadly, in_a_child, save_base, some_rows, stage
+from training import FEATURES, contents, in_a_child, kill_at, save_base, some_rows, stage
 
 import minivlm.train
 from minivlm.checkpoint import CheckpointError, load_checkpoint, read_meta, save_checkpoint
@@ -65,7 +65,7 @@ def pretrained(start, tmp_path) -> Path:
     return tmp_path / "pretrain"
 
 
-def press_after(steps: int):
+def interrupt_after(steps: int):
     """Ctrl-C at the end of a step."""
     return lambda done, *_: done == steps and os.kill(os.getpid(), signal.SIGINT)
 
@@ -296,7 +296,7 @@ def test_rows_are_dealt_to_passes_and_processes_without_one_twice(processor):
 
 
 @pytest.fixture
-def forgetful(config, make_model, processor, tmp_path) -> Path:
+def base_with_dropout(config, make_model, processor, tmp_path) -> Path:
     """A base whose language model drops attention at random, so that random numbers matter too."""
     config.text_config.attention_dropout = 0.2
     return save_base(tmp_path / "base", make_model(), processor)
@@ -318,7 +318,7 @@ KILLS = {
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("moment", KILLS)
-def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(moment, forgetful, start, tmp_path, monkeypatch):
+def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(moment, base_with_dropout, start, tmp_path, monkeypatch):
     start("pretrain", tmp_path / "parent")
     options = {"parent": tmp_path / "parent", "save_every": 2}
     _, log = start("sft", tmp_path / "never", **options)
@@ -326,8 +326,8 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(moment, forgetful, 
 
     def run_and_die():
         if owner is None:
-            start("sft", tmp_path / "killed", on_step=deadly(lambda *_: None, at), **options)
-        monkeypatch.setattr(owner, name, deadly(getattr(owner, name), at))
+            start("sft", tmp_path / "killed", on_step=kill_at(lambda *_: None, at), **options)
+        monkeypatch.setattr(owner, name, kill_at(getattr(owner, name), at))
         start("sft", tmp_path / "killed", **options)
 
     assert in_a_child(run_and_die) == -signal.SIGKILL
@@ -340,7 +340,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(moment, forgetful, 
     assert {path.name for path in tmp_path.iterdir()} == {"base", "parent", "never", "killed"}
 
 
-def test_random_numbers_matter_in_these_runs(forgetful, start, tmp_path, monkeypatch):
+def test_random_numbers_matter_in_these_runs(base_with_dropout, start, tmp_path, monkeypatch):
     changes = {"changes": {"steps": 1}}
     _, log = start("pretrain", tmp_path / "one", **changes)
     monkeypatch.setattr(torch, "manual_seed", lambda seed: torch.random.default_generator.manual_seed(seed + 1))
@@ -362,7 +362,7 @@ def test_ctrl_c_leaves_a_usable_checkpoint_and_says_how_to_go_on(start, tmp_path
 
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        start("sft", out, parent=pretrained, on_step=press_after(3))
+        start("sft", out, parent=pretrained, on_step=interrupt_after(3))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert "Stopped after step 4 of 6." in (stdout := capsys.readouterr().out)
     assert str(out) in stdout and "run the same command again" in stdout
@@ -378,13 +378,13 @@ def test_ctrl_c_leaves_a_usable_checkpoint_and_says_how_to_go_on(start, tmp_path
 
 @pytest.mark.usefixtures("from_a_terminal")
 def test_a_second_ctrl_c_stops_at_once(start, tmp_path):
-    def press_twice(*_):
+    def interrupt_twice(*_):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("the second one should have stopped this")
 
     with pytest.raises(KeyboardInterrupt):
-        start("pretrain", tmp_path / "out", on_step=press_twice)
+        start("pretrain", tmp_path / "out", on_step=interrupt_twice)
 
 
 def test_a_finished_run_is_not_run_again(start, tmp_path):
@@ -508,8 +508,8 @@ def test_every_step_in_16_bits_begins_with_the_weights_as_they_are(start, tmp_pa
     projectors, engines, loss = [], [], minivlm.train.supervised_loss
 
     class Noted(minivlm.train.WorkingCopy):
-        def __init__(self, model, *given, **options):
-            super().__init__(model, *given, **options)
+        def __init__(self, model, *args, **options):
+            super().__init__(model, *args, **options)
             engines.append(model)
 
     def compared(worker, batch):
@@ -531,7 +531,7 @@ def test_every_step_in_16_bits_begins_with_the_weights_as_they_are(start, tmp_pa
 def test_a_run_without_a_precision_measures_once_and_keeps_it(start, tmp_path, monkeypatch):
     monkeypatch.setattr(minivlm.train, "choose_precision", lambda model: "bf16")
     with pytest.raises(KeyboardInterrupt):
-        start("pretrain", tmp_path / "out", precision=None, on_step=press_after(2))
+        start("pretrain", tmp_path / "out", precision=None, on_step=interrupt_after(2))
     monkeypatch.setattr(minivlm.train, "choose_precision", lambda model: "fp32")
     start("pretrain", tmp_path / "out", precision=None)
     assert read_meta(tmp_path / "out")["precision"] == "bf16"
@@ -583,7 +583,7 @@ def test_a_folder_of_other_things_is_refused_before_the_first_step(start, tmp_pa
 def test_a_damaged_record_of_a_stopped_run_is_named_and_nothing_is_trained(start, tmp_path, name, damage):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        start("pretrain", out, on_step=press_after(3))
+        start("pretrain", out, on_step=interrupt_after(3))
     if damage is None:
         (out / name).unlink()
     else:

@@ -146,7 +146,7 @@ def stored(machine: Path) -> dict:
     features.BATCH = 2
     model, processor, _ = load_checkpoint(machine / "base")
     counts, message = [], ""
-    model.vision.register_forward_hook(lambda _module, given, _made: counts.append(len(given[0])))
+    model.vision.register_forward_hook(lambda _module, args, _made: counts.append(len(args[0])))
     FeatureStore.build(machine / "store", open_dataset(machine.parent / "index"), model, processor)
     encoded = sum(counts)
     try:

@@ -35,7 +35,7 @@ from minivlm.runtime.paths import BASE, data_folder
 
 FILE = "results/rows.json"
 FORMS = {"json_lines": "rows.jsonl", "llava_array": "rows.json", "parquet": "rows.parquet"}
-PICTURES, SIDE = 500, 64
+IMAGES, SIDE = 500, 64
 SAMPLES = 10  # of memory, between the first row and the last
 WORDS = (
     "a red car",
@@ -90,7 +90,7 @@ def good_row(number: int) -> dict:
         texts.append(" ".join(rng.choices(WORDS, k=rng.randint(4, 30))) if number % 2 else rng.choice(SENTENCES) * 3)
     texts[0] = "<image>\n" * shown + texts[0]
     row = {"conversations": turns(*texts)}
-    return row | {"image": ", ".join(f"{rng.randrange(PICTURES)}.jpg" for _ in range(shown))} if shown else row
+    return row | {"image": ", ".join(f"{rng.randrange(IMAGES)}.jpg" for _ in range(shown))} if shown else row
 
 
 def planted(form: str, count: int) -> dict[int, str]:
@@ -108,7 +108,7 @@ def rows(form: str, count: int) -> Iterator[dict | str]:
 
 def make(folder: Path, form: str, count: int) -> None:
     """Write the pictures and a file."""
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         Image.effect_noise((SIDE, SIDE), number % 100).convert("RGB").save(folder / f"{number}.jpg")
     (folder / "cut.jpg").write_bytes((folder / "0.jpg").read_bytes()[:-20])
     {"json_lines": make_lines, "llava_array": make_array, "parquet": make_table}[form](folder / FORMS[form], count)

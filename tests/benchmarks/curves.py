@@ -127,9 +127,9 @@ def peak(name: str, rows: int) -> dict:
     return {"gigabytes": most, "kept_a_row": taker.saved_bytestes(step) / rows / 1e9}
 
 
-def alone(option: str, *given: object, one_core: bool = False) -> dict:
+def alone(option: str, *args: object, one_core: bool = False) -> dict:
     """One measurement in a process of its own."""
-    command = [sys.executable, __file__, option, *map(str, given)]
+    command = [sys.executable, __file__, option, *map(str, args)]
     environment = os.environ | (ONE_CORE if one_core else {})
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])

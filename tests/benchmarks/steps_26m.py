@@ -30,7 +30,7 @@ from minivlm.scenes.facts import sample_scene
 from minivlm.scenes.samples import SceneSamples
 from minivlm.train import Trainer
 
-PICTURES = 64
+IMAGES = 64
 
 
 def measure(precision: str, steps: int, batch: int | None, device: str) -> dict:
@@ -53,8 +53,8 @@ def measure(precision: str, steps: int, batch: int | None, device: str) -> dict:
 
 def rows(stage: str) -> list:
     """The drawn world's rows of a stage, with their pictures as files would hold them."""
-    images = [draw(sample_scene("train", index)) for index in range(PICTURES)]
-    samples = list(SceneSamples(stage, PICTURES, 8 * PICTURES))
+    images = [draw(sample_scene("train", index)) for index in range(IMAGES)]
+    samples = list(SceneSamples(stage, IMAGES, 8 * IMAGES))
     return [replace(row, images=[images[index] for index in row.images]) for row in samples]
 
 

@@ -51,8 +51,8 @@ def test_the_old_recipe_pads_every_row_to_its_length_and_encodes_again(model, pr
     seen = []
     forward = type(model).forward
 
-    def noted(self, *given, **options):
-        out = forward(self, *given, **options)
+    def noted(self, *args, **options):
+        out = forward(self, *args, **options)
         seen.append((tuple(options["input_ids"].shape), tuple(out.logits.shape), "pixel_values" in options))
         return out
 
@@ -156,16 +156,16 @@ def test_every_variant_takes_the_steps_that_its_name_says(model, processor, shor
             self.model.way = len(made)
             made.append((precision, compiled, encoder))
 
-    def noted(self, *given, **options):
+    def noted(self, *args, **options):
         calls.append([getattr(self, "way", None), options["input_ids"].shape[1], 0, "attention_mask" in options])
-        out = forward(self, *given, **options)
+        out = forward(self, *args, **options)
         calls[-1].append(out.logits.shape[1])
         return out
 
-    def looked(self, *given, **options):
+    def looked(self, *args, **options):
         if calls:  # before the first step its features are made
             calls[-1][2] += 1
-        return look(self, *given, **options)
+        return look(self, *args, **options)
 
     monkeypatch.setattr(b, "PRODUCT", 64)
     monkeypatch.setattr(b, "WorkingCopy", Noted)

@@ -34,7 +34,7 @@ TEMPLATES = {
 SPECIAL = {"llama_legacy": ("<unk>", "<s>", "</s>"), "minimind2": ("<|endoftext|>", "<|im_start|>", "<|im_end|>")}
 
 
-def words(generation: str, vocabulary: int = TINY["vocabulary"]) -> PreTrainedTokenizerFast:
+def make_tokenizer(generation: str, vocabulary: int = TINY["vocabulary"]) -> PreTrainedTokenizerFast:
     """A tokenizer like MiniMind's: byte-level BPE, pad 0, start 1, end 2, a chat template."""
     pad, start, end = SPECIAL[generation]
     trained = Tokenizer(models.BPE())
@@ -51,7 +51,7 @@ def words(generation: str, vocabulary: int = TINY["vocabulary"]) -> PreTrainedTo
     )
 
 
-def clip() -> CLIPModel:
+def make_clip() -> CLIPModel:
     """A whole tiny CLIP: four patches of 16 numbers, and a text tower that nobody needs."""
     text = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
             "num_attention_heads": 2, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
@@ -60,7 +60,7 @@ def clip() -> CLIPModel:
     return CLIPModel(CLIPConfig(vision_config=vision, text_config=text)).eval()
 
 
-def cut_to(side: int) -> CLIPImageProcessorPil:
+def image_processor(side: int) -> CLIPImageProcessorPil:
     """Its image processor."""
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
@@ -73,9 +73,9 @@ def generation(request) -> str:
 @pytest.fixture
 def sources(tmp_path, generation) -> dict:
     """Three folders as they would be published."""
-    clip().save_pretrained(tmp_path / "clip")
-    cut_to(8).save_pretrained(tmp_path / "clip")
-    words(generation).save_pretrained(tmp_path / "words")
+    make_clip().save_pretrained(tmp_path / "clip")
+    image_processor(8).save_pretrained(tmp_path / "clip")
+    make_tokenizer(generation).save_pretrained(tmp_path / "words")
     torch.save(checkpoint(generation, vision_width=16), tmp_path / "sft_vlm_512.pth")
     return {
         "weights": str(tmp_path / "sft_vlm_512.pth"),
@@ -93,7 +93,7 @@ def test_a_published_vlm_computes_what_its_authors_placeholders_computed(sources
     model, processor, _ = build(**sources)
     batch = encoded(processor, image)
     # as published: N times "@" in the text, these embeddings replaced by W times the patches plus its bias
-    theirs, n = words(generation), model.config.num_image_tokens
+    theirs, n = make_tokenizer(generation), model.config.num_image_tokens
     at = theirs.convert_tokens_to_ids("@")
     prompt = theirs.apply_chat_template(
         [{"role": "user", "content": "@" * n + "\na red car"}], tokenize=False, add_generation_prompt=True
@@ -118,7 +118,7 @@ def test_the_chat_template_comes_along_with_its_system_turn(sources, generation,
     expected = SYSTEM if generation == "llama_legacy" else None
     assert processor.system == expected and ("system turn" in lines[2])
     for messages in (turns("a red car"), [{"role": "system", "content": "Be brief."}, *turns("a", "b", "c")]):
-        theirs = words(generation).apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        theirs = make_tokenizer(generation).apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert processor.apply_chat_template(messages, add_generation_prompt=True) == theirs
         assert processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == theirs
     shown = ask("a red car", image)
@@ -197,7 +197,7 @@ class TestWhatDoesNotBelongTogether:
     @pytest.mark.parametrize("what", ["vocabulary", "generation"])
     def test_another_tokenizer(self, sources, tmp_path, generation, what):
         (other,) = {*TEMPLATES} - {generation}
-        tokenizer = words(generation, 290) if what == "vocabulary" else words(other)
+        tokenizer = make_tokenizer(generation, 290) if what == "vocabulary" else make_tokenizer(other)
         tokenizer.save_pretrained(tmp_path / "other")
         smaller = "290 tokens up to id 289, where the language model knows 300"
         message = smaller if what == "vocabulary" else rf"but {generation} was trained with '<"
@@ -205,9 +205,9 @@ class TestWhatDoesNotBelongTogether:
             build(**sources | {"tokenizer": str(tmp_path / "other")})
 
     def test_what_random_weights_have_no_use_for(self):
-        for given in ({"heads": 5}, {"tokenizer": "words"}):
+        for options in ({"heads": 5}, {"tokenizer": "words"}):
             with pytest.raises(CheckpointError, match="leave out heads and tokenizer"):
-                build("random", "random", **given)
+                build("random", "random", **options)
 
     def test_a_file_cut_off_by_a_download(self, sources):
         file = Path(sources["encoder"]) / "model.safetensors"
@@ -224,7 +224,7 @@ class TestWhatDoesNotBelongTogether:
         file.write_text(json.dumps(settings))
         with pytest.raises(CheckpointError, match="not scaled, cut to a square"):
             build(**sources)
-        cut_to(9).save_pretrained(sources["encoder"])
+        image_processor(9).save_pretrained(sources["encoder"])
         with pytest.raises(CheckpointError, match=r"pictures are cut to \(9, 9\), but the encoder wants 8 by 8"):
             build(**sources)
 
@@ -234,7 +234,7 @@ class TestWhatDoesNotBelongTogether:
             build(**sources | {"weights": str(tmp_path / "wide.pth")})
 
     def test_a_template_of_another_kind(self, generation):
-        tokenizer = words(generation)
+        tokenizer = make_tokenizer(generation)
         tokenizer.chat_template = "{% for m in messages %}[INST]{{ m['content'] }}[/INST]{% endfor %}"
         with pytest.raises(CheckpointError, match=r"not understood; it is to end with .*but gives '\[INST\]"):
             default_system(tokenizer)
@@ -245,7 +245,7 @@ class TestWhatDoesNotBelongTogether:
         assert default_system(tokenizer) is None
 
     def test_a_tokenizer_without_a_token_that_is_needed(self, sources, tmp_path, generation):
-        tokenizer = words(generation)
+        tokenizer = make_tokenizer(generation)
         tokenizer.pad_token = None
         tokenizer.save_pretrained(tmp_path / "unpadded")
         config = build(**sources)[0].config.text_config
@@ -290,7 +290,7 @@ def test_where_the_weights_lie(tmp_path):
             find_weights(wrong)
 
 
-def publish(cache: Path, name: str, folder: Path) -> None:
+def put_in_cache(cache: Path, name: str, folder: Path) -> None:
     """Lay a folder into the library's cache as if it had been fetched by that name."""
     repository = cache / f"models--{name.replace('/', '--')}"
     (repository / "refs").mkdir(parents=True)
@@ -311,7 +311,7 @@ def test_published_names_are_read_from_what_was_fetched_before(sources, tmp_path
         ("jingyaogong/MiniMind2-V", Path(sources["tokenizer"])),
         ("jingyaogong/MiniMind2-V-PyTorch", weights),
     ):
-        publish(cache, name, folder)
+        put_in_cache(cache, name, folder)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(cache))

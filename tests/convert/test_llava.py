@@ -121,7 +121,7 @@ def test_what_lies_there_is_not_overwritten(model, processor, tmp_path):
 
 
 def test_nothing_is_left_half_written(model, processor, tmp_path, monkeypatch):
-    def full(*given, **options):
+    def full(*args, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("minivlm.convert.llava.LlavaProcessor.save_pretrained", full)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow
 import pytest
 from rows import BAD, FORMS, GOOD, contents, with_images, write, write_table
-from training import deadly, in_a_child, save_base, stage
+from training import in_a_child, kill_at, save_base, stage
 
 from minivlm import cli
 from minivlm.checkpoint import read_meta
@@ -58,7 +58,7 @@ def test_an_index_holds_the_usable_rows_as_they_are_read(folder, out, processor,
 def test_rows_are_validated_when_they_are_written_and_not_when_they_are_read_back(folder, out, processor, monkeypatch):
     write_dataset(out, FORMS["JSON lines"][0](folder, GOOD), processor, decode=True)
     rows, calls, check = open_dataset(out), [], samples.check_messages
-    monkeypatch.setattr(samples, "check_messages", lambda *given: calls.append(given) or check(*given))
+    monkeypatch.setattr(samples, "check_messages", lambda *args: calls.append(args) or check(*args))
     assert len([row.messages for row in rows]) == 3 and calls == []
     Sample([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     assert len(calls) == 1
@@ -140,7 +140,7 @@ def test_killed_while_writing(folder, out, processor, monkeypatch, owner, name, 
     write_dataset(out, write(folder, GOOD), processor)
 
     def write_and_die():
-        monkeypatch.setattr(owner, name, deadly(getattr(owner, name), at))
+        monkeypatch.setattr(owner, name, kill_at(getattr(owner, name), at))
         write_dataset(out, write(folder, GOOD[:2]), processor)
 
     assert in_a_child(write_and_die) == -signal.SIGKILL

@@ -15,7 +15,7 @@ import pytest
 import torch
 from rows import NOISE as ENTRIES
 from rows import contents, different_images, noise_rows, with_noise, write, write_table
-from training import deadly, in_a_child, save_base, stage
+from training import in_a_child, kill_at, save_base, stage
 
 from minivlm import cli
 from minivlm.checkpoint import load_checkpoint, read_meta
@@ -164,7 +164,7 @@ def test_a_store_keeps_its_precision_whatever_the_probe_finds(
 
 
 @pytest.fixture
-def undisturbed(make_dataset, model, processor, tmp_path) -> dict[str, bytes]:
+def whole_store(make_dataset, model, processor, tmp_path) -> dict[str, bytes]:
     FeatureStore.build(tmp_path / "undisturbed", make_dataset(), model, processor)
     return contents(tmp_path / "undisturbed")
 
@@ -181,12 +181,12 @@ def undisturbed(make_dataset, model, processor, tmp_path) -> dict[str, bytes]:
         ("_overwrite", 5, 2),
     ],
 )
-def test_killed_while_building(out, make_dataset, model, processor, undisturbed, monkeypatch, encoded, name, at, done):
+def test_killed_while_building(out, make_dataset, model, processor, whole_store, monkeypatch, encoded, name, at, done):
     """Before and while the folder is made, before a batch, between its features and its mark, and amid the build."""
     dataset = make_dataset()
 
     def build_and_die():
-        monkeypatch.setattr(features, name, deadly(getattr(features, name), at))
+        monkeypatch.setattr(features, name, kill_at(getattr(features, name), at))
         FeatureStore.build(out, dataset, model, processor)
 
     assert in_a_child(build_and_die) == -signal.SIGKILL
@@ -195,13 +195,13 @@ def test_killed_while_building(out, make_dataset, model, processor, undisturbed,
         assert FeatureStore(out).missing() == list(range(done, 5))
     encoded.clear()
     FeatureStore.build(out, dataset, model, processor)
-    assert len(encoded) == 5 - (done or 0) and contents(out) == undisturbed
+    assert len(encoded) == 5 - (done or 0) and contents(out) == whole_store
     assert {path.name for path in out.parent.iterdir()} == {"data", "dataset", "store", "undisturbed"}
 
 
 @pytest.mark.parametrize("at", [1, 2, 7])
 def test_a_full_disk_is_reported_and_what_is_finished_is_kept(
-    out, make_dataset, model, processor, undisturbed, monkeypatch, at
+    out, make_dataset, model, processor, whole_store, monkeypatch, at
 ):
     """At the features of a batch, at its mark, and three batches later."""
     dataset, write, calls = make_dataset(), features._overwrite, []
@@ -217,7 +217,7 @@ def test_a_full_disk_is_reported_and_what_is_finished_is_kept(
         FeatureStore.build(out, dataset, model, processor)
     assert FeatureStore(out).missing() == list(range((at - 1) // 2, 5))
     FeatureStore.build(out, dataset, model, processor)
-    assert contents(out) == undisturbed
+    assert contents(out) == whole_store
 
 
 def test_too_small_a_disk_is_refused_before_anything_is_encoded(

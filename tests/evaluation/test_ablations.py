@@ -17,7 +17,7 @@ from minivlm.scenes.facts import Scene, Thing
 from minivlm.scenes.language import read_facts
 from minivlm.scenes.samples import SceneSamples
 
-PICTURES, ROWS = 40, 120
+IMAGES, ROWS = 40, 120
 
 
 def scene(*kinds: str, setting: str = "beach") -> Scene:
@@ -26,7 +26,7 @@ def scene(*kinds: str, setting: str = "beach") -> Scene:
     return Scene(setting, tuple(things), 0)
 
 
-FEATURES = torch.arange(PICTURES)[:, None, None]  # (I, 1, 1): each picture's is its number
+FEATURES = torch.arange(IMAGES)[:, None, None]  # (I, 1, 1): each picture's is its number
 
 
 def text_of(message) -> str:
@@ -44,15 +44,15 @@ class TestVariants:
 
     @pytest.fixture
     def long(self):
-        return list(ablations.Variant().samples(PICTURES, ROWS, 1, FEATURES))
+        return list(ablations.Variant().samples(IMAGES, ROWS, 1, FEATURES))
 
     def test_long_answers_are_the_shipped_recipe_and_noise_is_the_samples_own(self, long):
-        assert long == list(SceneSamples("sft", PICTURES, ROWS, 1, features=FEATURES))
-        noisy = list(ablations.Variant(noise=0.3).samples(PICTURES, ROWS, 1, FEATURES))
-        assert noisy == list(SceneSamples("sft", PICTURES, ROWS, 1, noise=0.3, features=FEATURES)) != long
+        assert long == list(SceneSamples("sft", IMAGES, ROWS, 1, features=FEATURES))
+        noisy = list(ablations.Variant(noise=0.3).samples(IMAGES, ROWS, 1, FEATURES))
+        assert noisy == list(SceneSamples("sft", IMAGES, ROWS, 1, noise=0.3, features=FEATURES)) != long
 
     def test_short_answers_name_the_same_things_in_one_clause_and_change_nothing_else(self, long):
-        short, described = list(ablations.Variant(short=True).samples(PICTURES, ROWS, 1, FEATURES)), 0
+        short, described = list(ablations.Variant(short=True).samples(IMAGES, ROWS, 1, FEATURES)), 0
         assert len(short) == len(long)
         for brief, full in zip(short, long, strict=True):
             assert (brief.name == full.name and brief.patch_features is not None) or "(text)" in brief.name
@@ -70,9 +70,9 @@ class TestVariants:
         assert described > ROWS / 4
 
     def test_short_answers_depend_on_index_and_seed_alone(self):
-        rows = ablations.Variant(short=True).samples(PICTURES, ROWS, 1, FEATURES)
+        rows = ablations.Variant(short=True).samples(IMAGES, ROWS, 1, FEATURES)
         assert [rows[i] for i in reversed(range(ROWS))][::-1] == list(rows)
-        assert list(ablations.Variant(short=True).samples(PICTURES, ROWS, 2, FEATURES)) != list(rows)
+        assert list(ablations.Variant(short=True).samples(IMAGES, ROWS, 2, FEATURES)) != list(rows)
 
 
 class TestScores:
@@ -132,8 +132,8 @@ class TestSampled:
     def test_the_same_seed_says_the_same_and_leaves_randomness_alone(self, model, processor, monkeypatch):
         monkeypatch.setattr(ablations, "LONG", 4)
         before = torch.random.get_rng_state()
-        given = (model, processor, self.features(model, 3), "What?")
-        first, again, other = (ablations.sampled(*given, seed) for seed in (0, 0, 1))
+        arguments = (model, processor, self.features(model, 3), "What?")
+        first, again, other = (ablations.sampled(*arguments, seed) for seed in (0, 0, 1))
         assert first == again != other
         assert torch.equal(before, torch.random.get_rng_state())
 
