@@ -42,13 +42,13 @@ from minivlm.train import PAD_TO, adamw, supervised_loss
 
 # Tokens to which every row is padded: MiniMind-V's for clip-26m; for scenes about as many times the usual row.
 PADDED = {"clip-26m": {"pretrain": 640, "sft": 1536}, "scenes": {"pretrain": 256, "sft": 512}}
-SPREAD = 0.15  # of made-up lengths around the typical one: rows are seldom alike
+VARIATION = 0.15  # of made-up lengths around the typical one: rows are seldom alike
 CLEAR_REFS = Path("/proc/self/clear_refs")
 PRODUCT, TIMES = 4096, 10  # the matrix product that a machine's rate is measured with
 
 
 @dataclass(frozen=True)
-class Way:
+class Variant:
     """One way of taking a step."""
 
     old: bool
@@ -60,9 +60,9 @@ class Way:
         return ("old recipe, " if self.old else "engine, ") + self.precision + (" compiled" if self.compiled else "")
 
 
-OLD = Way(True, "fp32")  # as it ran on a CPU
-OLD_IN_BF16 = Way(True, "bf16")  # mixed precision, as it ran on a GPU
-NEW = (Way(False, "fp32"), Way(False, "bf16"), Way(False, "fp32", True), Way(False, "bf16", True))
+OLD = Variant(True, "fp32")  # as it ran on a CPU
+OLD_IN_BF16 = Variant(True, "bf16")  # mixed precision, as it ran on a GPU
+NEW = (Variant(False, "fp32"), Variant(False, "bf16"), Variant(False, "fp32", True), Variant(False, "bf16", True))
 
 
 class Product:
@@ -109,10 +109,10 @@ def bench_rows(config, processor: MiniVLMProcessor, preset: str, name: str, coun
         return sorted(rows, key=lambda row: len(row.input_ids))
     random, typical, rows = np.random.default_rng(seed), LENGTHS[name], []
     for index in range(count):
-        share = 1 + SPREAD * random.uniform(-1, 1)
-        learnt = round(typical.supervised * share)
-        tokens = max(round(typical.tokens * share), config.num_image_tokens + learnt + 8)
-        rows.append(random_example(config, Length(tokens, learnt), seed + index))
+        share = 1 + VARIATION * random.uniform(-1, 1)
+        supervised = round(typical.supervised * share)
+        tokens = max(round(typical.tokens * share), config.num_image_tokens + supervised + 8)
+        rows.append(random_example(config, Length(tokens, supervised), seed + index))
     return sorted(rows, key=lambda row: len(row.input_ids))
 
 
@@ -125,7 +125,7 @@ class Step:
     new: dict[str, torch.Tensor]  # patch_features, padded to the longest
 
     @property
-    def learnt(self) -> int:
+    def supervised(self) -> int:
         """How many tokens have a label."""
         return sum(label != IGNORE_INDEX for row in self.rows for label in row.labels)
 
@@ -160,26 +160,27 @@ def loss_everywhere(model: MiniVLMForConditionalGeneration, batch: Mapping[str, 
 def old_loss(model: MiniVLMForConditionalGeneration, step: Step, precision: str = "fp32") -> torch.Tensor:
     """The old recipe's loss, a mean over learnt tokens: fixed padding, encoder in the step, logits everywhere."""
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return loss_everywhere(model, step.old) / step.learnt
+        return loss_everywhere(model, step.old) / step.supervised
 
 
 def new_loss(model: MiniVLMForConditionalGeneration, step: Step) -> torch.Tensor:
     """The engine's loss on the same rows, their features known from before: what `train` does in a step."""
-    return supervised_loss(model, step.new) / step.learnt
+    return supervised_loss(model, step.new) / step.supervised
 
 
-class Taker:
+class Stepper:
     """Takes optimizer steps of a stage in one way, from weights that all ways share."""
 
-    def __init__(self, way: Way, model: MiniVLMForConditionalGeneration, optimizer: torch.optim.Optimizer):
+    def __init__(self, variant: Variant, model: MiniVLMForConditionalGeneration, optimizer: torch.optim.Optimizer):
         # the old recipe mixes precisions by itself, where it does
-        self.way, self.optimizer = way, optimizer
-        self.working = WorkingCopy(model, "fp32" if way.old else way.precision, way.compiled, encoder=way.old)
+        self.variant, self.optimizer = variant, optimizer
+        precision = "fp32" if variant.old else variant.precision
+        self.working = WorkingCopy(model, precision, variant.compiled, encoder=variant.old)
 
     def loss(self, step: Step) -> torch.Tensor:
         """The loss of a step's rows."""
-        if self.way.old:
-            return old_loss(self.working.model, step, self.way.precision)
+        if self.variant.old:
+            return old_loss(self.working.model, step, self.variant.precision)
         return new_loss(self.working.model, step)
 
     def seconds(self, step: Step) -> float:
@@ -193,7 +194,7 @@ class Taker:
         loss.item()  # waits for a GPU
         return time.perf_counter() - began
 
-    def saved_bytestes(self, step: Step) -> int:
+    def saved_bytes(self, step: Step) -> int:
         """What a step keeps from its way forward for its way back, weights and inputs apart."""
         own = (*self.working.model.parameters(), *step.old.values(), *step.new.values())
         return saved_bytes(lambda: self.loss(step), own)
@@ -226,7 +227,7 @@ def _status(name: str) -> int:
 
 
 @dataclass(frozen=True)
-class Arm:
+class Stat:
     """What one way of taking a step came to, in one stage. Times are of the median round, and of the extremes.
 
     So are the shares of the processor's rate, and the ratios to the old recipe; both compare what was measured next to
@@ -258,10 +259,10 @@ class Arm:
     ratio_equal_to: float
 
 
-def ways_for(device: torch.device, compiled: bool) -> tuple[Way, ...]:
+def variants_for(device: torch.device, compiled: bool) -> tuple[Variant, ...]:
     """What is compared on a device; the old recipe comes first, in the precision it ran in there."""
     old = (OLD, OLD_IN_BF16) if device.type == "cpu" else (OLD_IN_BF16, OLD)
-    return *old, *(way for way in NEW if compiled or not way.compiled)
+    return *old, *(variant for variant in NEW if compiled or not variant.compiled)
 
 
 def bench(
@@ -272,7 +273,7 @@ def bench(
     rows: int = 8,
     rounds: int = 4,
     compiled: bool | None = None,
-) -> dict[str, Arm]:
+) -> dict[str, Stat]:
     """Take steps of a stage in all ways by turns, on the same rows and the same weights, which move a little.
 
     Args:
@@ -284,42 +285,42 @@ def bench(
         compiled: also compile the engine's layers; None where that works.
 
     Returns:
-        One `Arm` for each way, by its name, the old recipe's first. A machine that others use has fast and slow
+        One `Stat` for each way, by its name, the old recipe's first. A machine that others use has fast and slow
         minutes, so ratios compare two ways within a round, and a step's share of the processor's rate is that of the
         products just before and after it. Losses are those of the first step, before anything moved.
     """
     stage = STAGES[preset][name]
-    made = bench_rows(model.config, processor, preset, name, WINDOW * rows)
+    samples = bench_rows(model.config, processor, preset, name, WINDOW * rows)
     padded = PADDED[preset][name]
-    steps = [prepare(model, processor, made[i : i + rows], padded) for i in range(0, len(made), rows)]
+    steps = [prepare(model, processor, samples[i : i + rows], padded) for i in range(0, len(samples), rows)]
     set_trainable(model, stage)
     optimizer = adamw(model, stage)
     for group in optimizer.param_groups:
         group["lr"] = 1e-6  # nothing is to be learnt from made-up rows
-    chosen = ways_for(model.device, compiled if compiled is not None else not why_not_compiled())
+    chosen = variants_for(model.device, compiled if compiled is not None else not why_not_compiled())
     torch.compiler.reset()  # it counts what it has compiled, and a stage before this one would make it give up
     with torch.random.fork_rng(devices=[]):
-        takers = [Taker(way, model, optimizer) for way in chosen]
-        kept = [taker.saved_bytestes(steps[-1]) for taker in takers]
-        losses = [taker.loss(steps[0]).item() for taker in takers]
-        products = {precision: Product(precision, model.device) for precision in {way.precision for way in chosen}}
-        taken = _by_turns(takers, steps, rounds, products)
-        peaks = [taker.peak_bytes(steps[-1]) for taker in takers]
+        steppers = [Stepper(variant, model, optimizer) for variant in chosen]
+        kept = [stepper.saved_bytes(steps[-1]) for stepper in steppers]
+        losses = [stepper.loss(steps[0]).item() for stepper in steppers]
+        products = {precision: Product(precision, model.device) for precision in {each.precision for each in chosen}}
+        taken = _by_turns(steppers, steps, rounds, products)
+        peaks = [stepper.peak_bytes(steps[-1]) for stepper in steppers]
         gflops = {precision: product.rate / 1e9 for precision, product in products.items()}
     model.zero_grad()
-    like = {way.precision: turns for way, turns in zip(chosen, taken, strict=True) if way.old}
+    like = {variant.precision: turns for variant, turns in zip(chosen, taken, strict=True) if variant.old}
     return {
-        str(way): _arm(
+        str(variant): _stat(
             model,
             stage,
-            way,
+            variant,
             turns,
-            (taken[0], like[way.precision]),
-            gflops[way.precision],
+            (taken[0], like[variant.precision]),
+            gflops[variant.precision],
             [None if held is None else held / rows / 1e6 for held in (kept[i], peaks[i])],
             losses[i],
         )
-        for i, (way, turns) in enumerate(zip(chosen, taken, strict=True))
+        for i, (variant, turns) in enumerate(zip(chosen, taken, strict=True))
     }
 
 
@@ -333,52 +334,52 @@ class Turn:
 
 
 def _by_turns(
-    takers: Sequence[Taker], steps: Sequence[Step], rounds: int, products: Mapping[str, Product]
+    steppers: Sequence[Stepper], steps: Sequence[Step], rounds: int, products: Mapping[str, Product]
 ) -> list[list[Turn]]:
     """Every taker's turns, all in each round; the first round warms up and is left out."""
-    taken: list[list[Turn]] = [[] for _ in takers]
+    taken: list[list[Turn]] = [[] for _ in steppers]
     for number in range(-1, rounds):
         step = steps[number % len(steps)]
-        for taker, turns in zip(takers, taken, strict=True):
-            product = products[taker.way.precision]
-            before, seconds, after = product.take(), taker.seconds(step), product.take()
+        for stepper, turns in zip(steppers, taken, strict=True):
+            product = products[stepper.variant.precision]
+            before, seconds, after = product.take(), stepper.seconds(step), product.take()
             turns.append(Turn(step, seconds, product.operations / statistics.mean((before, after))))
     return [turns[1:] for turns in taken]
 
 
-def needed(model: MiniVLMForConditionalGeneration, stage: Stage, way: Way, step: Step) -> int:
+def needed(model: MiniVLMForConditionalGeneration, stage: Stage, variant: Variant, step: Step) -> int:
     """Floating-point operations that a way has to do in a step; padding, the old or the new, is not counted."""
     lengths = [Length(len(row.input_ids), sum(label != IGNORE_INDEX for label in row.labels)) for row in step.rows]
     counted = [flops(model.config, stage, length) for length in lengths]
-    return sum(value for parts in counted for part, value in parts.items() if way.old or part != "encoder")
+    return sum(value for parts in counted for part, value in parts.items() if variant.old or part != "encoder")
 
 
-def _arm(
+def _stat(
     model,
     stage: Stage,
-    way: Way,
+    variant: Variant,
     turns: Sequence[Turn],
     old: tuple[Sequence[Turn], Sequence[Turn]],
     gflops: float,
     megabytes: Sequence[float | None],
     loss: float,
-) -> Arm:
+) -> Stat:
     """What was measured; `old` are the old recipe's turns, first in its precision, then in this way's."""
     seconds = [turn.seconds / len(turn.step.rows) for turn in turns]
     usual = statistics.median(seconds)
     ratios, equal = (
         [before.seconds / now.seconds for before, now in zip(others, turns, strict=True)] for others in old
     )
-    operations = [needed(model, stage, way, turn.step) for turn in turns]
+    operations = [needed(model, stage, variant, turn.step) for turn in turns]
     shares = [count / turn.seconds / turn.rate for count, turn in zip(operations, turns, strict=True)]
-    learnt, rows = sum(turn.step.learnt for turn in turns), sum(len(turn.step.rows) for turn in turns)
-    return Arm(
-        precision=way.precision,
+    supervised, rows = sum(turn.step.supervised for turn in turns), sum(len(turn.step.rows) for turn in turns)
+    return Stat(
+        precision=variant.precision,
         seconds_per_row=usual,
         fastest=min(seconds),
         slowest=max(seconds),
         rows_per_second=1 / usual,
-        learnt_tokens_per_second=learnt / rows / statistics.mean(seconds),
+        learnt_tokens_per_second=supervised / rows / statistics.mean(seconds),
         share_of_matmul_rate=statistics.mean(operations) / statistics.median(t.seconds for t in turns) / gflops / 1e9,
         share_nearby=statistics.median(shares),
         share_nearby_from=min(shares),
@@ -396,36 +397,36 @@ def _arm(
     )
 
 
-def as_text(stages: dict[str, dict[str, Arm]]) -> str:
+def as_text(stages: dict[str, dict[str, Stat]]) -> str:
     """The figures of all stages as a table in plain text; `equal` is `ratio_equal`."""
     head = f"{'':<32}{'s a row':>9}{'from':>8}{'to':>8}{'tokens/s':>10}{'of matmul':>11}{'MB a row':>10}"
     head += f"{'times':>7}{'equal':>7}"
     lines = [head]
-    for name, arms in stages.items():
-        for title, arm in arms.items():
+    for name, stats in stages.items():
+        for title, stat in stats.items():
             lines.append(
-                f"{name + ', ' + title:<32}{arm.seconds_per_row:>9.4f}{arm.fastest:>8.4f}{arm.slowest:>8.4f}"
-                f"{arm.learnt_tokens_per_second:>10.0f}{arm.share_of_matmul_rate:>11.0%}"
-                f"{arm.kept_megabytes_per_row:>10.1f}{arm.ratio:>7.1f}{arm.ratio_equal:>7.1f}"
+                f"{name + ', ' + title:<32}{stat.seconds_per_row:>9.4f}{stat.fastest:>8.4f}{stat.slowest:>8.4f}"
+                f"{stat.learnt_tokens_per_second:>10.0f}{stat.share_of_matmul_rate:>11.0%}"
+                f"{stat.kept_megabytes_per_row:>10.1f}{stat.ratio:>7.1f}{stat.ratio_equal:>7.1f}"
             )
     return "\n".join(lines)
 
 
-def plot(stages: dict[str, dict[str, Arm]]) -> Figure:
+def plot(stages: dict[str, dict[str, Stat]]) -> Figure:
     """Bars of milliseconds a row, a panel for each stage, with the spread of the rounds; lower is better."""
-    ways = max(len(arms) for arms in stages.values())
-    figure = Figure(figsize=(10, 1.1 + 0.45 * ways), layout="constrained")
+    variants = max(len(stats) for stats in stages.values())
+    figure = Figure(figsize=(10, 1.1 + 0.45 * variants), layout="constrained")
     panels = figure.subplots(1, len(stages), squeeze=False, sharey=True)[0]
     panels[0].invert_yaxis()  # the first way on top, in all panels
-    for axes, (name, arms) in zip(panels, stages.items(), strict=True):
-        times = [1e3 * arm.seconds_per_row for arm in arms.values()]
-        spread = [[1e3 * (arm.seconds_per_row - arm.fastest) for arm in arms.values()],
-                  [1e3 * (arm.slowest - arm.seconds_per_row) for arm in arms.values()]]  # fmt: skip
-        colours = ["#8A8A8A" if title.startswith("old") else "#006BA4" for title in arms]
-        axes.barh(list(arms), times, xerr=spread, color=colours, ecolor="#3B3B3B", height=0.6)
-        for place, arm in enumerate(arms.values()):
-            text = f"{1e3 * arm.seconds_per_row:.0f} ms" + (f"  ({arm.ratio:.1f}×)" if place else "")
-            axes.annotate(text, (1e3 * arm.slowest, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
+    for axes, (name, stats) in zip(panels, stages.items(), strict=True):
+        times = [1e3 * stat.seconds_per_row for stat in stats.values()]
+        errors = [[1e3 * (stat.seconds_per_row - stat.fastest) for stat in stats.values()],
+                  [1e3 * (stat.slowest - stat.seconds_per_row) for stat in stats.values()]]  # fmt: skip
+        colours = ["#8A8A8A" if title.startswith("old") else "#006BA4" for title in stats]
+        axes.barh(list(stats), times, xerr=errors, color=colours, ecolor="#3B3B3B", height=0.6)
+        for i, stat in enumerate(stats.values()):
+            text = f"{1e3 * stat.seconds_per_row:.0f} ms" + (f"  ({stat.ratio:.1f}×)" if i else "")
+            axes.annotate(text, (1e3 * stat.slowest, i), (6, 0), textcoords="offset points", va="center", fontsize=9)
         axes.set(title=f"{name}: milliseconds a row", xlim=(0, 1.45 * max(times)))
         axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -435,13 +436,13 @@ def write(
     folder: Path,
     preset: str,
     rows: int,
-    stages: dict[str, dict[str, Arm]],
+    stages: dict[str, dict[str, Stat]],
     command: str,
 ) -> Path:
     """Keep the figures as `bench.json` and the plot as `bench.png`; returns the JSON file."""
     folder.mkdir(parents=True, exist_ok=True)
-    arms = [arm for stage in stages.values() for arm in stage.values()]
-    gflops = {p: statistics.mean(arm.matmul_gflops for arm in arms if arm.precision == p) for p in PRECISIONS}
+    stats = [stat for stage in stages.values() for stat in stage.values()]
+    gflops = {p: statistics.mean(stat.matmul_gflops for stat in stats if stat.precision == p) for p in PRECISIONS}
     about = {
         "command": command,
         "preset": preset,
@@ -451,8 +452,8 @@ def write(
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "stages": {
-            name: {title.replace(",", "").replace(" ", "_"): asdict(arm) for title, arm in arms.items()}
-            for name, arms in stages.items()
+            name: {title.replace(",", "").replace(" ", "_"): asdict(stat) for title, stat in stats.items()}
+            for name, stats in stages.items()
         },
     }
     plot(stages).savefig(folder / "bench.png", dpi=144)
@@ -480,8 +481,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in (PRETRAIN, SFT)
     }
     print(as_text(stages))
-    typed = shlex.join(["python", "tests/benchmarks/bench.py", *(sys.argv[1:] if arguments is None else arguments)])
-    print(f"Written: {write(options.out, options.preset, options.rows, stages, typed)}")
+    command = shlex.join(["python", "tests/benchmarks/bench.py", *(sys.argv[1:] if arguments is None else arguments)])
+    print(f"Written: {write(options.out, options.preset, options.rows, stages, command)}")
 
 
 if __name__ == "__main__":

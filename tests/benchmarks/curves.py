@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from bench import OLD, PADDED, Step, Taker, Way, bench_rows, prepare
+from bench import OLD, PADDED, Step, Stepper, Variant, bench_rows, prepare
 from check_rows import FORMS, ONE_CORE, make, private
 from lessons.cost import Length, random_example
 from matplotlib.axes import Axes
@@ -39,8 +39,8 @@ from minivlm.runtime.paths import BASE, data_folder
 from minivlm.train import PAD_TO, SampleOrder, adamw
 
 FILE = "results/curves.json"
-WAYS = {"old": OLD, "engine": Way(False, "bf16")}
-PEAKS = WAYS | {"compiled": Way(False, "bf16", True)}
+VARIANTS = {"old": OLD, "engine": Variant(False, "bf16")}
+PEAKS = VARIANTS | {"compiled": Variant(False, "bf16", True)}
 SIDES = (112, 224, 336, 448)  # of the picture, in pixels: 49, 196, 441 and 784 patches of 16
 TEXTS = (64, 192, 448, 960, 1984)  # tokens beside the picture's
 ROWS_A_STEP, TIMES = 2, 3
@@ -59,16 +59,16 @@ def model_with(side: int) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProce
     return resized, processor
 
 
-def step_cost(model, processor, text: int, variant: Way) -> dict[str, float]:
+def step_cost(model, processor, text: int, variant: Variant) -> dict[str, float]:
     """The median of a few steps, and what one keeps for its way back, for a row."""
     n = model.config.num_image_tokens
     row = random_example(model.config, Length(n + text, round(SHOWN * text)))
     stage = STAGES["clip-26m"]["sft"]
     set_trainable(model, stage)
     step: Step = prepare(model, processor, [row] * ROWS_A_STEP, PAD_TO)
-    taker = Taker(variant, model, adamw(model, stage))
-    kept = taker.saved_bytestes(step)
-    seconds = [taker.seconds(step) for _ in range(TIMES + 1)][1:]
+    stepper = Stepper(variant, model, adamw(model, stage))
+    kept = stepper.saved_bytes(step)
+    seconds = [stepper.seconds(step) for _ in range(TIMES + 1)][1:]
     model.zero_grad()
     return {
         "image_tokens": n,
@@ -102,7 +102,7 @@ def data_path(count: int) -> dict:
         order = SampleOrder(rows, processor, 32, seed=0)
         held, began, steps = [], time.perf_counter(), len(rows) // 32
         for step in range(steps):
-            processor.collate([replace(row, pictures=[]) for row in order[step]], pad_to_multiple_of=PAD_TO)
+            processor.collate([replace(row, images=[]) for row in order[step]], pad_to_multiple_of=PAD_TO)
             if step in (steps // 10, steps - 1):
                 held.append(private()["held"])
         return {
@@ -120,11 +120,11 @@ def peak(name: str, rows: int) -> dict:
     set_trainable(model, stage)
     samples = bench_rows(model.config, processor, "clip-26m", "sft", rows)
     step = prepare(model, processor, samples, PADDED["clip-26m"]["sft"])
-    taker = Taker(PEAKS[name], model, adamw(model, stage))
+    stepper = Stepper(PEAKS[name], model, adamw(model, stage))
     for _ in range(2):
-        taker.seconds(step)
+        stepper.seconds(step)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return {"gigabytes": most, "kept_a_row": taker.saved_bytestes(step) / rows / 1e9}
+    return {"gigabytes": most, "kept_a_row": stepper.saved_bytes(step) / rows / 1e9}
 
 
 def alone(option: str, *args: object, one_core: bool = False) -> dict:
@@ -187,12 +187,12 @@ def _line(axes: Axes, x: list[float], y: list[float], label: str, other: bool) -
 def measured() -> dict:
     """All curves."""
     model, processor = model_with(224)
-    curves: dict = {"text": {}, "image": {name: [] for name in WAYS}, "encoder": []}
-    for name, variant in WAYS.items():
+    curves: dict = {"text": {}, "image": {name: [] for name in VARIANTS}, "encoder": []}
+    for name, variant in VARIANTS.items():
         curves["text"][name] = [step_cost(model, processor, text, variant) for text in TEXTS]
     for side in SIDES:
         model, processor = model_with(side)
-        for name, variant in WAYS.items():
+        for name, variant in VARIANTS.items():
             curves["image"][name].append(step_cost(model, processor, 204, variant))
         tokens = model.config.num_image_tokens
         curves["encoder"].append({"image_tokens": tokens, "milliseconds": encoder_cost(model, processor)})
