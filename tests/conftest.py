@@ -40,7 +40,7 @@ def seeded():
 
 
 @pytest.fixture
-def no_empty_boxes():
+def no_missing_glyphs():
     """A character that no font has is a warning of matplotlib's: here an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Glyph .* missing")
@@ -104,7 +104,7 @@ def processor(config, tokenizer) -> MiniVLMProcessor:
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     """A small picture with different pixels everywhere."""
     values = torch.randint(0, 256, (8, 8, 3), generator=torch.Generator().manual_seed(7), dtype=torch.uint8)
     return Image.fromarray(values.numpy())

@@ -107,14 +107,14 @@ def main() -> None:
     options = parser.parse_args()
     faults = [fault for fault in TURNS_RED if fault.startswith(options.name)]
     healthy = outcomes(sorted({test for fault in faults for test in TURNS_RED[fault]}))  # imports the tests, too
-    found = {fault: outcomes_under(fault) for fault in faults}
+    by_fault = {fault: outcomes_under(fault) for fault in faults}
     if options.json:
-        print(json.dumps({"healthy": healthy, "faults": found}))
+        print(json.dumps({"healthy": healthy, "faults": by_fault}))
         return
     for fault in faults:
         print(f"\n{fault}: {FAULTS[fault].__doc__}")
         for test in TURNS_RED[fault]:
-            print(f"  {healthy.get(test, 'not found')} -> {found[fault].get(test, 'not found')}  {test}")
+            print(f"  {healthy.get(test, 'not found')} -> {by_fault[fault].get(test, 'not found')}  {test}")
 
 
 if __name__ == "__main__":

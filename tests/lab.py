@@ -54,7 +54,7 @@ class Lab:
 
 
 @contextmanager
-def running_lab(place: Path) -> Iterator[Lab]:
+def running_lab(root: Path) -> Iterator[Lab]:
     """JupyterLab on a free port of loopback, showing a copy of the notebooks; ended whatever happens.
 
     Outputs are dropped from the copy: what a test sees was made while it looked.
@@ -62,7 +62,7 @@ def running_lab(place: Path) -> Iterator[Lab]:
     Raises:
         RuntimeError: it did not start; the message ends with what it said.
     """
-    folder = place / "notebooks"
+    folder = root / "notebooks"
     folder.mkdir()
     for file in NOTEBOOKS.glob("*.ipynb"):
         notebook = json.loads(file.read_text("utf-8"))
@@ -71,17 +71,17 @@ def running_lab(place: Path) -> Iterator[Lab]:
                 cell["outputs"], cell["execution_count"] = [], None
         (folder / file.name).write_text(json.dumps(notebook), "utf-8")
     for name, values in SETTINGS.items():
-        file = place / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file = root / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values), "utf-8")
-    token, port, said = secrets.token_hex(16), _free_port(), place / "lab.log"
+    token, port, log_file = secrets.token_hex(16), _free_port(), root / "lab.log"
     lab = Lab(f"http://127.0.0.1:{port}", token, folder)
-    with said.open("wb") as log:
+    with log_file.open("wb") as log:
         process = subprocess.Popen(
-            _command(port), cwd=folder, env=_environment(place, token), stdout=log, stderr=log, start_new_session=True
+            _command(port), cwd=folder, env=_environment(root, token), stdout=log, stderr=log, start_new_session=True
         )
         try:
-            _wait_for(lab, process, said)
+            _wait_for(lab, process, log_file)
             yield lab
         finally:
             _end(process)
@@ -97,14 +97,14 @@ class NotebookPage:
         expect(page.locator(".jp-Notebook .jp-Cell")).to_have_count(len(self.cells), timeout=30_000)
         expect(page.get_by_text(re.compile(r"\| Idle$"))).to_be_visible(timeout=30_000)
 
-    def place_of(self, text: str) -> int:
-        """The place of the one code cell whose source has this text."""
-        found = [place for place, source in enumerate(self.cells) if text in source]
-        assert len(found) == 1, f"{len(found)} cells have the text {text!r}"
-        return found[0]
+    def index_of(self, text: str) -> int:
+        """The index of the one code cell whose source has this text."""
+        indices = [i for i, source in enumerate(self.cells) if text in source]
+        assert len(indices) == 1, f"{len(indices)} cells have the text {text!r}"
+        return indices[0]
 
     def cell(self, text: str) -> Locator:
-        return self.page.locator(".jp-Notebook .jp-Cell").nth(self.place_of(text))
+        return self.page.locator(".jp-Notebook .jp-Cell").nth(self.index_of(text))
 
     def run(self, text: str, seconds: int = SECONDS) -> Locator:
         """Run a cell with Shift+Enter and wait until it has its number. Returns what it shows.
@@ -130,11 +130,11 @@ class NotebookPage:
 
     def write(self, text: str, source: str) -> None:
         """Put the cursor into the cell that has `text` and replace all that stands there."""
-        place = self.place_of(text)
+        index = self.index_of(text)
         self.cell(text).locator(".cm-content").click()
         self.page.keyboard.press("ControlOrMeta+a")
         self.page.keyboard.insert_text(source)
-        self.cells[place] = source
+        self.cells[index] = source
 
 
 def shorten(lab: Lab, name: str, changes: dict[str, str]) -> None:
@@ -154,11 +154,11 @@ def _command(port: int) -> list[str]:
     return [sys.executable, "-m", "jupyterlab", *options, "--LabApp.extension_manager=readonly"]
 
 
-def _environment(place: Path, token: str) -> dict[str, str]:
+def _environment(root: Path, token: str) -> dict[str, str]:
     """The user's own settings, extensions and workspaces stay out, and are not touched."""
-    jupyter = {f"JUPYTER_{name.upper()}_DIR": str(place / name) for name in ("config", "data", "runtime")}
-    lab = {f"JUPYTERLAB_{name.upper()}_DIR": str(place / name) for name in ("settings", "workspaces")}
-    others = {"JUPYTER_TOKEN": token, "IPYTHONDIR": str(place / "ipython"), "MPLBACKEND": "agg"}
+    jupyter = {f"JUPYTER_{name.upper()}_DIR": str(root / name) for name in ("config", "data", "runtime")}
+    lab = {f"JUPYTERLAB_{name.upper()}_DIR": str(root / name) for name in ("settings", "workspaces")}
+    others = {"JUPYTER_TOKEN": token, "IPYTHONDIR": str(root / "ipython"), "MPLBACKEND": "agg"}
     return os.environ | jupyter | lab | others
 
 
@@ -168,7 +168,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait_for(lab: Lab, process: subprocess.Popen, said: Path) -> None:
+def _wait_for(lab: Lab, process: subprocess.Popen, log_file: Path) -> None:
     until = time.monotonic() + SECONDS
     while process.poll() is None and time.monotonic() < until:
         try:
@@ -176,7 +176,7 @@ def _wait_for(lab: Lab, process: subprocess.Popen, said: Path) -> None:
                 return
         except (urllib.error.URLError, TimeoutError):
             time.sleep(0.2)
-    raise RuntimeError(f"JupyterLab did not start:\n{said.read_text('utf-8', 'replace')[-3000:]}")
+    raise RuntimeError(f"JupyterLab did not start:\n{log_file.read_text('utf-8', 'replace')[-3000:]}")
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -37,7 +37,7 @@ BAD = {  # what is planted -> what is said about it
 }
 
 
-def with_pictures(folder: Path) -> Path:
+def with_images(folder: Path) -> Path:
     """Two pictures, and one that is cut off."""
     for name, colour in (("0.jpg", "red"), ("1.jpg", "lime"), ("cut.jpg", "blue")):
         Image.new("RGB", (16, 16), colour).save(folder / name)

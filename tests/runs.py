@@ -32,7 +32,7 @@ class Counted:
         return some_estimate(self.at, self.at + 101)
 
 
-def described(next_: Counted, fully: bool = True) -> dict:
+def description_scores(next_: Counted, fully: bool = True) -> dict:
     def score() -> dict:
         return {"precision": next_(), "precision_at_best": next_(), "recall": next_(), "pictures": 9}
 
@@ -41,16 +41,20 @@ def described(next_: Counted, fully: bool = True) -> dict:
     return {"things": things} | {key: next_() for key in ("setting", "chair_i", "chair_s", "length")}
 
 
-def examined(start: int) -> dict:
+def exam_results(start: int) -> dict:
     """What `evaluate` gives for one stage and language."""
     next_ = Counted(start)
-    ways = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unreadable")
+    keys = ("accuracy", "precision", "recall", "f1", "yes_ratio", "unreadable")
     return {
-        "descriptions": {who: described(next_, who == "model") for who in EVERYONE},
-        "holdout": described(next_),
+        "descriptions": {who: description_scores(next_, who == "model") for who in EVERYONE},
+        "holdout": description_scores(next_),
         "questions": {who: {t: next_() for t in ("all", *QUESTION_TYPES)} for who in (*EVERYONE, "guess")},
         "guesses": dict.fromkeys(QUESTION_TYPES, "Two."),
+<<<<<<< HEAD
         "pope": {who: {way: {key: next_() for key in ways} for way in POPE_SAMPLINGS} for who in EVERYONE},
+=======
+        "pope": {who: {category: {key: next_() for key in keys} for category in POPE_WAYS} for who in EVERYONE},
+>>>>>>> 6b52fa8b2705e818286a8749572941b99e8afed9
         "chance": {who: {group: dict(levels) for group, levels in CHANCE.items()} for who in CONTROLS},
     }
 
@@ -58,7 +62,11 @@ def examined(start: int) -> dict:
 CHANCE = {
     "descriptions": {"precision": 0.011, "recall": 0.012, "setting": 0.113, "chair_i": 0.814, "chair_s": 0.915},
     "questions": {type_: 0.201 + i / 1000 for i, type_ in enumerate(QUESTION_TYPES)},
+<<<<<<< HEAD
     "pope": {way: 0.501 + i / 1000 for i, way in enumerate(POPE_SAMPLINGS)},
+=======
+    "pope": {category: 0.501 + i / 1000 for i, category in enumerate(POPE_WAYS)},
+>>>>>>> 6b52fa8b2705e818286a8749572941b99e8afed9
 }
 
 
@@ -67,7 +75,7 @@ def make_run(seed: int = 7) -> dict:
     answers = {"en": "A red car in a park.", "zh": "公园里有一辆红色的汽车。"}
     return {
         "exam": {
-            stage: {lang: examined(1000 * (2 * s + k) + 10 * seed) for k, lang in enumerate(LANGUAGES)}
+            stage: {lang: exam_results(1000 * (2 * s + k) + 10 * seed) for k, lang in enumerate(LANGUAGES)}
             for s, stage in enumerate(STAGES)
         },
         "ledgers": {

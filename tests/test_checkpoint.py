@@ -110,9 +110,9 @@ def test_a_fresh_process_gets_the_same_logits(saved, model, make_batch, tmp_path
         assert torch.allclose(logits, model(**batch).logits, rtol=0, atol=1e-6)  # threads may sum in another order
 
 
-def test_saving_what_was_loaded_gives_the_same_bytes(saved, model, processor, tmp_path, picture):
+def test_saving_what_was_loaded_gives_the_same_bytes(saved, model, processor, tmp_path, image):
     loaded, loaded_processor, _ = load_checkpoint(saved)
-    loaded_processor(text=["a", "<image> and more"], images=[picture])  # using it must leave no trace
+    loaded_processor(text=["a", "<image> and more"], images=[image])  # using it must leave no trace
     first = save_checkpoint(tmp_path / "one", loaded, loaded_processor, META)
     second = save_checkpoint(tmp_path / "two", *load_checkpoint(first)[:2], META)
     assert contents(first) == contents(second)
@@ -170,8 +170,8 @@ def test_a_part_that_is_not_held_comes_from_the_base(chain, make_model):
     assert not (chain / "sft" / "vision.safetensors").exists()
     for part, seed in {"vision": 0, "projector": 2, "language_model": 2}.items():
         expected = getattr(make_model(seed), part).state_dict()
-        got = getattr(loaded, part).state_dict()
-        assert all(torch.equal(got[name], expected[name]) for name in expected), part
+        actual = getattr(loaded, part).state_dict()
+        assert all(torch.equal(actual[name], expected[name]) for name in expected), part
     shutil.move(chain, chain.with_name("moved"))  # together they may be moved
     load_checkpoint(chain.with_name("moved") / "sft")
 
@@ -339,7 +339,7 @@ EDITED = [
 
 
 @pytest.mark.parametrize(("part", "key", "value"), EDITED)
-def test_a_config_that_was_edited_is_told_by_its_hash(saved, part, key, value):
+def test_a_config_that_was_edited_is_detected_by_its_hash(saved, part, key, value):
     """Even where the weights would fit: another number of heads gives other answers without a word."""
     edit_config(saved, part, key, value)
     assert_refused(saved, r"config\.json: not the one that .*put the checkpoint's own file back")
@@ -479,16 +479,16 @@ def test_a_folder_of_other_things_is_never_overwritten(model, processor, tmp_pat
     save_checkpoint(tmp_path / "empty", model, processor, META)
 
 
-@pytest.mark.parametrize("place", ["base", "there/../base", "pretrain", "base.replaced", "link"])
-def test_a_checkpoint_never_replaces_what_it_builds_on(model, processor, tmp_path, place):
+@pytest.mark.parametrize("name", ["base", "there/../base", "pretrain", "base.replaced", "link"])
+def test_a_checkpoint_never_replaces_what_it_builds_on(model, processor, tmp_path, name):
     """Not its base, nor that one's base, under whatever name."""
     base = save_checkpoint(tmp_path / "base", model, processor, META)
     save_checkpoint(tmp_path / "pretrain", model, processor, META, ["projector"], base=base)
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(base)
     shutil.copytree(base, tmp_path / "base.replaced")  # what a save as `base` would clear up
-    builds_on = tmp_path / ("base.replaced" if place == "base.replaced" else "pretrain")
-    folder = tmp_path / ("base" if place == "base.replaced" else place)
+    builds_on = tmp_path / ("base.replaced" if name == "base.replaced" else "pretrain")
+    folder = tmp_path / ("base" if name == "base.replaced" else name)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     with pytest.raises(CheckpointError, match="builds on; it is not replaced, choose another folder"):
         save_checkpoint(folder, model, processor, META, ["projector"], base=builds_on)
@@ -502,11 +502,11 @@ def test_a_checkpoint_never_replaces_a_folder_that_holds_its_base(saved, model, 
     load_checkpoint(base)
 
 
-@pytest.mark.parametrize("place", [".", "sub/.."])
-def test_the_folder_that_one_is_in_can_be_read_but_not_exchanged(saved, model, processor, monkeypatch, place):
+@pytest.mark.parametrize("path", [".", "sub/.."])
+def test_the_folder_that_one_is_in_can_be_read_but_not_exchanged(saved, model, processor, monkeypatch, path):
     (saved / "sub").mkdir()
     monkeypatch.chdir(saved)
-    assert load_checkpoint(place)[2] == read_meta(saved)
+    assert load_checkpoint(path)[2] == read_meta(saved)
     with pytest.raises(FolderError, match="as a whole while you are in it; go up and give its name"):
-        save_checkpoint(place, model, processor, META)
+        save_checkpoint(path, model, processor, META)
     load_checkpoint(saved)

@@ -24,7 +24,7 @@ from minivlm.scenes.language import read_facts
 COMMANDS = ("run", "train", "evaluate", "caption", "chat", "data", "base", "experiment", "export")
 
 
-def said(capsys, *arguments: str) -> tuple[int, str, str]:
+def run_command(capsys, *arguments: str) -> tuple[int, str, str]:
     code = cli.main(arguments)
     captured = capsys.readouterr()
     return code, captured.out, captured.err
@@ -45,28 +45,28 @@ def test_an_unknown_command_is_refused(capsys):
 
 
 def test_bench_says_what_it_is_called_now(capsys):
-    code, _, err = said(capsys, "bench", "--preset", "scenes")
+    code, _, err = run_command(capsys, "bench", "--preset", "scenes")
     assert code == 2 and err.startswith("minivlm: ") and "python tests/benchmarks/bench.py" in err
 
 
-def test_the_shipped_model_captions_the_tables_pictures(capsys):
+def test_the_shipped_model_captions_the_tables_images(capsys):
     files = [str(data_folder() / "table" / f"{name}.png") for name in ("panda", "traffic")]
-    code, out, _ = said(capsys, "caption", *files)
+    code, out, _ = run_command(capsys, "caption", *files)
     assert code == 0
     panda, traffic = out.splitlines()
     assert panda.startswith(files[0]) and ("panda", None) in read_facts(panda.removeprefix(files[0])).things
     facts = read_facts(traffic.removeprefix(files[1]))
     assert {("car", "red"), ("car", "yellow")} <= set(facts.things) and facts.setting == "street"
-    assert "熊猫" in said(capsys, "caption", files[0], "--prompt", PROMPTS["zh"])[1]
+    assert "熊猫" in run_command(capsys, "caption", files[0], "--prompt", PROMPTS["zh"])[1]
 
 
-@pytest.mark.parametrize("typed", ["What is it?", "<image>\nWhat is it?", "<image>\\nWhat is it?"])
-def test_caption_takes_the_shorthand_off(typed, capsys, monkeypatch):
-    asked = []
+@pytest.mark.parametrize("prompt", ["What is it?", "<image>\nWhat is it?", "<image>\\nWhat is it?"])
+def test_caption_takes_the_shorthand_off(prompt, capsys, monkeypatch):
+    conversations = []
     monkeypatch.setattr(cli, "_model", lambda options: (None, None))
-    monkeypatch.setattr("minivlm.generate.reply", lambda *given: asked.append(given[2]) or ["a dog"])
-    assert said(capsys, "caption", "dog.png", "--prompt", typed)[:2] == (0, "dog.png: a dog\n")
-    assert asked == [[ask("What is it?", "dog.png")]]
+    monkeypatch.setattr("minivlm.generate.reply", lambda *args: conversations.append(args[2]) or ["a dog"])
+    assert run_command(capsys, "caption", "dog.png", "--prompt", prompt)[:2] == (0, "dog.png: a dog\n")
+    assert conversations == [[ask("What is it?", "dog.png")]]
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ def test_other_text_is_not_the_shorthand(text):
         assert without_shorthand(f"<image>{newline}{text}") == text  # once, not again in what follows
 
 
-def test_only_the_first_line_of_a_chat_may_be_shorthand(capsys, monkeypatch, model, processor, picture, tmp_path):
-    picture.save(tmp_path / "dog.png")
+def test_only_the_first_line_of_a_chat_may_be_shorthand(capsys, monkeypatch, model, processor, image, tmp_path):
+    image.save(tmp_path / "dog.png")
     monkeypatch.setattr(cli, "_model", lambda options: (model, processor))
     conversations = []
     monkeypatch.setattr(
@@ -87,19 +87,19 @@ def test_only_the_first_line_of_a_chat_may_be_shorthand(capsys, monkeypatch, mod
     )
     lines = ["<image>\\nWhat is it?", "<image>\\nAnd this?", "<image>", "Is \\n text?"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines)))
-    assert said(capsys, "chat", str(tmp_path / "dog.png"))[0] == 0
+    assert run_command(capsys, "chat", str(tmp_path / "dog.png"))[0] == 0
     messages = conversations[-1]
     ids = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)[0]
     parts = [message["content"] for message in messages if message["role"] == "user"]
     assert [part["type"] for part in parts[0]] == ["image", "text"] and parts[0][1]["text"] == "What is it?"
     assert parts[1:] == [[{"type": "text", "text": line}] for line in lines[1:]]
     assert ids.count(processor.image_token_id) == processor.num_image_tokens
-    said_by_all = processor.tokenizer.decode([i for i in ids if i != processor.image_token_id])
-    assert all(line in said_by_all for line in lines[1:])
+    transcript = processor.tokenizer.decode([i for i in ids if i != processor.image_token_id])
+    assert all(line in transcript for line in lines[1:])
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "message"),
     [
         (["run", "--seed", "-1"], "--seed: '-1' must be a whole number, at least 0"),
         (["run", "--seed", "one"], "--seed: 'one' must be a whole number, at least 0"),
@@ -111,10 +111,10 @@ def test_only_the_first_line_of_a_chat_may_be_shorthand(capsys, monkeypatch, mod
           for value in ("0", "-1", "nan", "inf", "half") for start in (["run"], ["train", "pretrain"])),
     ],
 )  # fmt: skip
-def test_an_option_out_of_range_is_refused(arguments, complaint, capsys):
+def test_an_option_out_of_range_is_refused(arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
-    assert ended.value.code == 2 and complaint in capsys.readouterr().err
+    assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("through", ["arguments", "sys.argv"])
@@ -122,17 +122,17 @@ def test_what_was_typed_is_recorded_so_that_it_can_be_typed_again(through, monke
     plans = []
     results = {"table": [], "seconds": {}}
     monkeypatch.setattr("minivlm.pipeline.run", lambda plan: plans.append(plan) or results)
-    typed = ["run", "--out", "my runs/it's", "--seed", "7"]
-    monkeypatch.setattr(sys, "argv", ["/somewhere/minivlm", *typed] if through == "sys.argv" else ["pytest", "-q"])
-    assert cli.main(None if through == "sys.argv" else typed) == 0
+    arguments = ["run", "--out", "my runs/it's", "--seed", "7"]
+    monkeypatch.setattr(sys, "argv", ["/somewhere/minivlm", *arguments] if through == "sys.argv" else ["pytest", "-q"])
+    assert cli.main(None if through == "sys.argv" else arguments) == 0
     assert plans[0].command == """minivlm run --out 'my runs/it'"'"'s' --seed 7"""
     assert (plans[0].seed, plans[0].exam) == (7, 500)
 
 
-def test_chat_remembers_the_picture(capsys, monkeypatch):
-    typed = "What kind of place is this?\nWhat colour is the flower?\n\nignored\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
-    code, out, _ = said(capsys, "chat", str(data_folder() / "table" / "panda.png"))
+def test_chat_remembers_the_image(capsys, monkeypatch):
+    lines = "What kind of place is this?\nWhat colour is the flower?\n\nignored\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    code, out, _ = run_command(capsys, "chat", str(data_folder() / "table" / "panda.png"))
     assert code == 0
     first, second = out.splitlines()[1:]
     assert first == "A wide grassland." and second
@@ -144,13 +144,13 @@ def test_a_bad_file_is_one_line_and_no_traceback(command, capsys, tmp_path, monk
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no picture")
     for file in (tmp_path / "missing.png", broken):
-        code, _, err = said(capsys, command, str(file))
-        complaint = [line for line in err.splitlines() if line.startswith("minivlm: ")]
-        assert code == 2 and len(complaint) == 1 and file.name in complaint[0] and "Traceback" not in err
+        code, _, err = run_command(capsys, command, str(file))
+        messages = [line for line in err.splitlines() if line.startswith("minivlm: ")]
+        assert code == 2 and len(messages) == 1 and file.name in messages[0] and "Traceback" not in err
 
 
 def test_a_missing_checkpoint_is_refused(capsys, tmp_path):
-    code, _, err = said(capsys, "caption", "x.png", "--model", str(tmp_path / "nothing"))
+    code, _, err = run_command(capsys, "caption", "x.png", "--model", str(tmp_path / "nothing"))
     assert code == 2 and "nothing" in err
 
 
@@ -163,14 +163,14 @@ def test_ctrl_c_ends_quietly(monkeypatch):
 
 
 def test_data_commands(capsys, tmp_path, monkeypatch):
-    code, out, _ = said(capsys, "data", "table", str(tmp_path / "table"))
+    code, out, _ = run_command(capsys, "data", "table", str(tmp_path / "table"))
     assert code == 0 and len(out.splitlines()) == 7
     for name in TABLE:  # what is shipped is what is drawn, to the pixel
         folders = (tmp_path / "table", data_folder() / "table")
         drawn, shipped = (Image.open(folder / f"{name}.png") for folder in folders)
         assert drawn.size == (224, 224) and drawn.tobytes() == shipped.tobytes()
     monkeypatch.setattr(cli, "SHEET", 2)
-    code, out, _ = said(capsys, "data", "sheet", str(tmp_path / "sheet.png"))
+    code, out, _ = run_command(capsys, "data", "sheet", str(tmp_path / "sheet.png"))
     assert code == 0 and re.search(r"sheet\.png: 4 pictures, [1-9]\d* a second on one core\n", out)
     assert Image.open(tmp_path / "sheet.png").size == (2 * 230 + 6,) * 2
 
@@ -178,11 +178,11 @@ def test_data_commands(capsys, tmp_path, monkeypatch):
 def test_base_calls_the_builder(capsys, monkeypatch, tmp_path):
     from minivlm.pretraining import build
 
-    asked = []
-    monkeypatch.setattr(build, "build_base", lambda *given, command: asked.append((*given, command)) or tmp_path)
-    assert str(tmp_path) in said(capsys, "base", "--only", "tokenizer", "--out", "a", "--work", "b c")[1]
-    typed = "minivlm base --only tokenizer --out a --work 'b c'"
-    assert [str(value) for value in asked[0]] == ["a", "b c", "tokenizer", typed]
+    calls = []
+    monkeypatch.setattr(build, "build_base", lambda *args, command: calls.append((*args, command)) or tmp_path)
+    assert str(tmp_path) in run_command(capsys, "base", "--only", "tokenizer", "--out", "a", "--work", "b c")[1]
+    line = "minivlm base --only tokenizer --out a --work 'b c'"
+    assert [str(value) for value in calls[0]] == ["a", "b c", "tokenizer", line]
 
 
 SMALL = ["--scale", "0.0025", "--pictures", "8", "--precision", "fp32"]  # two steps of stage 1, one of stage 2
@@ -206,9 +206,9 @@ def test_a_run_prints_the_table_and_where_the_page_lies(small_run):
         assert row["name"] == name
         (start,) = (number for number, line in enumerate(lines) if line.startswith(f"{name}: "))
         columns = [(line[:15].strip(), line[15:]) for line in lines[start + 1 : start + 5]]
-        said = [(title, row["answers"][stage][lang]) for stage, title in COLUMNS.items() for lang in ("en", "zh")]
-        assert columns == said
-    assert lines[-1] == f"The page: {out / 'index.html'}" and (out / "index.html").is_file()
+        answers = [(title, row["answers"][stage][lang]) for stage, title in COLUMNS.items() for lang in ("en", "zh")]
+        assert columns == answers
+    assert lines[-1] == f"The report: {out / 'index.html'}" and (out / "index.html").is_file()
 
 
 @pytest.mark.slow
@@ -226,8 +226,8 @@ def test_a_run_leaves_checkpoints_results_and_its_reports(small_run):
 @pytest.mark.slow
 def test_one_stage_and_one_exam(tmp_path, capsys, monkeypatch):
     out = tmp_path / "stage"
-    assert said(capsys, "train", "pretrain", "--out", str(out), *SMALL)[0] == 0
+    assert run_command(capsys, "train", "pretrain", "--out", str(out), *SMALL)[0] == 0
     assert read_meta(out)["steps"] == 2
     monkeypatch.setattr(minivlm.evaluation, "prepare_exam", partial(minivlm.evaluation.prepare_exam, holdout=2))
-    code, text, _ = said(capsys, "evaluate", str(data_folder() / "pretrain"), "--exam", "2")
+    code, text, _ = run_command(capsys, "evaluate", str(data_folder() / "pretrain"), "--exam", "2")
     assert code == 0 and set(json.loads(text)) == {"en", "zh"}

@@ -53,18 +53,18 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def ended(*commands: list[str]) -> list[subprocess.CompletedProcess]:
+def run_all(*commands: list[str]) -> list[subprocess.CompletedProcess]:
     """Start all commands at the same time, and wait until the last has ended."""
     given = {"env": os.environ | SETTINGS, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     started = [subprocess.Popen([sys.executable, "-m", *command], **given) for command in commands]
     try:
-        said = [process.communicate(timeout=PATIENCE) for process in started]
+        outputs = [process.communicate(timeout=PATIENCE) for process in started]
     finally:
         for process in started:
             process.terminate()  # its workers with it
     return [
         subprocess.CompletedProcess(process.args, process.returncode, *each)
-        for process, each in zip(started, said, strict=True)
+        for process, each in zip(started, outputs, strict=True)
     ]
 
 
@@ -73,10 +73,10 @@ def torchrun(folder: Path, jobs: list[str], agents: int, processes: int) -> list
     common = ["torch.distributed.run", "--nproc_per_node", str(processes), "--nnodes", str(agents)]
     common += ["--master_addr", "127.0.0.1", "--master_port", free_port()]
     end = [str(SCRIPT), str(folder), *jobs]
-    return ended(*([*common, "--node_rank", str(number), *end] for number in range(agents)))
+    return run_all(*([*common, "--node_rank", str(number), *end] for number in range(agents)))
 
 
-def done(folder: Path, jobs: list[str], agents: int, processes: int) -> None:
+def run_jobs(folder: Path, jobs: list[str], agents: int, processes: int) -> None:
     agents_ended = torchrun(folder, jobs, agents, processes)
     assert [agent.returncode for agent in agents_ended] == [0] * agents, "\n".join(a.stderr for a in agents_ended)
 
@@ -102,15 +102,15 @@ def third_image(index: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def root(tmp_path_factory) -> Path:
     """The folder of all machines of this module."""
     return tmp_path_factory.mktemp("machines")
 
 
 @pytest.fixture
-def make_machines(place, model, processor):
+def make_machines(root, model, processor):
     """`make_machines(name, count)`: a folder with so many machines, each with the same base and the same stage 1."""
-    first = machine_folder(place / "alone", 0)
+    first = machine_folder(root / "alone", 0)
     if not first.exists():
         save_base(first / "base", model, processor)
         learn("pretrain", first, "parent")
@@ -118,36 +118,36 @@ def make_machines(place, model, processor):
     def make(name: str, count: int) -> Path:
         for number in range(count):
             for part in ("base", "parent"):
-                shutil.copytree(first / part, machine_folder(place / name, number) / part)
-        return place / name
+                shutil.copytree(first / part, machine_folder(root / name, number) / part)
+        return root / name
 
     return make
 
 
 @pytest.fixture
-def alone(place, make_machines):
+def one_process(root, make_machines):
     """All runs in one process: its machine, and the losses of each."""
-    machine = machine_folder(place / "alone", 0)  # a run that is there is only read
+    machine = machine_folder(root / "alone", 0)  # a run that is there is only read
     return machine, {name: [entry["loss"] for entry in learn(name, machine)[2]] for name in RUNS}
 
 
 @pytest.fixture
-def together(place, make_machines, processor):
+def launch(root, make_machines, processor):
     """`together(agents, processes, job)`: the job's folder and its reports; a launch does all its jobs, once."""
 
     def make(agents: int, processes: int, job: str) -> tuple[Path, list[dict]]:
-        folder, jobs = place / f"{agents}-times-{processes}", JOBS[agents, processes]
+        folder, jobs = root / f"{agents}-times-{processes}", JOBS[agents, processes]
         if not folder.exists():
             for name in jobs:
                 make_machines(f"{folder.name}/{name}", agents)
             with_images(folder, processor)
-            done(folder, jobs, agents, processes)
+            run_jobs(folder, jobs, agents, processes)
         return folder / job, reports(folder, job)
 
     return make
 
 
-def apart(one: Path, other: Path, parent: Path) -> float:
+def relative_distance(one: Path, other: Path, parent: Path) -> float:
     """How far two checkpoints' weights lie apart, as a share of the way that training led from their parent."""
     start, first, second = (load_checkpoint(folder)[0] for folder in (parent, one, other))
     if read_meta(parent)["stage"] == "base":
@@ -157,31 +157,31 @@ def apart(one: Path, other: Path, parent: Path) -> float:
 
 
 @TWO
-def test_together_they_learn_what_one_process_learns(agents, processes, together, alone):
-    machine, losses = alone
-    folder, told = together(agents, processes, "everything")
-    assert [(report["processes"], report["launched"]) for report in told] == [(2, 2), (2, 2)]
+def test_together_they_learn_what_one_process_learns(agents, processes, launch, one_process):
+    machine, losses = one_process
+    folder, results = launch(agents, processes, "everything")
+    assert [(report["processes"], report["launched"]) for report in results] == [(2, 2), (2, 2)]
     for name, (stage, parent, precision) in RUNS.items():
-        first, second = (report[name] for report in told)
+        first, second = (report[name] for report in results)
         assert first["losses"] == second["losses"] and first["hashes"] == second["hashes"]
         assert first["losses"] == pytest.approx(losses[name], **LOSSES[precision])
         written = machine_folder(folder, 0) / name
-        assert apart(written, machine / name, machine / parent) < WEIGHTS[precision]
+        assert relative_distance(written, machine / name, machine / parent) < WEIGHTS[precision]
         assert read_meta(written)["steps"] == stage.steps
     assert len(list(folder.glob("*/sft"))) == 1  # only the main process writes
 
 
 @TWO
-def test_in_an_epoch_every_row_is_seen_once_by_one_of_them(agents, processes, together):
-    seen = [report["pretrain"]["seen"] for report in together(agents, processes, "everything")[1]]
-    assert [[len(rows) for rows in passes] for passes in seen] == [[2] * 16, [2] * 16]  # eight steps of two passes
-    one, other = ({row for rows in passes for row in rows} for passes in seen)
+def test_in_an_epoch_every_row_is_seen_once_by_one_of_them(agents, processes, launch):
+    rows_read = [report["pretrain"]["seen"] for report in launch(agents, processes, "everything")[1]]
+    assert [[len(rows) for rows in passes] for passes in rows_read] == [[2] * 16, [2] * 16]  # eight steps of two passes
+    one, other = ({row for rows in passes for row in rows} for passes in rows_read)
     assert len(one) == len(other) == 32 and one | other == {row.name for row in ROWS}
 
 
-def test_the_loss_is_the_mean_over_the_tokens_of_all_processes(together):
+def test_the_loss_is_the_mean_over_the_tokens_of_all_processes(launch):
     """By hand, for the first step; the mean of the processes' own means is another number."""
-    folder, told = together(1, 2, "everything")
+    folder, results = launch(1, 2, "everything")
     model, processor, _ = load_checkpoint(machine_folder(folder, 0) / "parent")
     named = {row.name: row for row in ROWS}
 
@@ -195,16 +195,16 @@ def test_the_loss_is_the_mean_over_the_tokens_of_all_processes(together):
         with torch.no_grad():
             return loss_by_hand(model(**batch).logits, batch["labels"])
 
-    shares = [[name for rows in report["sft"]["seen"][:2] for name in rows] for report in told]  # two passes
+    shares = [[name for rows in report["sft"]["seen"][:2] for name in rows] for report in results]  # two passes
     assert [len(share) for share in shares] == [7, 7]
     assert set(map(count, shares[0] + shares[1])) == {0, 1, 2}
-    first = told[0]["sft"]["losses"][0]
+    first = results[0]["sft"]["losses"][0]
     assert first == pytest.approx(loss(shares[0] + shares[1]), abs=1e-5)
     assert abs(first - (loss(shares[0]) + loss(shares[1])) / 2) > 1e-3
 
 
-def test_what_one_process_finds_wrong_stops_all_of_them(together):
-    folder, (first, second) = together(2, 1, "refusals")
+def test_what_one_process_finds_wrong_stops_all_of_them(launch):
+    folder, (first, second) = launch(2, 1, "refusals")
     assert first["rows"] == second["rows"]
     assert "process 1 of 2 was given another run than the main process: its rows is" in first["rows"]
     assert "its recipe is" in first["recipe"] == second["recipe"]
@@ -217,13 +217,13 @@ def test_what_one_process_finds_wrong_stops_all_of_them(together):
     assert left == {"base", "parent", "taken", "stopped"}
 
 
-def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(place, make_machines, alone, together):
+def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(root, make_machines, one_process, launch):
     """With as many processes as before to the last bit, with another number to tolerance."""
-    machine, losses = alone
-    never, expected = together(2, 1, "everything")
+    machine, losses = one_process
+    never, expected = launch(2, 1, "everything")
     folder = make_machines("killed/killed", 2)
     first, second = (machine_folder(folder, number) for number in (0, 1))
-    agents = torchrun(place / "killed", ["killed"], 2, 1)
+    agents = torchrun(root / "killed", ["killed"], 2, 1)
     assert all(agent.returncode for agent in agents)
     assert "ProcessError: another process stopped, and its own words say why" in agents[0].stderr
     assert {path.name for path in first.iterdir()} == {"base", "parent", "killed"}
@@ -232,8 +232,8 @@ def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(place, make_m
     assert (meta["steps"], meta["finished"]) == (KILLED_IN - 2, False)
     shutil.copytree(first / "killed", machine / "killed")
 
-    done(place / "killed", ["killed"], 2, 1)
-    again = reports(place / "killed", "killed")
+    run_jobs(root / "killed", ["killed"], 2, 1)
+    again = reports(root / "killed", "killed")
     assert [report["passes"] for report in again] == [2 * 2, 2 * 2]  # two steps of two passes were left
     assert again[0]["losses"] == again[1]["losses"] == expected[0]["sft"]["losses"]
     same = machine_folder(never, 0) / "sft"
@@ -242,16 +242,16 @@ def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(place, make_m
 
     _, _, log = learn("sft", machine, "killed")
     assert [entry["loss"] for entry in log] == pytest.approx(losses["sft"], **LOSSES["fp32"])
-    assert apart(machine / "killed", machine / "sft", machine / "parent") < WEIGHTS["fp32"]
+    assert relative_distance(machine / "killed", machine / "sft", machine / "parent") < WEIGHTS["fp32"]
 
 
 @TWO
 def test_features_are_encoded_once_a_machine_and_one_that_cannot_be_stops_all(
-    together, model, processor, agents, processes, tmp_path, monkeypatch
+    launch, model, processor, agents, processes, tmp_path, monkeypatch
 ):
     """Two processes share the batches; on two disks each machine makes all of its own. The bytes are those of one."""
-    folder, told = together(agents, processes, "stored")
-    encoded = [report["encoded"] for report in told]
+    folder, results = launch(agents, processes, "stored")
+    encoded = [report["encoded"] for report in results]
     assert encoded == ([6, 4] if agents == 1 else [10, 10]) and sum(encoded) == agents * NOISE
     monkeypatch.setattr(features, "BATCH", 2)
     FeatureStore.build(tmp_path / "alone", open_dataset(folder / "index"), model, processor)
@@ -259,7 +259,7 @@ def test_features_are_encoded_once_a_machine_and_one_that_cannot_be_stops_all(
         assert contents(machine_folder(folder, number) / "store") == contents(tmp_path / "alone")
     broken = third_image(folder / "broken-index")
     where = next(sample.name for sample in open_dataset(folder / "broken-index") if broken in sample.images)
-    first, second = (report["said"] for report in told)
+    first, second = (report["said"] for report in results)
     assert second.startswith(f"SampleError: {where}: {broken}: this is not an image")
     if agents == 1:
         assert first == "ProcessError: process 1 of 2 stopped: " + second.removeprefix("SampleError: ")
@@ -267,10 +267,10 @@ def test_features_are_encoded_once_a_machine_and_one_that_cannot_be_stops_all(
         assert first == second
 
 
-def test_the_group_is_left_at_the_end_of_a_command_and_after_an_image_that_one_process_cannot_read(together):
-    folder, told = together(1, 2, "left")
-    assert [report[name] for report in told for name in ("well", "error")] == [[True, False]] * 4
-    one, other = sorted(report["said"] for report in told)
+def test_the_group_is_left_at_the_end_of_a_command_and_after_an_image_that_one_process_cannot_read(launch):
+    folder, results = launch(1, 2, "left")
+    assert [report[name] for report in results for name in ("well", "error")] == [[True, False]] * 4
+    one, other = sorted(report["said"] for report in results)
     assert one.startswith("ImageError: ") and "broken.png" in one
     assert other.startswith("ProcessError: another process stopped, and its own words say why")
     assert not list(folder.glob("*/unreadable*"))
@@ -304,18 +304,18 @@ def test_a_group_that_cannot_be_left_does_not_hold_a_process_up(monkeypatch):
     never.set()
 
 
-def test_the_command_line_in_two_processes_of_accelerate_is_that_of_one(place, capsys):
+def test_the_command_line_in_two_processes_of_accelerate_is_that_of_one(root, capsys):
     """Whatever the launcher's own settings; only the main process speaks and writes, and pictures are drawn once."""
     command = ["train", "pretrain", "--scale", "0.002", "--pictures", "66", "--precision", "fp32", "--out"]
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launcher += ["--mixed_precision", "fp16", "--gradient_accumulation_steps", "4", "--dynamo_backend", "no"]
     launcher += ["--main_process_port", free_port(), "-m", "minivlm"]
-    one, two = (str(place / name) for name in ("by-one", "by-two"))
-    (both,) = ended([*launcher, *command, two])
+    one, two = (str(root / name) for name in ("by-one", "by-two"))
+    (both,) = run_all([*launcher, *command, two])
     assert both.returncode == 0, both.stderr
     assert cli.main([*command, one]) == 0
-    said = capsys.readouterr().out
-    assert both.stdout == said.replace(one, two) and said.count("The checkpoint: ") == 1
+    stdout = capsys.readouterr().out
+    assert both.stdout == stdout.replace(one, two) and stdout.count("The checkpoint: ") == 1
     assert "64/64" in both.stderr and "66/66" not in both.stderr  # its share: the first batch of two
     steps = [[json.loads(line) for line in (Path(out) / LOG).read_text().splitlines()] for out in (one, two)]
     for key in ("loss", "grad_norm"):

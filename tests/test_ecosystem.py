@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from training import PICTURES, some_rows
+from training import IMAGES, some_rows
 from transformers import TextIteratorStreamer, Trainer, TrainingArguments, pipeline
 
 from minivlm.checkpoint import save_checkpoint
@@ -15,21 +15,21 @@ from minivlm.model import set_trainable
 from minivlm.train import supervised_loss
 
 
-def conversation(picture) -> list[dict]:
-    part = {"type": "image", "image": picture}
+def conversation(image) -> list[dict]:
+    part = {"type": "image", "image": image}
     return [{"role": "user", "content": [part, {"type": "text", "text": "What is in this picture?"}]}]
 
 
-def asked(processor, picture):
+def encoded(processor, image):
     """It, ready for `generate`."""
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    return processor.apply_chat_template(conversation(picture), **options)
+    return processor.apply_chat_template(conversation(image), **options)
 
 
 @pytest.fixture
-def rows(processor, picture):
+def rows(processor, image):
     """Rendered rows with their pictures: none, one, or two of them."""
-    return [processor.encode(row) for row in some_rows(12, images=[picture] * PICTURES)]
+    return [processor.encode(row) for row in some_rows(12, images=[image] * IMAGES)]
 
 
 def test_trainer_trains_w_alone_and_its_loss_is_ours(model, processor, rows, tmp_path):
@@ -53,8 +53,8 @@ def test_trainer_trains_w_alone_and_its_loss_is_ours(model, processor, rows, tmp
     assert changed == {"projector.weight"}
 
 
-def test_a_streamer_gives_the_answer_piece_by_piece(model, processor, picture):
-    batch = asked(processor, picture)
+def test_a_streamer_gives_the_answer_piece_by_piece(model, processor, image):
+    batch = encoded(processor, image)
     whole = model.generate(**batch, max_new_tokens=12, do_sample=False)[0, batch["input_ids"].shape[1] :]
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     options = dict(batch) | {"max_new_tokens": 12, "do_sample": False, "streamer": streamer}
@@ -105,7 +105,7 @@ def learn_a_little(model, batch, steps: int = 8) -> list[float]:
     return losses
 
 
-def test_lora_learns_from_pictures_and_moves_nothing_else(model, processor, rows, whole):
+def test_lora_learns_from_images_and_moves_nothing_else(model, processor, rows, whole):
     batch = processor.collate(rows)
     assert set(batch["images_per_row"].tolist()) == {0, 1, 2}
     before = copy.deepcopy(model.state_dict())
@@ -127,8 +127,8 @@ def test_lora_learns_from_pictures_and_moves_nothing_else(model, processor, rows
         assert not torch.allclose(adapted(**batch).logits, plain, atol=0.1)
 
 
-def test_merged_adapters_and_loaded_ones_answer_the_same(make_model, processor, picture, rows, whole, tmp_path):
-    model, batch, question = make_model(dtype=torch.float64), processor.collate(rows), asked(processor, picture)
+def test_merged_adapters_and_loaded_ones_answer_the_same(make_model, processor, image, rows, whole, tmp_path):
+    model, batch, question = make_model(dtype=torch.float64), processor.collate(rows), encoded(processor, image)
     for given in (batch, question):
         given["pixel_values"] = given["pixel_values"].double()
     greedy, beams = {"max_new_tokens": 12}, {"max_new_tokens": 12, "num_beams": 3, "num_return_sequences": 2}
@@ -157,10 +157,10 @@ def test_merged_adapters_and_loaded_ones_answer_the_same(make_model, processor, 
     assert torch.equal(model.generate(**question, **beams), written)
 
 
-def test_our_own_folder_answers_in_a_pipeline_by_its_name(model, processor, picture, tmp_path):
+def test_our_own_folder_answers_in_a_pipeline_by_its_name(model, processor, image, tmp_path):
     folder = save_checkpoint(tmp_path / "own", model, processor, {"stage": "sft"})
     options = {"max_new_tokens": 8, "return_full_text": False, "generate_kwargs": {"do_sample": False}}
-    [said] = pipeline("image-text-to-text", model=str(folder))(text=conversation(picture), **options)
-    batch = asked(processor, picture)
+    [output] = pipeline("image-text-to-text", model=str(folder))(text=conversation(image), **options)
+    batch = encoded(processor, image)
     written = model.generate(**batch, max_new_tokens=8, do_sample=False)[0, batch["input_ids"].shape[1] :]
-    assert said["generated_text"] == processor.decode(written, skip_special_tokens=True) != ""
+    assert output["generated_text"] == processor.decode(written, skip_special_tokens=True) != ""

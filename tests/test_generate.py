@@ -26,8 +26,8 @@ def by_the_library(model, processor, messages, features=None, tokens: int = 9) -
 def test_answers_are_those_of_generate(model, processor, features, batch_size):
     prompts = ["a red car", PROMPTS["zh"], "left?", "Which one is further left?"]
     cases = [(prompt, image) for prompt in prompts for image in (3, None, 0, 4)]
-    asked = [ask(prompt, None if image is None else features[image]) for prompt, image in cases]
-    texts = reply(model, processor, asked, max_new_tokens=9, batch_size=batch_size)
+    conversations = [ask(prompt, None if image is None else features[image]) for prompt, image in cases]
+    texts = reply(model, processor, conversations, max_new_tokens=9, batch_size=batch_size)
     for (prompt, image), text in zip(cases, texts, strict=True):
         parts = [{"type": "text", "text": prompt}]
         if image is not None:
@@ -37,16 +37,16 @@ def test_answers_are_those_of_generate(model, processor, features, batch_size):
     assert len(set(texts)) > 4
 
 
-def test_a_conversation_of_several_turns_and_images_is_answered_as_by_generate(model, processor, picture):
-    other = picture.rotate(90)
-    turns = [*ask("a", picture), {"role": "assistant", "content": "red"}, *ask("b", other)]
-    short = [*ask("a", picture), {"role": "assistant", "content": "red"}, *ask("left?")]
-    texts = reply(model, processor, [turns, short, ask("a", picture)], max_new_tokens=5)
-    assert texts == [by_the_library(model, processor, one, tokens=5) for one in (turns, short, ask("a", picture))]
+def test_a_conversation_of_several_turns_and_images_is_answered_as_by_generate(model, processor, image):
+    other = image.rotate(90)
+    turns = [*ask("a", image), {"role": "assistant", "content": "red"}, *ask("b", other)]
+    short = [*ask("a", image), {"role": "assistant", "content": "red"}, *ask("left?")]
+    texts = reply(model, processor, [turns, short, ask("a", image)], max_new_tokens=5)
+    assert texts == [by_the_library(model, processor, one, tokens=5) for one in (turns, short, ask("a", image))]
     assert reply(model, processor, turns, max_new_tokens=5) == texts[0]
 
 
-def test_a_streamer_sees_every_token_of_one_conversation(model, processor, picture):
+def test_a_streamer_sees_every_token_of_one_conversation(model, processor, image):
     class Listener(BaseStreamer):
         def __init__(self):
             self.tokens, self.ended = [], False
@@ -58,7 +58,7 @@ def test_a_streamer_sees_every_token_of_one_conversation(model, processor, pictu
             self.ended = True
 
     listener = Listener()
-    text = reply(model, processor, ask("a", picture), max_new_tokens=5, streamer=listener)
+    text = reply(model, processor, ask("a", image), max_new_tokens=5, streamer=listener)
     prompt, *new = listener.tokens
     assert prompt.count(processor.image_token_id) == processor.num_image_tokens and listener.ended
     assert processor.tokenizer.decode([token for one in new for token in one], skip_special_tokens=True) == text
@@ -70,14 +70,14 @@ def test_rows_that_end_leave_the_batch_and_the_others_go_on(model, processor, fe
     """The end token is made likely, so that answers end at different steps."""
     with torch.no_grad():
         model.get_input_embeddings().weight[2] *= 2.2
-    asked = [ask(prompt, one) for one in features for prompt in ("a", "red car", "where is the dog?", "海滩")]
-    texts = reply(model, processor, asked, max_new_tokens=12)
-    assert texts == [reply(model, processor, one, max_new_tokens=12) for one in asked]
+    conversations = [ask(prompt, one) for one in features for prompt in ("a", "red car", "where is the dog?", "海滩")]
+    texts = reply(model, processor, conversations, max_new_tokens=12)
+    assert texts == [reply(model, processor, one, max_new_tokens=12) for one in conversations]
     assert len({len(processor.tokenizer.encode(text)) for text in texts}) > 2
 
 
 def test_an_image_of_many_questions_is_encoded_once_and_a_question_asked_twice_answered_once(
-    model, processor, picture, monkeypatch
+    model, processor, image, monkeypatch
 ):
     rows, encoded = [], []
     forward, look = type(model).forward, type(model.vision).forward
@@ -88,13 +88,13 @@ def test_an_image_of_many_questions_is_encoded_once_and_a_question_asked_twice_a
 
     monkeypatch.setattr(type(model), "forward", watched)
     monkeypatch.setattr(type(model.vision), "forward", lambda self, x: encoded.append(len(x)) or look(self, x))
-    texts = reply(model, processor, [ask("a", picture), ask("b", picture), ask("a", picture)], max_new_tokens=2)
+    texts = reply(model, processor, [ask("a", image), ask("b", image), ask("a", image)], max_new_tokens=2)
     assert rows[:2] == [1, 2] and encoded == [1]
     assert texts[0] == texts[2]
 
 
-def test_images_may_be_files_bytes_or_features(model, processor, picture, tmp_path):
+def test_images_may_be_files_bytes_or_features(model, processor, image, tmp_path):
     file = tmp_path / "a.png"
-    picture.save(file)
-    forms = (picture, file, str(file), file.read_bytes(), model.vision(processor.pixels([picture]))[0])
+    image.save(file)
+    forms = (image, file, str(file), file.read_bytes(), model.vision(processor.pixels([image]))[0])
     assert len(set(reply(model, processor, [ask("a", form) for form in forms], max_new_tokens=5))) == 1

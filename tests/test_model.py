@@ -127,7 +127,7 @@ def test_the_projector_is_one_matrix_without_bias():
     projector = Projector(16, 24)
     assert {name: tuple(p.shape) for name, p in projector.named_parameters()} == {"weight": (24, 16)}
     features = torch.randn(2, 4, 16)
-    by_hand = torch.stack([torch.stack([projector.weight @ patch for patch in picture]) for picture in features])
+    by_hand = torch.stack([torch.stack([projector.weight @ patch for patch in image]) for image in features])
     torch.testing.assert_close(projector(features), by_hand)
     assert not projector(torch.zeros(1, 4, 16)).any()
 
@@ -155,7 +155,7 @@ def test_features_computed_before_replace_pixels_bit_for_bit(model, make_batch):
         assert torch.equal(model(**given).logits, expected)
 
 
-def test_autocast_keeps_text_and_pictures_in_one_precision(model, make_batch):
+def test_autocast_keeps_text_and_images_in_one_precision(model, make_batch):
     batch = make_batch([1, 2])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert model.embed(batch["input_ids"], batch["pixel_values"]).dtype == torch.float32
@@ -187,7 +187,7 @@ def test_forward_refuses_what_is_ambiguous(model, make_batch):
 
 
 @pytest.mark.parametrize("call", ["forward", "generate"])
-def test_pictures_and_placeholders_must_belong_together(model, make_batch, call):
+def test_images_and_placeholders_must_belong_together(model, make_batch, call):
     run = getattr(model, call)
     batch = make_batch([1, 2])
     ids, mask, pixels = batch["input_ids"], batch["attention_mask"], batch["pixel_values"]
@@ -310,15 +310,15 @@ def test_the_ledger_counts_exactly(model, config):
     for stage, norm, trained in ((PRETRAIN, False, 0), (PRETRAIN, True, 24), (SFT, True, language_model)):
         set_trainable(model, stage)
         model.language_model.model.norm.requires_grad_(norm)  # the ledger tells what is, not what was meant
-        found = ledger(model, stage)
-        assert found.rows == (
+        counts = ledger(model, stage)
+        assert counts.rows == (
             LedgerRow("vision", vision, 0),
             LedgerRow("projector", 16 * 24, 16 * 24),
             LedgerRow("language_model", language_model, trained),
         )
-        assert found.total == ("total", vision + 384 + language_model, 384 + trained)
-        assert found.total.parameters == sum(p.numel() for p in model.parameters())
-        assert len({len(line) for line in str(found).splitlines()}) == 1  # a table
+        assert counts.total == ("total", vision + 384 + language_model, 384 + trained)
+        assert counts.total.parameters == sum(p.numel() for p in model.parameters())
+        assert len({len(line) for line in str(counts).splitlines()}) == 1  # a table
 
 
 # ---- save and load in the library's way

@@ -30,9 +30,9 @@ def positions_by_hand(mask: torch.Tensor) -> torch.Tensor:
     result = torch.zeros_like(mask)
     for row in range(mask.shape[0]):
         count = 0
-        for place in range(mask.shape[1]):
-            if mask[row, place]:
-                result[row, place], count = count, count + 1
+        for column in range(mask.shape[1]):
+            if mask[row, column]:
+                result[row, column], count = count, count + 1
     return result
 
 
@@ -64,18 +64,18 @@ def test_text_only_gives_the_base_models_own_logits_bit_for_bit(config, model, m
     with torch.no_grad():
         expected = base(input_ids=ids, **inputs).logits  # before the base model becomes part of anything
         vlm = assemble(model.vision.clip, base, config.image_token_id, seed=0)
-        given = {"attention_mask": shown} if mask != "none" else {}
-        assert torch.equal(vlm(input_ids=ids, **given).logits, expected)
+        options = {"attention_mask": shown} if mask != "none" else {}
+        assert torch.equal(vlm(input_ids=ids, **options).logits, expected)
 
 
 def test_text_only_generates_what_the_base_model_generates(config, model, make_batch):
     base = LlamaForCausalLM(config.text_config).eval()
     batch = make_batch([0, 0, 0])
-    given = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "max_new_tokens": 12}
-    expected = [base.generate(**given), base.generate(**given, num_beams=3)]
+    options = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "max_new_tokens": 12}
+    expected = [base.generate(**options), base.generate(**options, num_beams=3)]
     vlm = assemble(model.vision.clip, base, config.image_token_id, seed=0)
-    assert torch.equal(vlm.generate(**given), expected[0])
-    assert torch.equal(vlm.generate(**given, num_beams=3), expected[1])
+    assert torch.equal(vlm.generate(**options), expected[0])
+    assert torch.equal(vlm.generate(**options, num_beams=3), expected[1])
 
 
 # ---- LLaVA
@@ -149,10 +149,10 @@ def test_enough_beams_find_the_best_of_all_answers(config, make_batch):
     batch["input_ids"] = batch["input_ids"].where(batch["input_ids"] == 320, batch["input_ids"] % vocabulary)
     batch["input_ids"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, 0)
     options = {"num_beams": vocabulary**2, "num_return_sequences": 5, "max_new_tokens": 3, "eos_token_id": None}
-    found = model.generate(**batch, **options, return_dict_in_generate=True, output_scores=True)
+    output = model.generate(**batch, **options, return_dict_in_generate=True, output_scores=True)
     answers = torch.cartesian_prod(*[torch.arange(vocabulary)] * 3)  # (V ** 3, 3)
     greedy = model.generate(**batch, max_new_tokens=3, eos_token_id=None)[:, -3:]
-    for place, row in enumerate(_rows_alone(batch)):
+    for i, row in enumerate(_rows_alone(batch)):
         repeated = {"input_ids": torch.cat([row["input_ids"].expand(len(answers), -1), answers], dim=1)}
         repeated["attention_mask"] = torch.ones_like(repeated["input_ids"])
         if "pixel_values" in row:
@@ -161,12 +161,12 @@ def test_enough_beams_find_the_best_of_all_answers(config, make_batch):
             logits = model(**repeated).logits[:, -4:-1]  # (V ** 3, 3, V)
         scores = logits.log_softmax(-1).gather(-1, answers[..., None]).sum((1, 2)) / 3  # a mean, as the library's
         best, numbers = scores.topk(5)
-        assert torch.equal(found.sequences[5 * place : 5 * place + 5, -3:], answers[numbers])
-        torch.testing.assert_close(found.sequences_scores[5 * place : 5 * place + 5], best.float(), rtol=0, atol=1e-6)
-    assert not torch.equal(greedy, found.sequences[::5, -3:])  # what greed misses
+        assert torch.equal(output.sequences[5 * i : 5 * i + 5, -3:], answers[numbers])
+        torch.testing.assert_close(output.sequences_scores[5 * i : 5 * i + 5], best.float(), rtol=0, atol=1e-6)
+    assert not torch.equal(greedy, output.sequences[::5, -3:])  # what greed misses
 
 
-def test_the_oracles_can_tell_pictures_apart(model, make_batch):
+def test_the_oracles_can_tell_images_apart(model, make_batch):
     """A model that ignores pictures would pass above if both sides ignored them; here both must not."""
     batch = make_batch([2, 1], dtype=torch.float64)
     other = batch | {"pixel_values": batch["pixel_values"].flip(0)}
@@ -223,12 +223,12 @@ def test_cached_decoding_equals_uncached(model, make_batch, side):
     """One token at a time over a growing cache, and the whole sequence anew at each step."""
     batch = make_batch([1, 2, 0], side, dtype=torch.float64)
     ids, mask, cache = batch["input_ids"], batch["attention_mask"], None
-    pictures = {"pixel_values": batch["pixel_values"], "images_per_row": batch["images_per_row"]}
+    images = {"pixel_values": batch["pixel_values"], "images_per_row": batch["images_per_row"]}
     with torch.no_grad():
         for _ in range(6):
-            whole = model(input_ids=ids, attention_mask=mask, **pictures).logits[:, -1]
+            whole = model(input_ids=ids, attention_mask=mask, **images).logits[:, -1]
             if cache is None:
-                step = model(input_ids=ids, attention_mask=mask, use_cache=True, **pictures)
+                step = model(input_ids=ids, attention_mask=mask, use_cache=True, **images)
             else:
                 step = model(input_ids=ids[:, -1:], attention_mask=mask, past_key_values=cache, use_cache=True)
             cache = step.past_key_values
@@ -286,8 +286,8 @@ def test_finite_differences_of_the_gradient_that_reaches_w_through_the_frozen_lm
     monkeypatch.setattr(LlamaRMSNorm, "forward", norm_in_float64)
     set_trainable(model, STAGES["scenes"]["pretrain"])
     batch = make_batch([1, 2], "right", dtype=torch.float64)
-    learnt = (batch["attention_mask"] == 1) & (batch["input_ids"] != model.config.image_token_id)
-    labels = batch["input_ids"].masked_fill(~learnt, IGNORE_INDEX)
+    supervised = (batch["attention_mask"] == 1) & (batch["input_ids"] != model.config.image_token_id)
+    labels = batch["input_ids"].masked_fill(~supervised, IGNORE_INDEX)
     model(**batch, labels=labels).loss.backward()
     weight = model.projector.weight
     assert {name for name, p in model.named_parameters() if p.grad is not None} == {"projector.weight"}

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training import FEATURES, deadly, in_a_child, save_base, some_rows, stage
+from training import FEATURES, in_a_child, kill_at, save_base, some_rows, stage
 
 import minivlm.pipeline
 from minivlm.checkpoint import META, read_meta, save_checkpoint
@@ -26,7 +26,7 @@ def plan(tmp_path, model, processor) -> Plan:
 
 
 @pytest.fixture
-def done(monkeypatch, config) -> list[str]:
+def events(monkeypatch, config) -> list[str]:
     """A run in tiny: six steps a stage, an exam and a page without content. What it did, in order."""
     order = []
     exam = SimpleNamespace(scenes=[], holdout=[], questioned=0)
@@ -56,10 +56,10 @@ def probe_finds(monkeypatch):
     return finds
 
 
-@pytest.mark.parametrize("place", [PRETRAIN, ""])
-def test_the_precision_of_what_was_begun_holds_whatever_the_probe_finds(plan, model, processor, place):
+@pytest.mark.parametrize("name", [PRETRAIN, ""])
+def test_the_precision_of_what_was_begun_holds_whatever_the_probe_finds(plan, model, processor, name):
     """Of a run or of a single stage."""
-    folder = plan.out / place
+    folder = plan.out / name
     save_base(folder, model, processor)
     meta = json.loads((folder / META).read_text("utf-8")) | {"precision": "bf16"}
     (folder / META).write_text(json.dumps(meta), "utf-8")
@@ -71,7 +71,7 @@ def test_the_precision_of_what_was_begun_holds_whatever_the_probe_finds(plan, mo
 
 
 @pytest.mark.parametrize(
-    ("parent", "out", "complaint"),
+    ("parent", "out", "message"),
     [
         ("base", "new", "starts from a 'pretrain' checkpoint, but this one is of stage 'base'"),
         ("pretrain", "pretrain", "checkpoint that the new one builds on"),
@@ -79,22 +79,22 @@ def test_the_precision_of_what_was_begun_holds_whatever_the_probe_finds(plan, mo
         ("pretrain", "thesis/chapter.txt/new", "cannot be written"),
     ],
 )
-def test_a_stage_that_would_be_refused_is_refused_before_pictures_are_drawn(
-    plan, model, processor, monkeypatch, parent, out, complaint
+def test_a_stage_that_would_be_refused_is_refused_before_images_are_drawn(
+    plan, model, processor, monkeypatch, parent, out, message
 ):
     save_checkpoint(plan.data / PRETRAIN, model, processor, {"stage": PRETRAIN})
     (plan.data / "thesis").mkdir()
     (plan.data / "thesis" / "chapter.txt").write_text("years of work")
     monkeypatch.setattr(minivlm.pipeline, "training_features", lambda *_: pytest.fail("drawn"))
-    with pytest.raises((ValueError, OSError), match=complaint):
+    with pytest.raises((ValueError, OSError), match=message):
         minivlm.pipeline.train_stage(plan, SFT, model, processor, plan.data / parent, plan.data / out)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_run_killed_between_two_renames_goes_on_in_its_precision(plan, done, monkeypatch, probe_finds):
+def test_a_run_killed_between_two_renames_goes_on_in_its_precision(plan, events, monkeypatch, probe_finds):
     def run_and_die():
         probe_finds("bf16")
-        monkeypatch.setattr(Path, "rename", deadly(Path.rename, 3))
+        monkeypatch.setattr(Path, "rename", kill_at(Path.rename, 3))
         run(plan)
 
     assert in_a_child(run_and_die) == -signal.SIGKILL
@@ -103,10 +103,10 @@ def test_a_run_killed_between_two_renames_goes_on_in_its_precision(plan, done, m
     assert [read_meta(plan.out / name)["precision"] for name in (PRETRAIN, SFT)] == ["bf16", "bf16"]
 
 
-def test_a_run_that_went_on_took_the_time_of_all_its_sittings(plan, done):
+def test_a_run_that_went_on_took_the_time_of_all_its_sittings(plan, events):
     """As its logs tell, here of 100 seconds a step; twelve steps were made in an earlier sitting."""
     run(plan)
-    assert done == ["exam", PRETRAIN, SFT]  # the exam is drawn once, before any training
+    assert events == ["exam", PRETRAIN, SFT]  # the exam is drawn once, before any training
     for name in (PRETRAIN, SFT):
         log = [json.loads(line) for line in (plan.out / name / "log.jsonl").read_text("utf-8").splitlines()]
         lines = [json.dumps(entry | {"seconds": 100.0}) for entry in log]
@@ -125,19 +125,19 @@ def test_a_total_is_never_less_than_its_rounded_phases():
 
 
 @pytest.mark.parametrize(
-    ("place", "error", "complaint"),
+    ("path", "error", "message"),
     [
         (PRETRAIN, FolderError, "pretrain exists and is no checkpoint"),
         (SFT, FolderError, "sft exists and is no checkpoint"),
         (".", OSError, "cannot be written"),
     ],
 )
-def test_a_run_finds_a_place_of_other_things_before_it_draws_anything(plan, done, place, error, complaint):
-    (plan.out / place).parent.mkdir(exist_ok=True)
-    (plan.out / place).write_text("years of work")
-    with pytest.raises(error, match=complaint):
+def test_a_run_refuses_a_folder_of_other_things_before_it_draws_anything(plan, events, path, error, message):
+    (plan.out / path).parent.mkdir(exist_ok=True)
+    (plan.out / path).write_text("years of work")
+    with pytest.raises(error, match=message):
         run(plan)
-    assert done == []
+    assert events == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="this system does not tell")

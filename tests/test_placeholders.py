@@ -13,7 +13,7 @@ def embeddings(rows: int, length: int) -> torch.Tensor:
     return -torch.arange(1.0, rows * length * WIDTH + 1).reshape(rows, length, WIDTH)
 
 
-def pictures(count: int) -> torch.Tensor:
+def image_embeddings(count: int) -> torch.Tensor:
     """(I, N, Dl) with a different positive number everywhere."""
     return torch.arange(1.0, count * N * WIDTH + 1).reshape(count, N, WIDTH)
 
@@ -22,9 +22,9 @@ def placed_by_hand(embeds, ids, images) -> torch.Tensor:
     """The definition, in loops: the k-th placeholder of the batch gets the k-th embedding of the pictures."""
     result, queue = embeds.clone(), [vector for image in images for vector in image]
     for row in range(ids.shape[0]):
-        for place in range(ids.shape[1]):
-            if ids[row, place] == IMAGE:
-                result[row, place] = queue.pop(0)
+        for column in range(ids.shape[1]):
+            if ids[row, column] == IMAGE:
+                result[row, column] = queue.pop(0)
     assert not queue
     return result
 
@@ -47,26 +47,26 @@ def test_expand():
     ],
     ids=["one", "two, one, none", "none, two, one", "no picture"],
 )
-def test_pictures_take_their_places(rows, counted):
+def test_image_embeddings_take_their_positions(rows, counted):
     ids = torch.tensor(rows)
     counts = (ids == IMAGE).sum(1) // N
-    embeds, images = embeddings(*ids.shape), pictures(int(counts.sum()))
+    embeds, images = embeddings(*ids.shape), image_embeddings(int(counts.sum()))
     result = replace_placeholders(embeds, ids, images, IMAGE, counts if counted else None)
     assert torch.equal(result, placed_by_hand(embeds, ids, images))
 
 
 def test_inputs_stay_as_they_are():
     ids = torch.tensor([[5, IMAGE, IMAGE, 6]])
-    embeds, images = embeddings(1, 4), pictures(1)
+    embeds, images = embeddings(1, 4), image_embeddings(1)
     before = embeds.clone(), images.clone()
     result = replace_placeholders(embeds, ids, images, IMAGE)
     result.zero_()
     assert torch.equal(embeds, before[0]) and torch.equal(images, before[1])
 
 
-def test_gradients_reach_text_and_pictures_and_nothing_else():
+def test_gradients_reach_text_and_images_and_nothing_else():
     ids = torch.tensor([[5, IMAGE, IMAGE, 6], [IMAGE, IMAGE, 7, 8]])
-    embeds, images = embeddings(2, 4).requires_grad_(), pictures(2).requires_grad_()
+    embeds, images = embeddings(2, 4).requires_grad_(), image_embeddings(2).requires_grad_()
     upstream = torch.randn(2, 4, WIDTH)
     replace_placeholders(embeds, ids, images, IMAGE).backward(upstream)
     is_text = (ids != IMAGE).unsqueeze(-1)
@@ -78,26 +78,26 @@ def test_one_row_cannot_swallow_anothers_picture():
     """Two placeholders too many here and two too few there: the sum is right and the rows are wrong."""
     ids = torch.tensor([[IMAGE, IMAGE, IMAGE, IMAGE], [5, 6, 7, 8]])
     assert issubclass(PlaceholderError, ValueError)
-    with pytest.raises(PlaceholderError, match=r"row 0 has 4 placeholders, but 1 pictures of 2 embeddings \(2\)"):
-        replace_placeholders(embeddings(2, 4), ids, pictures(2), IMAGE, torch.tensor([1, 1]))
+    with pytest.raises(PlaceholderError, match=r"row 0 has 4 placeholders, but 1 images of 2 embeddings \(2\)"):
+        replace_placeholders(embeddings(2, 4), ids, image_embeddings(2), IMAGE, torch.tensor([1, 1]))
 
 
 def test_half_a_picture_is_refused_though_the_sum_is_right():
     ids = torch.tensor([[IMAGE, IMAGE, IMAGE, 5], [IMAGE, 6, 7, 8]])
     for counts in (None, torch.tensor([1, 1])):
         with pytest.raises(PlaceholderError, match="row 0 has 3 placeholders"):
-            replace_placeholders(embeddings(2, 4), ids, pictures(2), IMAGE, counts)
+            replace_placeholders(embeddings(2, 4), ids, image_embeddings(2), IMAGE, counts)
 
 
 @pytest.mark.parametrize("given", [0, 1, 3])
-def test_surplus_and_missing_pictures_are_refused(given):
+def test_surplus_and_missing_images_are_refused(given):
     ids = torch.tensor([[IMAGE, IMAGE, 5], [IMAGE, IMAGE, 6]])
     for counts in (None, torch.tensor([1, 1])):
         with pytest.raises(PlaceholderError, match=rf"1 \+ 1 = 2 pictures, but {given} were given"):
-            replace_placeholders(embeddings(2, 3), ids, pictures(given), IMAGE, counts)
+            replace_placeholders(embeddings(2, 3), ids, image_embeddings(given), IMAGE, counts)
 
 
 def test_counts_for_another_number_of_rows_are_refused():
     ids = torch.tensor([[IMAGE, IMAGE, 5]])
     with pytest.raises(PlaceholderError, match="counts 2 rows, but input_ids has 1"):
-        replace_placeholders(embeddings(1, 3), ids, pictures(1), IMAGE, torch.tensor([1, 0]))
+        replace_placeholders(embeddings(1, 3), ids, image_embeddings(1), IMAGE, torch.tensor([1, 0]))

@@ -19,8 +19,8 @@ def text(words: str) -> dict:
     return {"type": "text", "text": words}
 
 
-def shown(picture=None) -> dict:
-    return {"type": "image"} if picture is None else {"type": "image", "image": picture}
+def shown(image=None) -> dict:
+    return {"type": "image"} if image is None else {"type": "image", "image": image}
 
 
 def user(*parts) -> dict:
@@ -41,7 +41,7 @@ def supervised(rendered: Example) -> list[int]:
     return [label for label in rendered.labels if label != IGNORE_INDEX]
 
 
-def picture_of(colour) -> Image.Image:
+def image_of(colour) -> Image.Image:
     return Image.new("RGB", (8, 8), colour)
 
 
@@ -104,27 +104,27 @@ def test_typed_control_tokens_are_ordinary_text(processor, tokenizer, typed, as_
     assert tokenizer.decode(expected) == f"user\n{words}"
 
 
-def test_typed_image_beside_a_real_one(processor, picture):
-    messages = [user(shown(picture), text("Is this an <image> or an @?"))]
+def test_typed_image_beside_a_real_one(processor, image):
+    messages = [user(shown(image), text("Is this an <image> or an @?"))]
     batch = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
     assert (batch["input_ids"] == IMAGE).sum() == N
     assert batch["images_per_row"].tolist() == [1]
     assert batch["pixel_values"].shape == (1, 3, 8, 8)
 
 
-def test_the_tokenizers_state_is_no_trap(processor, picture):
+def test_the_tokenizers_state_is_no_trap(processor, image):
     """Encoding typed text and encoding raw strings alternate without changing each other."""
     message = [user("<image>"), assistant("a")]
     first = processor.encode(Sample(message)).input_ids
-    assert processor(images=picture, text="<image>")["input_ids"] == [[IMAGE] * N]
+    assert processor(images=image, text="<image>")["input_ids"] == [[IMAGE] * N]
     assert processor.encode(Sample(message)).input_ids == first
 
 
 # ---- pictures in conversations
 
 
-def test_several_pictures_in_one_conversation(processor):
-    red, green, blue = picture_of("red"), picture_of("lime"), picture_of("blue")
+def test_several_images_in_one_conversation(processor):
+    red, green, blue = image_of("red"), image_of("lime"), image_of("blue")
     messages = [
         user(text("Look at "), shown(red), text("and "), shown(green)),
         assistant("a"),
@@ -144,48 +144,48 @@ def test_several_pictures_in_one_conversation(processor):
 
 
 @pytest.mark.parametrize("key", ["image", "path", "url"])
-def test_a_part_may_name_its_picture_in_three_ways(processor, picture, key, tmp_path):
+def test_a_part_may_name_its_image_under_three_keys(processor, image, key, tmp_path):
     path = tmp_path / "p.png"
-    picture.save(path)
+    image.save(path)
     part = {"type": "image", key: path if key != "url" else str(path)}
     batch = processor.apply_chat_template([user(part)], tokenize=True, return_dict=True)
-    expected = processor(images=picture, text="<image>")
+    expected = processor(images=image, text="<image>")
     assert torch.equal(batch["pixel_values"], expected["pixel_values"])
 
 
-def test_pixel_values_by_hand(processor, picture):
+def test_pixel_values_by_hand(processor, image):
     """Mean and deviation as published with CLIP; at its own size a picture is not resampled."""
     mean, deviation = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    expected = ((np.asarray(picture) / 255 - mean) / deviation).transpose(2, 0, 1)
-    got = processor(images=[picture, picture])["pixel_values"]
-    assert got.shape == (2, 3, 8, 8)
-    assert got.dtype == torch.float32
-    np.testing.assert_allclose(got[1].numpy(), expected, atol=1e-6)
+    expected = ((np.asarray(image) / 255 - mean) / deviation).transpose(2, 0, 1)
+    pixels = processor(images=[image, image])["pixel_values"]
+    assert pixels.shape == (2, 3, 8, 8)
+    assert pixels.dtype == torch.float32
+    np.testing.assert_allclose(pixels[1].numpy(), expected, atol=1e-6)
 
 
 def test_other_sizes_are_scaled_and_cut_to_the_middle_and_what_can_be_seen_through_lies_on_white(processor):
     wide = Image.new("RGB", (64, 16), "red")
     wide.paste("blue", (24, 0, 40, 16))  # exactly the middle square
-    assert torch.allclose(processor.pixels([wide])[0, 2, 4, 2:6], processor.pixels([picture_of("blue")])[0, 2, 4, 2:6])
+    assert torch.allclose(processor.pixels([wide])[0, 2, 4, 2:6], processor.pixels([image_of("blue")])[0, 2, 4, 2:6])
     assert processor.pixels([Image.new("RGB", (1, 1))]).shape == (1, 3, 8, 8)
-    assert torch.equal(processor.pixels([Image.new("RGBA", (8, 8))]), processor.pixels([picture_of("white")]))
+    assert torch.equal(processor.pixels([Image.new("RGBA", (8, 8))]), processor.pixels([image_of("white")]))
 
 
 # ---- strings
 
 
-def test_raw_strings_count_image_placeholders(processor, picture):
-    red, texts = picture_of("red"), ["<image> and <image>", "no picture", "one <image>"]
-    batch = processor(text=texts, images=[red, picture, red], return_tensors="pt")
+def test_raw_strings_count_image_placeholders(processor, image):
+    red, texts = image_of("red"), ["<image> and <image>", "no picture", "one <image>"]
+    batch = processor(text=texts, images=[red, image, red], return_tensors="pt")
     assert batch["images_per_row"].tolist() == [2, 0, 1]
     assert (batch["input_ids"] == IMAGE).sum(dim=1).tolist() == [2 * N, 0, N]
-    nested = processor(text=texts, images=[[red, picture], [], [red]], return_tensors="pt")
+    nested = processor(text=texts, images=[[red, image], [], [red]], return_tensors="pt")
     assert all(torch.equal(batch[key], nested[key]) for key in batch)
-    assert torch.equal(batch["pixel_values"], processor.pixels([red, picture, red]))
+    assert torch.equal(batch["pixel_values"], processor.pixels([red, image, red]))
 
 
 @pytest.mark.parametrize(
-    ("texts", "given", "where", "placeholders", "pictures"),
+    ("texts", "sizes", "where", "placeholders", "count"),
     [
         ("<image>", 0, "text 0", 1, 0),
         ("<image>", 2, "text 0", 1, 2),
@@ -196,15 +196,15 @@ def test_raw_strings_count_image_placeholders(processor, picture):
         (["<image>", "<image>"], [[1], []], "text 1", 1, 0),
     ],
 )
-def test_more_or_fewer_placeholders_than_pictures(processor, picture, texts, given, where, placeholders, pictures):
-    images = [picture] * given if isinstance(given, int) else [[picture] * len(row) for row in given]
-    with pytest.raises(SampleError, match=f"{where}: {placeholders} <image> in the text, but {pictures} pictures;"):
+def test_more_or_fewer_placeholders_than_images(processor, image, texts, sizes, where, placeholders, count):
+    images = [image] * sizes if isinstance(sizes, int) else [[image] * len(row) for row in sizes]
+    with pytest.raises(SampleError, match=f"{where}: {placeholders} <image> in the text, but {count} pictures;"):
         processor(text=texts, images=images)
 
 
-def test_lists_of_pictures_must_match_the_texts(processor, picture):
+def test_lists_of_images_must_match_the_texts(processor, image):
     with pytest.raises(SampleError, match="1 texts, but 2 lists of pictures"):
-        processor(text="<image>", images=[[picture], [picture]])
+        processor(text="<image>", images=[[image], [image]])
     with pytest.raises(SampleError, match="the list of texts is empty"):
         processor(text=[])
 
@@ -230,18 +230,18 @@ def test_a_text_too_long_is_refused_and_its_image_block_never_cut(processor):
             processor.encode(Sample(messages, "row 7"), max_length=limit)
 
 
-def test_the_tokenizers_own_limit_holds_everywhere(processor, tokenizer, picture, monkeypatch):
+def test_the_tokenizers_own_limit_holds_everywhere(processor, tokenizer, image, monkeypatch):
     monkeypatch.setattr(tokenizer, "model_max_length", 8)
-    long = [user(shown(picture), text("a red car and a green tree")), assistant("a")]
+    long = [user(shown(image), text("a red car and a green tree")), assistant("a")]
     for refuse in (
         lambda: processor.encode(Sample(long)),
         lambda: processor.apply_chat_template(long, tokenize=True),
-        lambda: processor(text="<image><image><image>", images=[picture] * 3),
+        lambda: processor(text="<image><image><image>", images=[image] * 3),
     ):
-        with pytest.raises(SampleError, match=r"where 8 are allowed; shorten the text or show fewer pictures \("):
+        with pytest.raises(SampleError, match=r"where 8 are allowed; shorten the text or show fewer images \("):
             refuse()  # whoever gave no max_length, as at the command line, is not told to raise it
     with pytest.raises(
-        SampleError, match=r"where 9 are allowed; shorten the text, show fewer pictures or raise max_length"
+        SampleError, match=r"where 9 are allowed; shorten the text, show fewer images or raise max_length"
     ):
         processor.encode(Sample(long), max_length=9)
 
@@ -282,10 +282,10 @@ def test_training_and_asking_agree(processor):
     """What the model is asked is, id by id, the beginning of what it was trained on."""
     question = [user(shown(), text(PROMPTS["zh"]))]
     rendered = processor.encode(Sample([*question, assistant("a dog")]))
-    asked = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True)[0]
-    assert rendered.input_ids[: len(asked)] == asked
-    assert all(label == IGNORE_INDEX for label in rendered.labels[: len(asked)])
-    assert rendered.labels[len(asked)] == rendered.input_ids[len(asked)]
+    prompt = processor.apply_chat_template(question, add_generation_prompt=True, tokenize=True)[0]
+    assert rendered.input_ids[: len(prompt)] == prompt
+    assert all(label == IGNORE_INDEX for label in rendered.labels[: len(prompt)])
+    assert rendered.labels[len(prompt)] == rendered.input_ids[len(prompt)]
 
 
 def test_continue_final_message(processor):
@@ -297,22 +297,22 @@ def test_continue_final_message(processor):
 
 
 @pytest.mark.parametrize("prompt", [True, False])
-def test_template_for_other_tools_writes_the_same_text(processor, tokenizer, picture, prompt):
+def test_template_for_other_tools_writes_the_same_text(processor, tokenizer, image, prompt):
     messages = [
         {"role": "system", "content": "You see."},
-        user(shown(picture), text("What is this?")),
+        user(shown(image), text("What is this?")),
         assistant("a dog"),
-        user(text("And "), text("this? "), shown(picture)),
+        user(text("And "), text("this? "), shown(image)),
     ]
     ours = processor.apply_chat_template(messages, add_generation_prompt=prompt)
     assert ours == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
     assert processor.chat_template == tokenizer.chat_template
     ids = processor.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=True)
-    assert ids == processor(text=ours, images=[picture, picture])["input_ids"]
+    assert ids == processor(text=ours, images=[image, image])["input_ids"]
 
 
-def test_several_conversations_are_padded_on_the_left(processor, picture):
-    conversations = [[user(shown(picture), text("What is this?"))], [user("Hi")]]
+def test_several_conversations_are_padded_on_the_left(processor, image):
+    conversations = [[user(shown(image), text("What is this?"))], [user("Hi")]]
     alone = [processor.apply_chat_template(one, tokenize=True)[0] for one in conversations]
     batch = processor.apply_chat_template(conversations, tokenize=True, return_dict=True, return_tensors="pt")
     gap = len(alone[0]) - len(alone[1])
@@ -322,9 +322,9 @@ def test_several_conversations_are_padded_on_the_left(processor, picture):
     assert len(processor.apply_chat_template(conversations)) == 2
 
 
-def test_all_pictures_or_none(processor, picture):
-    with pytest.raises(SampleError, match="2 pictures, but picture files for 1; give all of them or none"):
-        processor.apply_chat_template([user(shown(picture), shown())], tokenize=True, return_dict=True)
+def test_all_images_or_none(processor, image):
+    with pytest.raises(SampleError, match="2 images, but image files for 1; give all of them or none"):
+        processor.apply_chat_template([user(shown(image), shown())], tokenize=True, return_dict=True)
     with pytest.raises(SampleError, match="the conversation is empty"):
         processor.apply_chat_template([])
     batch = processor.apply_chat_template([user(shown(), shown())], tokenize=True, return_dict=True)
@@ -336,9 +336,9 @@ def test_all_pictures_or_none(processor, picture):
 
 
 @pytest.mark.parametrize("lang", PROMPTS)
-def test_the_seeds_shorthand_is_the_chat_message(processor, picture, lang):
-    messages = messages_from_turns([{"role": "user", "content": f"<image>\n{PROMPTS[lang]}"}], [picture])
-    chat = [user(shown(picture), text(PROMPTS[lang]))]
+def test_the_seeds_shorthand_is_the_chat_message(processor, image, lang):
+    messages = messages_from_turns([{"role": "user", "content": f"<image>\n{PROMPTS[lang]}"}], [image])
+    chat = [user(shown(image), text(PROMPTS[lang]))]
     assert processor.apply_chat_template(messages) == processor.apply_chat_template(chat)
     assert processor.apply_chat_template(messages, tokenize=True) == processor.apply_chat_template(chat, tokenize=True)
 
@@ -365,8 +365,8 @@ def test_collate_pads_a_little_beyond_the_longest_row(processor):
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_collate_pads_ids_mask_and_labels_alike(processor, picture, side):
-    long = processor.encode(Sample([user(shown(picture), text("What is this?")), assistant("a dog")]))
+def test_collate_pads_ids_mask_and_labels_alike(processor, image, side):
+    long = processor.encode(Sample([user(shown(image), text("What is this?")), assistant("a dog")]))
     short = processor.encode(Sample([user("Hi"), assistant("a")]))
     batch = processor.collate([short, long], padding_side=side)
     gap = len(long.input_ids) - len(short.input_ids)
@@ -375,11 +375,11 @@ def test_collate_pads_ids_mask_and_labels_alike(processor, picture, side):
     assert batch["labels"].tolist() == [pad(short.labels, IGNORE_INDEX), long.labels]
     assert batch["attention_mask"].tolist() == [pad([1] * len(short.input_ids), 0), [1] * len(long.input_ids)]
     assert batch["images_per_row"].tolist() == [0, 1]
-    assert torch.equal(batch["pixel_values"], processor.pixels([picture]))
+    assert torch.equal(batch["pixel_values"], processor.pixels([image]))
     assert set(batch) == {"input_ids", "labels", "attention_mask", "images_per_row", "pixel_values"}
 
 
-def test_features_replace_pictures(processor):
+def test_features_replace_images(processor):
     rows = [
         processor.encode(Sample([user(shown("never opened.jpg"), shown("nor this.jpg")), assistant("a")])),
         processor.encode(Sample([user("Hi"), assistant("a")])),

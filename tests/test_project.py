@@ -54,9 +54,9 @@ def read(name: str) -> str:
 def pins() -> dict[str, str]:
     """Name -> exact version, from constraints.txt."""
     lines = [line for line in read("constraints.txt").splitlines() if line and not line.startswith("#")]
-    found = [re.fullmatch(r"([\w.-]+)==([\w.]+)", line) for line in lines]
-    assert all(found), [line for line, match in zip(lines, found, strict=True) if not match]
-    return {canonicalize_name(match[1]): match[2] for match in found}
+    matches = [re.fullmatch(r"([\w.-]+)==([\w.]+)", line) for line in lines]
+    assert all(matches), [line for line, match in zip(lines, matches, strict=True) if not match]
+    return {canonicalize_name(match[1]): match[2] for match in matches}
 
 
 def project() -> dict:
@@ -89,9 +89,9 @@ def make(*arguments: str) -> subprocess.CompletedProcess:
 
 class TestVersions:
     def test_constraints_are_the_only_exact_pins_and_cover_what_is_asked_for(self):
-        asked = declared("course", "test")
+        requirements = declared("course", "test")
         backend = [Requirement(line) for line in project()["build-system"]["requires"]]
-        for name, requirement in [*asked.items(), *((canonicalize_name(r.name), r) for r in backend)]:
+        for name, requirement in [*requirements.items(), *((canonicalize_name(r.name), r) for r in backend)]:
             assert {part.operator for part in requirement.specifier} == {">="}, f"{name}: a lower bound, no more"
             assert requirement.specifier.contains(pins()[name]), f"{name}: the pin is below the lower bound"
         for file in ("pyproject.toml", *INSTALLERS, "README.md"):
@@ -157,15 +157,15 @@ def third_party(files) -> set[str]:
 
 def imports(path: Path) -> set[tuple[str, int]]:
     """(dotted name, line) of all that a file imports, at any depth; `from a import b` counts as `a` and `a.b`."""
-    found = set()
+    result = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {(alias.name, node.lineno) for alias in node.names}
+            result |= {(alias.name, node.lineno) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: write imports in full"
             names = (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
-            found |= {(name, node.lineno) for name in names}
-    return found
+            result |= {(name, node.lineno) for name in names}
+    return result
 
 
 class TestMake:
@@ -292,10 +292,10 @@ class TestPages:
         for line in (line for block in blocks for line in block.splitlines() if " -m minivlm " in line):
             words = line.split()
             if words[0] == "torchrun":
-                given = get_args_parser().parse_args(words[1:])
-                assert given.module and given.training_script == "minivlm"
-                launched.append((given.nnodes, given.node_rank, given.nproc_per_node))
-                assert cli.main(given.training_script_args) == 0
+                launch = get_args_parser().parse_args(words[1:])
+                assert launch.module and launch.training_script == "minivlm"
+                launched.append((launch.nnodes, launch.node_rank, launch.nproc_per_node))
+                assert cli.main(launch.training_script_args) == 0
             else:
                 assert words[:3] == ["python", "-m", "minivlm"] and cli.main(words[3:]) == 0
         assert launched == [("1:1", 0, "8"), ("2", 0, "8"), ("2", 1, "8")] and len(parsed) == 4
@@ -318,8 +318,8 @@ class TestImports:
     @pytest.mark.parametrize("name", READING_PATH)
     def test_the_reading_path_imports_from_few_folders(self, name):
         folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
-        found = {target_of(dotted) for dotted, _ in imports(PACKAGE / f"{name}.py")} & folders
-        assert found <= {"processor": {"data"}, "train": {"data", "runtime"}}.get(name, set())
+        targets = {target_of(dotted) for dotted, _ in imports(PACKAGE / f"{name}.py")} & folders
+        assert targets <= {"processor": {"data"}, "train": {"data", "runtime"}}.get(name, set())
 
     @pytest.mark.parametrize("folder", ["data", "runtime"])
     def test_what_the_reading_path_imports_does_not_import_it_back(self, folder):
@@ -330,8 +330,8 @@ class TestImports:
             assert not modules & {"minivlm.processor", "minivlm.model", "minivlm.train", "minivlm.checkpoint"}
 
     def test_the_package_never_imports_the_lessons(self):
-        found = {path.name for path in MODULES for dotted, _ in imports(path) if target_of(dotted) == "lessons"}
-        assert found == set()
+        importers = {path.name for path in MODULES for dotted, _ in imports(path) if target_of(dotted) == "lessons"}
+        assert importers == set()
 
     def test_nobody_reads_another_modules_private_names(self):
         wrong = [
@@ -385,8 +385,8 @@ class TestCode:
             "tests": [path for path in tests if path not in benchmarks],
             "benchmarks": benchmarks,
         }
-        found = {name: sum(map(lines_of, files)) for name, files in groups.items()}
-        assert {name: count for name, count in found.items() if not 0 < count <= LINES[name]} == {}
+        counts = {name: sum(map(lines_of, files)) for name, files in groups.items()}
+        assert {name: count for name, count in counts.items() if not 0 < count <= LINES[name]} == {}
 
     def test_files_fit_into_a_head(self):
         drawing = PACKAGE / "scenes/drawing"
@@ -424,7 +424,7 @@ class TestCode:
 
     def test_no_machine_paths_no_package_hosts_nothing_left_to_do(self):
         # Put together from pieces, so that this file does not find itself.
-        places = ["/" + place for place in ("work/", "root/", "home/[a-z]", "tmp/", "opt/(?:py|wheels)", "Users/[a-z]")]
+        paths = ["/" + path for path in ("work/", "root/", "home/[a-z]", "tmp/", "opt/(?:py|wheels)", "Users/[a-z]")]
         hosts = [
             "py" + "pi.org",
             "python" + "hosted",
@@ -433,13 +433,13 @@ class TestCode:
             "dev" + "pi",
         ]
         left = [r"\bTO" + r"DO\b", r"\bFIX" + r"ME\b", r"\bX" + r"XX\b"]
-        pattern = re.compile("|".join(rf"(?<![\w.]){place}" for place in places) + "|" + "|".join(hosts + left))
+        pattern = re.compile("|".join(rf"(?<![\w.]){path}" for path in paths) + "|" + "|".join(hosts + left))
         wrong = []
         for path in git_files():
             data = path.read_bytes()
             if b"\0" in data or path.suffix in {".png", ".safetensors"}:
                 continue
             for number, line in enumerate(data.decode("utf-8").splitlines(), 1):
-                if found := pattern.search(line):
-                    wrong.append(f"{path.relative_to(ROOT)}:{number}: {found.group(0)}")
+                if match := pattern.search(line):
+                    wrong.append(f"{path.relative_to(ROOT)}:{number}: {match.group(0)}")
         assert wrong == []

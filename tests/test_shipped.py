@@ -67,9 +67,9 @@ def test_weights_are_safetensors_alone():
 
 @pytest.mark.parametrize(("stage", "parent"), [(PRETRAIN, BASE), (SFT, PRETRAIN)])
 def test_each_stage_was_made_from_the_one_that_is_shipped(stage, parent):
-    made, source = (read_meta(data_folder() / name) for name in (stage, parent))
-    assert made["parent"] == {"stage": parent, "hashes": source["hashes"]}
-    assert made["hashes"]["vision"] == source["hashes"]["vision"]
+    meta, source = (read_meta(data_folder() / name) for name in (stage, parent))
+    assert meta["parent"] == {"stage": parent, "hashes": source["hashes"]}
+    assert meta["hashes"]["vision"] == source["hashes"]["vision"]
 
 
 @pytest.mark.parametrize("name", [BASE, PRETRAIN, SFT, "small_lm"])
@@ -104,8 +104,8 @@ def test_the_exam_is_the_one_that_was_drawn_before_any_training():
 def test_a_linear_probe_reads_near_things_and_the_setting_in_the_encoder(name, bars):
     probed = read_meta(data_folder() / BASE)["metrics"]["encoder"]
     for number, bar in zip((1, 4), bars, strict=True):
-        found = probed[name][f"near, {number} in the picture"]
-        assert found["accuracy"] >= bar and found["things"] >= 200
+        score = probed[name][f"near, {number} in the picture"]
+        assert score["accuracy"] >= bar and score["things"] >= 200
     assert probed["setting"] >= 0.99
 
 
@@ -124,18 +124,18 @@ def test_the_figures_of_lists_are_those_of_the_shipped_language_model(lang):
     model, processor, _ = load_checkpoint(data_folder() / BASE)
     reader = LanguageModelTrainer(model.language_model, processor, *ROUNDS[-1], bf16=False)
     recorded = read_meta(data_folder() / BASE)["metrics"]["language_model"][f"list {lang}"]
-    found = reader.captions(lang, 500, "list")
-    assert found["pairs"] == recorded["pairs"]
-    assert found == pytest.approx(recorded, abs=2e-3)
+    metrics = reader.captions(lang, 500, "list")
+    assert metrics["pairs"] == recorded["pairs"]
+    assert metrics == pytest.approx(recorded, abs=2e-3)
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 @pytest.mark.parametrize("stage", FLOORS)
 def test_every_seed_is_above_the_floors(stage, lang):
     """Near things, the setting and, after stage 2, answers to questions."""
-    found, below = [], []
+    numbers, below = [], []
     for shown in seeds():
-        found.append(shown["seed"])
+        numbers.append(shown["seed"])
         figures = [("the setting", shown["setting"][stage][lang], SETTING_BAR)]
         if stage == SFT:
             figures.append(("questions", shown["questions"][lang], QUESTIONS_FLOOR))
@@ -143,8 +143,8 @@ def test_every_seed_is_above_the_floors(stage, lang):
             near = shown["near"][stage][lang][number]
             for key, floor in zip(("precision", "recall"), floors, strict=True):
                 figures.append((f"{number} in the picture: {key}", near[key], floor))
-        below += [(found[-1], what, f) for what, f, floor in figures if f["numerator"] < floor * f["denominator"]]
-    assert len(found) == 3 == len(set(found)) and below == []
+        below += [(numbers[-1], what, f) for what, f, floor in figures if f["numerator"] < floor * f["denominator"]]
+    assert len(numbers) == 3 == len(set(numbers)) and below == []
 
 
 @pytest.mark.parametrize("control", ("blank", "another"))
@@ -160,19 +160,19 @@ def test_every_seeds_controls_are_at_chance(control):
     assert measured["total"][control]["inside"] == sum(one["inside"] for one in held.values())
 
 
-def test_shown_another_picture_no_seed_beats_the_best_blind_guess():
+def test_shown_another_image_no_seed_beats_the_best_blind_guess():
     assert {run["seed"]: run["beats_blind"] for run in measured_in("controls")["runs"]} == {0: [], 1: [], 2: []}
 
 
 def test_the_data_card_gives_the_language_models_measured_figures():
     card = " ".join((data_folder() / "README.md").read_text("utf-8").split())
     measured = measured_in("lists")
-    said = {
+    texts = {
         lang: [f"{f['value']:.3f} ({f['low']:.3f}–{f['high']:.3f})" for f in measured[lang].values()]
         for lang in LANGUAGES
     }
-    assert "precision is {} and recall {} in English".format(*said["en"]) in card
-    assert "{} and {} in Chinese".format(*said["zh"]) in card
+    assert "precision is {} and recall {} in English".format(*texts["en"]) in card
+    assert "{} and {} in Chinese".format(*texts["zh"]) in card
     assert f"{measured['lists']:,} held-out lists" in card
     for lang, counts in zip(LANGUAGES, ("75 pairs are untrue and 159 missing", "288 and 86"), strict=True):
         pairs, untrue, missing = measured[lang], *map(int, re.findall(r"\d+", counts))
@@ -191,10 +191,10 @@ def test_a_folder_of_its_own_is_read_by_the_auto_classes(tmp_path):
     again = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     its_processor = transformers.AutoProcessor.from_pretrained(tmp_path)
     assert isinstance(again, minivlm.MiniVLMForConditionalGeneration)
-    picture = Image.open(data_folder() / "table" / "panda.png")
-    parts = [{"type": "image", "image": picture}, {"type": "text", "text": "这个图像中有什么内容？"}]
+    image = Image.open(data_folder() / "table" / "panda.png")
+    parts = [{"type": "image", "image": image}, {"type": "text", "text": "这个图像中有什么内容？"}]
     messages = [{"role": "user", "content": parts}]
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    asked, asked_again = (one.apply_chat_template(messages, **options) for one in (processor, its_processor))
+    encoded, encoded_again = (one.apply_chat_template(messages, **options) for one in (processor, its_processor))
     with torch.no_grad():
-        assert torch.equal(model(**asked).logits, again(**asked_again).logits)
+        assert torch.equal(model(**encoded).logits, again(**encoded_again).logits)

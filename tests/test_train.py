@@ -16,7 +16,7 @@ import torch
 from lessons.faults import planted
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from training import FEATURES, contents, deadly, in_a_child, save_base, some_rows, stage
+from training import FEATURES, contents, in_a_child, kill_at, save_base, some_rows, stage
 
 import minivlm.train
 from minivlm.checkpoint import CheckpointError, load_checkpoint, read_meta, save_checkpoint
@@ -65,7 +65,7 @@ def pretrained(start, tmp_path) -> Path:
     return tmp_path / "pretrain"
 
 
-def press_after(steps: int):
+def interrupt_after(steps: int):
     """Ctrl-C at the end of a step."""
     return lambda done, *_: done == steps and os.kill(os.getpid(), signal.SIGINT)
 
@@ -155,7 +155,7 @@ def test_a_batch_padded_on_the_left_is_refused(model, processor):
         supervised_loss(model, batch)
 
 
-def test_rows_without_any_picture_teach_the_language_model_alone(start, tmp_path):
+def test_rows_without_any_image_teach_the_language_model_alone(start, tmp_path):
     changes = {"batch_size": 2, "steps": 4, "warmup_steps": 0}
     spoken = [[turn | {"content": "yes"} for turn in row.messages] for row in some_rows()]
     rows = [Sample(turns, f"row {i}") for i, turns in enumerate(spoken)]
@@ -185,13 +185,13 @@ def by_hand(base, processor, rows) -> tuple[float, dict[str, torch.Tensor]]:
 @pytest.fixture
 def gradients():
     """The gradients with which the optimizer goes its steps: a list that grows with every step."""
-    seen = []
+    steps = []
 
     def note(optimizer, *_):
-        seen.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
+        steps.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
 
     hook = register_optimizer_step_pre_hook(note)
-    yield seen
+    yield steps
     hook.remove()
 
 
@@ -209,11 +209,11 @@ def test_the_loss_of_a_step_is_the_mean_over_its_supervised_tokens(
     torch.testing.assert_close(gradients[0][0], gradient * min(1.0, clip), rtol=1e-4, atol=1e-6 * min(1.0, clip))
 
 
-def test_features_give_what_pictures_give(start, tmp_path, model, processor):
-    pictures = [Image.fromarray(torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8).numpy()) for _ in range(6)]
-    features = model.vision(processor.pixels(pictures))
+def test_features_give_what_images_give(start, tmp_path, model, processor):
+    images = [Image.fromarray(torch.randint(0, 256, (8, 8, 3), dtype=torch.uint8).numpy()) for _ in range(6)]
+    features = model.vision(processor.pixels(images))
     _, by_features = start("pretrain", tmp_path / "features", rows=some_rows(features=features))
-    _, by_pixels = start("pretrain", tmp_path / "pixels", rows=some_rows(images=pictures))
+    _, by_pixels = start("pretrain", tmp_path / "pixels", rows=some_rows(images=images))
     assert [e["loss"] for e in by_pixels] == pytest.approx([e["loss"] for e in by_features], rel=1e-5)
 
 
@@ -223,7 +223,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(start, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_rows_in_which_nothing_is_supervised_are_told_from_a_broken_loss(start, tmp_path):
+def test_rows_in_which_nothing_is_supervised_are_distinguished_from_a_broken_loss(start, tmp_path):
     message = r"step 1 has no supervised token.* all labels of its 4 examples are -100\. .*row \d+.*template"
     with planted("template_of_another_model"), pytest.raises(TrainingError, match=message):
         start("pretrain", tmp_path / "out")
@@ -296,7 +296,7 @@ def test_rows_are_dealt_to_passes_and_processes_without_one_twice(processor):
 
 
 @pytest.fixture
-def forgetful(config, make_model, processor, tmp_path) -> Path:
+def base_with_dropout(config, make_model, processor, tmp_path) -> Path:
     """A base whose language model drops attention at random, so that random numbers matter too."""
     config.text_config.attention_dropout = 0.2
     return save_base(tmp_path / "base", make_model(), processor)
@@ -318,7 +318,7 @@ KILLS = {
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("moment", KILLS)
-def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(moment, forgetful, start, tmp_path, monkeypatch):
+def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(moment, base_with_dropout, start, tmp_path, monkeypatch):
     start("pretrain", tmp_path / "parent")
     options = {"parent": tmp_path / "parent", "save_every": 2}
     _, log = start("sft", tmp_path / "never", **options)
@@ -326,8 +326,8 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(moment, forgetful, 
 
     def run_and_die():
         if owner is None:
-            start("sft", tmp_path / "killed", on_step=deadly(lambda *_: None, at), **options)
-        monkeypatch.setattr(owner, name, deadly(getattr(owner, name), at))
+            start("sft", tmp_path / "killed", on_step=kill_at(lambda *_: None, at), **options)
+        monkeypatch.setattr(owner, name, kill_at(getattr(owner, name), at))
         start("sft", tmp_path / "killed", **options)
 
     assert in_a_child(run_and_die) == -signal.SIGKILL
@@ -340,7 +340,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(moment, forgetful, 
     assert {path.name for path in tmp_path.iterdir()} == {"base", "parent", "never", "killed"}
 
 
-def test_random_numbers_matter_in_these_runs(forgetful, start, tmp_path, monkeypatch):
+def test_random_numbers_matter_in_these_runs(base_with_dropout, start, tmp_path, monkeypatch):
     changes = {"changes": {"steps": 1}}
     _, log = start("pretrain", tmp_path / "one", **changes)
     monkeypatch.setattr(torch, "manual_seed", lambda seed: torch.random.default_generator.manual_seed(seed + 1))
@@ -362,10 +362,10 @@ def test_ctrl_c_leaves_a_usable_checkpoint_and_says_how_to_go_on(start, tmp_path
 
     out = tmp_path / "stopped"
     with pytest.raises(KeyboardInterrupt):
-        start("sft", out, parent=pretrained, on_step=press_after(3))
+        start("sft", out, parent=pretrained, on_step=interrupt_after(3))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert "Stopped after step 4 of 6." in (said := capsys.readouterr().out)
-    assert str(out) in said and "run the same command again" in said
+    assert "Stopped after step 4 of 6." in (stdout := capsys.readouterr().out)
+    assert str(out) in stdout and "run the same command again" in stdout
     model, _, meta = load_checkpoint(out)
     assert (meta["stage"], meta["steps"], meta["finished"]) == ("sft", 4, False)
     batch = processor(text="<image>", images=Image.new("RGB", (8, 8), "red"), return_tensors="pt")
@@ -378,13 +378,13 @@ def test_ctrl_c_leaves_a_usable_checkpoint_and_says_how_to_go_on(start, tmp_path
 
 @pytest.mark.usefixtures("from_a_terminal")
 def test_a_second_ctrl_c_stops_at_once(start, tmp_path):
-    def press_twice(*_):
+    def interrupt_twice(*_):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("the second one should have stopped this")
 
     with pytest.raises(KeyboardInterrupt):
-        start("pretrain", tmp_path / "out", on_step=press_twice)
+        start("pretrain", tmp_path / "out", on_step=interrupt_twice)
 
 
 def test_a_finished_run_is_not_run_again(start, tmp_path):
@@ -408,8 +408,8 @@ def test_a_finished_run_is_not_run_again(start, tmp_path):
 def test_another_run_is_neither_resumed_nor_overwritten(what, options, start, tmp_path):
     start("pretrain", tmp_path / "out")
     before = weight_bytes(tmp_path / "out")
-    said = f"out holds another run: its {what} is .* choose another folder, or start anew .*resume=False.*--anew"
-    with pytest.raises(TrainingError, match=said):
+    message = f"out holds another run: its {what} is .* choose another folder, or start anew .*resume=False.*--anew"
+    with pytest.raises(TrainingError, match=message):
         start("pretrain", tmp_path / "out", **options)
     assert weight_bytes(tmp_path / "out") == before
     _, log = start("pretrain", tmp_path / "out", resume=False, **options)
@@ -477,16 +477,16 @@ def test_a_checkpoint_names_its_stage_its_parent_and_how_it_was_made(base, start
 
 
 def test_the_ledger_is_printed_before_the_first_step_and_the_log_written(start, tmp_path, capsys):
-    said, seen = [], []
+    texts, steps = [], []
 
     def on_step(*step):
-        said.append(capsys.readouterr().out)
-        seen.append(step)
+        texts.append(capsys.readouterr().out)
+        steps.append(step)
 
     model, log = start("pretrain", tmp_path / "out", on_step=on_step)
-    assert "stage pretrain" in said[0] and "language_model" in said[0] and "384" in said[0]  # 16 x 24 weights learn
-    assert [(step, loss) for step, loss, _ in seen] == [(entry["step"], entry["loss"]) for entry in log]
-    assert {id(shown) for _, _, shown in seen} == {id(model)}
+    assert "stage pretrain" in texts[0] and "language_model" in texts[0] and "384" in texts[0]  # 16 x 24 weights learn
+    assert [(step, loss) for step, loss, _ in steps] == [(entry["step"], entry["loss"]) for entry in log]
+    assert {id(shown) for _, _, shown in steps} == {id(model)}
     written = [json.loads(line) for line in (tmp_path / "out" / LOG).read_text("utf-8").splitlines()]
     assert written == log
     assert [entry["step"] for entry in log] == [1, 2, 3, 4, 5, 6]
@@ -505,11 +505,11 @@ def test_the_ledger_is_printed_before_the_first_step_and_the_log_written(start, 
 def test_every_step_in_16_bits_begins_with_the_weights_as_they_are(start, tmp_path, monkeypatch):
     """The engine's own weights are the model's, rounded to 16 bits, in each step: else it would learn from old ones."""
     start("pretrain", tmp_path / "one", changes={"steps": 2})
-    seen, engines, loss = [], [], minivlm.train.supervised_loss
+    projectors, engines, loss = [], [], minivlm.train.supervised_loss
 
     class Noted(minivlm.train.WorkingCopy):
-        def __init__(self, model, *given, **options):
-            super().__init__(model, *given, **options)
+        def __init__(self, model, *args, **options):
+            super().__init__(model, *args, **options)
             engines.append(model)
 
     def compared(worker, batch):
@@ -519,19 +519,19 @@ def test_every_step_in_16_bits_begins_with_the_weights_as_they_are(start, tmp_pa
         for name, weight in worker.named_parameters():
             assert weight.dtype == torch.bfloat16
             torch.testing.assert_close(weight, theirs[name].to(torch.bfloat16), rtol=0, atol=0)
-        seen.append(theirs["projector.weight"].to(torch.bfloat16))
+        projectors.append(theirs["projector.weight"].to(torch.bfloat16))
         return loss(worker, batch)
 
     monkeypatch.setattr(minivlm.train, "WorkingCopy", Noted)
     monkeypatch.setattr(minivlm.train, "supervised_loss", compared)
     start("sft", tmp_path / "two", parent=tmp_path / "one", precision="bf16", changes={"steps": 4})
-    assert len(seen) >= 4 and not torch.equal(seen[0], seen[-1])
+    assert len(projectors) >= 4 and not torch.equal(projectors[0], projectors[-1])
 
 
 def test_a_run_without_a_precision_measures_once_and_keeps_it(start, tmp_path, monkeypatch):
     monkeypatch.setattr(minivlm.train, "choose_precision", lambda model: "bf16")
     with pytest.raises(KeyboardInterrupt):
-        start("pretrain", tmp_path / "out", precision=None, on_step=press_after(2))
+        start("pretrain", tmp_path / "out", precision=None, on_step=interrupt_after(2))
     monkeypatch.setattr(minivlm.train, "choose_precision", lambda model: "fp32")
     start("pretrain", tmp_path / "out", precision=None)
     assert read_meta(tmp_path / "out")["precision"] == "bf16"
@@ -557,12 +557,12 @@ def test_a_stage_never_replaces_its_own_parents(start, base, pretrained, out, re
 
 
 @pytest.mark.parametrize("resume", [True, False])
-def test_a_place_of_other_things_is_refused_before_the_first_step(start, tmp_path, resume):
+def test_a_folder_of_other_things_is_refused_before_the_first_step(start, tmp_path, resume):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("x")
-    for place in (tmp_path / "thesis", tmp_path / "thesis" / "chapter.txt"):
+    for path in (tmp_path / "thesis", tmp_path / "thesis" / "chapter.txt"):
         with pytest.raises(FolderError, match="exists and is no checkpoint"):
-            start("pretrain", place, resume=resume, on_step=no_step)
+            start("pretrain", path, resume=resume, on_step=no_step)
     with pytest.raises(OSError, match=r"out cannot be written \(.*make sure that"):
         start("pretrain", tmp_path / "thesis" / "chapter.txt" / "out", resume=resume, on_step=no_step)
 
@@ -583,7 +583,7 @@ def test_a_place_of_other_things_is_refused_before_the_first_step(start, tmp_pat
 def test_a_damaged_record_of_a_stopped_run_is_named_and_nothing_is_trained(start, tmp_path, name, damage):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
-        start("pretrain", out, on_step=press_after(3))
+        start("pretrain", out, on_step=interrupt_after(3))
     if damage is None:
         (out / name).unlink()
     else:

@@ -14,9 +14,9 @@ from minivlm.config import IGNORE_INDEX, STAGES, Stage
 from minivlm.data.samples import Sample
 from minivlm.train import text_probe
 
-PICTURES = 6
+IMAGES = 6
 META = {"stage": "sft", "seed": 3, "command": "minivlm train", "metrics": {"loss": 1.5}, "text_probe": 2.25}
-FEATURES = torch.randn(PICTURES, 4, 16, generator=torch.Generator().manual_seed(3))  # (I, N, Dv) of the tiny config
+FEATURES = torch.randn(IMAGES, 4, 16, generator=torch.Generator().manual_seed(3))  # (I, N, Dv) of the tiny config
 WORDS = ("a red car", "a green tree", "一只白色的狗", "the dog is left of the boat", "一个红色的气球", "yes")
 
 
@@ -36,14 +36,14 @@ def some_rows(
     """
     samples = []
     for i in range(count):
-        pictures = [] if i % 5 == 4 else [i % PICTURES, (i + 1) % PICTURES] if i % 7 == 3 else [i % PICTURES]
+        indices = [] if i % 5 == 4 else [i % IMAGES, (i + 1) % IMAGES] if i % 7 == 3 else [i % IMAGES]
         turns = []
         for turn in range(1 + i % 3):
-            parts = [{"type": "image"} if images is None else {"type": "image", "image": images[k]} for k in pictures]
+            parts = [{"type": "image"} if images is None else {"type": "image", "image": images[k]} for k in indices]
             question = {"type": "text", "text": "What is in this picture?"}
             turns.append({"role": "user", "content": [*(parts if turn == 0 else []), question]})
             turns.append({"role": "assistant", "content": ", ".join(WORDS[(i + k) % 6] for k in range(1 + i % 4))})
-        known = None if images is not None or features is None or not pictures else features[pictures]
+        known = None if images is not None or features is None or not indices else features[indices]
         samples.append(Sample(turns, f"row {i}", known))
     return samples
 
@@ -75,7 +75,7 @@ def save_base(folder: Path, model, processor) -> Path:
     return save_checkpoint(folder, model, processor, {"stage": "base", "text_probe": text_probe(model, processor)})
 
 
-def deadly(function: Callable, at: int | str) -> Callable:
+def kill_at(function: Callable, at: int | str) -> Callable:
     """The function, but its `at`-th call kills the process, or the one for an existing folder with that ending."""
     calls = itertools.count(1)
 

@@ -60,10 +60,10 @@ def everything(machine: Path) -> dict:
     """All runs: which rows this process saw in each pass, the losses, and the weights it ended with."""
     report = {}
     for name in RUNS:
-        seen = []
-        model, processor, log = learn(name, machine, before=lambda rows, seen=seen: seen.append([r.name for r in rows]))
+        read = []
+        model, processor, log = learn(name, machine, before=lambda rows, read=read: read.append([r.name for r in rows]))
         report[name] = {
-            "seen": seen,
+            "seen": read,
             "losses": [entry["loss"] for entry in log],
             "hashes": part_hashes(model, processor),
         }
@@ -72,7 +72,7 @@ def everything(machine: Path) -> dict:
 
 def refusals(machine: Path) -> dict:
     """What each process says where only one of them has a reason to; and a Ctrl-C that reaches only one."""
-    here, said = processes(), {}
+    here, messages = processes(), {}
     taken = machine / "taken"
     if here.is_main_process:
         taken.mkdir()
@@ -88,7 +88,7 @@ def refusals(machine: Path) -> dict:
         try:
             learn("pretrain", machine, name, **changes)
         except (TrainingError, ProcessError, ValueError) as error:
-            said[name] = f"{type(error).__name__}: {error}"
+            messages[name] = f"{type(error).__name__}: {error}"
     passes = []
 
     def press(rows):
@@ -99,8 +99,8 @@ def refusals(machine: Path) -> dict:
     try:
         learn("pretrain", machine, "stopped", before=press)
     except KeyboardInterrupt:
-        said["stopped"] = "yes"
-    return said
+        messages["stopped"] = "yes"
+    return messages
 
 
 def killed(machine: Path) -> dict:
@@ -145,15 +145,15 @@ def stored(machine: Path) -> dict:
     """A store of each machine; then one in which a picture cannot be read. How many pictures this process encoded."""
     features.BATCH = 2
     model, processor, _ = load_checkpoint(machine / "base")
-    counts, said = [], ""
-    model.vision.register_forward_hook(lambda _module, given, _made: counts.append(len(given[0])))
+    counts, message = [], ""
+    model.vision.register_forward_hook(lambda _module, args, _made: counts.append(len(args[0])))
     FeatureStore.build(machine / "store", open_dataset(machine.parent / "index"), model, processor)
     encoded = sum(counts)
     try:
         FeatureStore.build(machine / "broken", open_dataset(machine.parent / "broken-index"), model, processor)
     except (SampleError, ProcessError) as error:
-        said = f"{type(error).__name__}: {error}"
-    return {"encoded": encoded, "said": said}
+        message = f"{type(error).__name__}: {error}"
+    return {"encoded": encoded, "said": message}
 
 
 def main(folder: Path, names: list[str]) -> None:

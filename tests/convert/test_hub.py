@@ -34,33 +34,33 @@ TEMPLATES = {
 SPECIAL = {"llama_legacy": ("<unk>", "<s>", "</s>"), "minimind2": ("<|endoftext|>", "<|im_start|>", "<|im_end|>")}
 
 
-def words(generation: str, vocabulary: int = TINY["vocabulary"]) -> PreTrainedTokenizerFast:
+def make_tokenizer(generation: str, vocabulary: int = TINY["vocabulary"]) -> PreTrainedTokenizerFast:
     """A tokenizer like MiniMind's: byte-level BPE, pad 0, start 1, end 2, a chat template."""
     pad, start, end = SPECIAL[generation]
-    learnt = Tokenizer(models.BPE())
-    learnt.pre_tokenizer, learnt.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer, trained.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary, special_tokens=[pad, start, end], initial_alphabet=alphabet, show_progress=False
     )
-    learnt.train_from_iterator(
+    trained.train_from_iterator(
         ["a red car and a yellow car", SYSTEM, "这个图像中有什么内容？", "user", "assistant"], trainer
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=learnt, pad_token=pad, bos_token=start, eos_token=end, chat_template=TEMPLATES[generation]
+        tokenizer_object=trained, pad_token=pad, bos_token=start, eos_token=end, chat_template=TEMPLATES[generation]
     )
 
 
-def clip() -> CLIPModel:
+def make_clip() -> CLIPModel:
     """A whole tiny CLIP: four patches of 16 numbers, and a text tower that nobody needs."""
     text = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
             "num_attention_heads": 2, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
-    seen = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+    vision = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
             "num_attention_heads": 2}  # fmt: skip
-    return CLIPModel(CLIPConfig(vision_config=seen, text_config=text)).eval()
+    return CLIPModel(CLIPConfig(vision_config=vision, text_config=text)).eval()
 
 
-def cut_to(side: int) -> CLIPImageProcessorPil:
+def image_processor(side: int) -> CLIPImageProcessorPil:
     """Its image processor."""
     return CLIPImageProcessorPil(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
 
@@ -73,9 +73,9 @@ def generation(request) -> str:
 @pytest.fixture
 def sources(tmp_path, generation) -> dict:
     """Three folders as they would be published."""
-    clip().save_pretrained(tmp_path / "clip")
-    cut_to(8).save_pretrained(tmp_path / "clip")
-    words(generation).save_pretrained(tmp_path / "words")
+    make_clip().save_pretrained(tmp_path / "clip")
+    image_processor(8).save_pretrained(tmp_path / "clip")
+    make_tokenizer(generation).save_pretrained(tmp_path / "words")
     torch.save(checkpoint(generation, vision_width=16), tmp_path / "sft_vlm_512.pth")
     return {
         "weights": str(tmp_path / "sft_vlm_512.pth"),
@@ -84,21 +84,21 @@ def sources(tmp_path, generation) -> dict:
     }
 
 
-def asked(processor, picture):
+def encoded(processor, image):
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    return processor.apply_chat_template(ask("a red car", picture), **options)
+    return processor.apply_chat_template(ask("a red car", image), **options)
 
 
-def test_a_published_vlm_computes_what_its_authors_placeholders_computed(sources, generation, picture):
+def test_a_published_vlm_computes_what_its_authors_placeholders_computed(sources, generation, image):
     model, processor, _ = build(**sources)
-    batch = asked(processor, picture)
+    batch = encoded(processor, image)
     # as published: N times "@" in the text, these embeddings replaced by W times the patches plus its bias
-    theirs, n = words(generation), model.config.num_image_tokens
+    theirs, n = make_tokenizer(generation), model.config.num_image_tokens
     at = theirs.convert_tokens_to_ids("@")
-    said = theirs.apply_chat_template(
+    prompt = theirs.apply_chat_template(
         [{"role": "user", "content": "@" * n + "\na red car"}], tokenize=False, add_generation_prompt=True
     )
-    ids = torch.tensor(theirs.encode(said, add_special_tokens=False))
+    ids = torch.tensor(theirs.encode(prompt, add_special_tokens=False))
     weights = torch.load(sources["weights"], weights_only=True)
     with torch.no_grad():
         whole = CLIPModel.from_pretrained(sources["encoder"])
@@ -113,35 +113,35 @@ def test_a_published_vlm_computes_what_its_authors_placeholders_computed(sources
     torch.testing.assert_close(ours.double(), logits(generation, weights, embeds), rtol=0, atol=1e-5)
 
 
-def test_the_chat_template_comes_along_with_its_system_turn(sources, generation, picture):
+def test_the_chat_template_comes_along_with_its_system_turn(sources, generation, image):
     _, processor, lines = build(**sources)
     expected = SYSTEM if generation == "llama_legacy" else None
     assert processor.system == expected and ("system turn" in lines[2])
     for messages in (turns("a red car"), [{"role": "system", "content": "Be brief."}, *turns("a", "b", "c")]):
-        theirs = words(generation).apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        theirs = make_tokenizer(generation).apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert processor.apply_chat_template(messages, add_generation_prompt=True) == theirs
         assert processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) == theirs
-    shown = ask("a red car", picture)
+    shown = ask("a red car", image)
     by_jinja = processor.tokenizer.apply_chat_template(shown, tokenize=False, add_generation_prompt=True)
     assert by_jinja == processor.apply_chat_template(shown, add_generation_prompt=True)
     assert by_jinja.count("<image>\na red car") == 1
 
 
-def test_what_is_learnt_is_the_answer_and_not_the_system_turn(sources, picture):
+def test_the_answer_is_supervised_and_the_system_turn_is_not(sources, image):
     _, processor, _ = build(**sources)
-    row = processor.encode(Sample([*ask("a red car", picture), {"role": "assistant", "content": "a yellow car"}]))
-    learnt = [token for token, label in zip(row.input_ids, row.labels, strict=True) if label != -100]
-    assert processor.tokenizer.decode(learnt) == "a yellow car" + processor.tokenizer.eos_token
+    row = processor.encode(Sample([*ask("a red car", image), {"role": "assistant", "content": "a yellow car"}]))
+    supervised = [token for token, label in zip(row.input_ids, row.labels, strict=True) if label != -100]
+    assert processor.tokenizer.decode(supervised) == "a yellow car" + processor.tokenizer.eos_token
 
 
-def test_the_checkpoint_comes_back_whole_and_exports(sources, tmp_path, picture):
+def test_the_checkpoint_comes_back_whole_and_exports(sources, tmp_path, image):
     lines = import_published(tmp_path / "made", **sources, command="typed")
     model, processor, meta = load_checkpoint(tmp_path / "made")
     fresh, _, _ = build(**sources)
     assert meta["stage"] == "sft" and meta["sources"] == lines and meta["command"] == "typed"
     for name, tensor in fresh.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
-    batch = asked(processor, picture)
+    batch = encoded(processor, image)
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, fresh(**batch).logits)
         # and on to LLaVA, bias and all: the first V logits
@@ -163,9 +163,9 @@ def test_special_ids_and_the_longest_text_are_the_tokenizers_and_the_models(sour
     assert [text.pad_token_id, text.bos_token_id, text.eos_token_id] == ids
 
 
-def test_what_was_imported_trains_on_from_the_stage_it_is_given(sources, tmp_path, picture):
+def test_what_was_imported_trains_on_from_the_stage_it_is_given(sources, tmp_path, image):
     import_published(tmp_path / "made", **sources)
-    messages = messages_from_turns(turns("<image>\na red car", "a yellow car"), [picture])
+    messages = messages_from_turns(turns("<image>\na red car", "a yellow car"), [image])
     rows = [Sample(messages, f"row {i}") for i in range(8)]
     model, processor, _ = load_checkpoint(tmp_path / "made")
     options = {"parent": tmp_path / "made", "precision": "fp32"}
@@ -197,17 +197,17 @@ class TestWhatDoesNotBelongTogether:
     @pytest.mark.parametrize("what", ["vocabulary", "generation"])
     def test_another_tokenizer(self, sources, tmp_path, generation, what):
         (other,) = {*TEMPLATES} - {generation}
-        tokenizer = words(generation, 290) if what == "vocabulary" else words(other)
+        tokenizer = make_tokenizer(generation, 290) if what == "vocabulary" else make_tokenizer(other)
         tokenizer.save_pretrained(tmp_path / "other")
         smaller = "290 tokens up to id 289, where the language model knows 300"
-        complaint = smaller if what == "vocabulary" else rf"but {generation} was trained with '<"
-        with pytest.raises(CheckpointError, match=complaint):
+        message = smaller if what == "vocabulary" else rf"but {generation} was trained with '<"
+        with pytest.raises(CheckpointError, match=message):
             build(**sources | {"tokenizer": str(tmp_path / "other")})
 
     def test_what_random_weights_have_no_use_for(self):
-        for given in ({"heads": 5}, {"tokenizer": "words"}):
+        for options in ({"heads": 5}, {"tokenizer": "words"}):
             with pytest.raises(CheckpointError, match="leave out heads and tokenizer"):
-                build("random", "random", **given)
+                build("random", "random", **options)
 
     def test_a_file_cut_off_by_a_download(self, sources):
         file = Path(sources["encoder"]) / "model.safetensors"
@@ -218,14 +218,14 @@ class TestWhatDoesNotBelongTogether:
         with pytest.raises(CheckpointError, match="no tokenizer found"):
             load_tokenizer(sources["tokenizer"], None)
 
-    def test_pictures_that_are_not_cut_or_to_another_size(self, sources):
+    def test_images_that_are_not_cut_or_to_another_size(self, sources):
         file = Path(sources["encoder"]) / "preprocessor_config.json"
         settings = json.loads(file.read_text()) | {"do_center_crop": False}
         file.write_text(json.dumps(settings))
         with pytest.raises(CheckpointError, match="not scaled, cut to a square"):
             build(**sources)
-        cut_to(9).save_pretrained(sources["encoder"])
-        with pytest.raises(CheckpointError, match=r"pictures are cut to \(9, 9\), but the encoder wants 8 by 8"):
+        image_processor(9).save_pretrained(sources["encoder"])
+        with pytest.raises(CheckpointError, match=r"images are cut to \(9, 9\), but the encoder wants 8 by 8"):
             build(**sources)
 
     def test_an_encoder_of_another_width(self, sources, tmp_path, generation):
@@ -234,7 +234,7 @@ class TestWhatDoesNotBelongTogether:
             build(**sources | {"weights": str(tmp_path / "wide.pth")})
 
     def test_a_template_of_another_kind(self, generation):
-        tokenizer = words(generation)
+        tokenizer = make_tokenizer(generation)
         tokenizer.chat_template = "{% for m in messages %}[INST]{{ m['content'] }}[/INST]{% endfor %}"
         with pytest.raises(CheckpointError, match=r"not understood; it is to end with .*but gives '\[INST\]"):
             default_system(tokenizer)
@@ -245,7 +245,7 @@ class TestWhatDoesNotBelongTogether:
         assert default_system(tokenizer) is None
 
     def test_a_tokenizer_without_a_token_that_is_needed(self, sources, tmp_path, generation):
-        tokenizer = words(generation)
+        tokenizer = make_tokenizer(generation)
         tokenizer.pad_token = None
         tokenizer.save_pretrained(tmp_path / "unpadded")
         config = build(**sources)[0].config.text_config
@@ -290,13 +290,13 @@ def test_where_the_weights_lie(tmp_path):
             find_weights(wrong)
 
 
-def publish(cache: Path, name: str, folder: Path) -> None:
+def put_in_cache(cache: Path, name: str, folder: Path) -> None:
     """Lay a folder into the library's cache as if it had been fetched by that name."""
-    place = cache / f"models--{name.replace('/', '--')}"
-    (place / "refs").mkdir(parents=True)
-    (place / "refs" / "main").write_text("0" * 40)
-    (place / "snapshots").mkdir()
-    folder.rename(place / "snapshots" / ("0" * 40))
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots").mkdir()
+    folder.rename(repository / "snapshots" / ("0" * 40))
 
 
 def test_published_names_are_read_from_what_was_fetched_before(sources, tmp_path, monkeypatch):
@@ -311,7 +311,7 @@ def test_published_names_are_read_from_what_was_fetched_before(sources, tmp_path
         ("jingyaogong/MiniMind2-V", Path(sources["tokenizer"])),
         ("jingyaogong/MiniMind2-V-PyTorch", weights),
     ):
-        publish(cache, name, folder)
+        put_in_cache(cache, name, folder)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(cache))
@@ -325,8 +325,8 @@ def test_without_a_network_the_message_says_what_to_do(monkeypatch, tmp_path, ca
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert cli.main(["import", "owner/repository/lm.pth", "--encoder", "random", "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert "owner/repository/lm.pth: neither a file here nor to be fetched" in said and "give a folder" in said
+    stderr = capsys.readouterr().err
+    assert "owner/repository/lm.pth: neither a file here nor to be fetched" in stderr and "give a folder" in stderr
     assert not (tmp_path / "out").exists()
     for option in ("--encoder", "--tokenizer"):
         torch.save(checkpoint("llama_legacy"), tmp_path / "lm.pth")
@@ -345,6 +345,6 @@ def test_random_weights_have_the_true_shape(tmp_path, capsys):
     assert sum(p.numel() for p in model.language_model.parameters()) == 25_829_888
     assert sum(p.numel() for p in model.vision.parameters()) == 85_799_424
     with torch.no_grad():
-        out = model(**asked(processor, Image.new("RGB", (300, 200), "red"))).logits
+        out = model(**encoded(processor, Image.new("RGB", (300, 200), "red"))).logits
     assert out.shape[-1] == 6400 and torch.isfinite(out).all()
     assert json.loads((tmp_path / "random" / "minivlm.json").read_text("utf-8"))["seed"] == 3

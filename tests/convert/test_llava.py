@@ -61,22 +61,22 @@ BATCH = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "
 @pytest.mark.slow
 def test_a_process_without_this_project_gets_the_same_logits_and_answers(shipped, tmp_path):
     model, processor, _ = shipped
-    folder, picture = export_llava(tmp_path / "llava", *shipped), data_folder() / "table" / "panda.png"
-    command = [sys.executable, "-c", STRANGER, str(folder), str(picture), str(tmp_path / "seen.safetensors")]
+    folder, image = export_llava(tmp_path / "llava", *shipped), data_folder() / "table" / "panda.png"
+    command = [sys.executable, "-c", STRANGER, str(folder), str(image), str(tmp_path / "seen.safetensors")]
     offline = os.environ | {"HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=offline)
     assert done.returncode == 0, done.stderr[-3000:]
-    told, seen = json.loads(done.stdout.splitlines()[-1]), load_file(tmp_path / "seen.safetensors")
-    batch = processor.apply_chat_template(ask("What is in this picture?", str(picture)), **BATCH)
-    assert told["class"] == "LlavaForConditionalGeneration" and told["processor"] == "LlavaProcessor"
-    assert torch.equal(seen["ids"], batch["input_ids"])
-    torch.testing.assert_close(seen["pixels"], batch["pixel_values"], rtol=0, atol=1e-6)
+    answers, tensors = json.loads(done.stdout.splitlines()[-1]), load_file(tmp_path / "seen.safetensors")
+    batch = processor.apply_chat_template(ask("What is in this picture?", str(image)), **BATCH)
+    assert answers["class"] == "LlavaForConditionalGeneration" and answers["processor"] == "LlavaProcessor"
+    assert torch.equal(tensors["ids"], batch["input_ids"])
+    torch.testing.assert_close(tensors["pixels"], batch["pixel_values"], rtol=0, atol=1e-6)
     with torch.no_grad():
         ours = model(**batch).logits  # (B, T, V)
-    torch.testing.assert_close(seen["logits"][..., : ours.shape[-1]], ours, rtol=0, atol=1e-5)
+    torch.testing.assert_close(tensors["logits"][..., : ours.shape[-1]], ours, rtol=0, atol=1e-5)
     written = model.generate(**batch, max_new_tokens=60, do_sample=False)[:, batch["input_ids"].shape[1] :]
-    assert torch.equal(seen["written"], written)
-    assert "panda" in told["said"] and told["piped"] == told["said"]
+    assert torch.equal(tensors["written"], written)
+    assert "panda" in answers["said"] and answers["piped"] == answers["said"]
 
 
 def test_the_folder_has_everything_and_the_placeholder_is_never_written(shipped, tmp_path):
@@ -121,7 +121,7 @@ def test_what_lies_there_is_not_overwritten(model, processor, tmp_path):
 
 
 def test_nothing_is_left_half_written(model, processor, tmp_path, monkeypatch):
-    def full(*given, **options):
+    def full(*args, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("minivlm.convert.llava.LlavaProcessor.save_pretrained", full)
@@ -137,12 +137,12 @@ def test_the_command_says_where_the_folder_lies(tmp_path, capsys):
     assert "not overwritten" in capsys.readouterr().err
 
 
-def test_a_batch_goes_on_where_its_prompts_end(model, processor, picture, tmp_path):
+def test_a_batch_goes_on_where_its_prompts_end(model, processor, image, tmp_path):
     folder = export_llava(tmp_path / "llava", model, processor, {})
     theirs, ours = AutoProcessor.from_pretrained(folder), processor
     llava = AutoModelForImageTextToText.from_pretrained(folder)
-    asked = [ask(text, picture) for text in ("a red car", "What is in this picture? a small blue bird")]
-    batch, own = theirs.apply_chat_template(asked, padding=True, **BATCH), ours.apply_chat_template(asked, **BATCH)
+    chats = [ask(text, image) for text in ("a red car", "What is in this picture? a small blue bird")]
+    batch, own = theirs.apply_chat_template(chats, padding=True, **BATCH), ours.apply_chat_template(chats, **BATCH)
     for name in ("input_ids", "attention_mask"):
         assert torch.equal(batch[name], own[name])
     written = llava.generate(**batch, max_new_tokens=6, do_sample=False)

@@ -29,14 +29,14 @@ def store(folder, weights: dict, name: str = "lm_512.pth"):
 @pytest.mark.parametrize("name", ["lm_512.pth", "model.safetensors"])
 def test_its_logits_are_those_of_the_layouts_own_computation(tmp_path, generation, sizes, name):
     weights = checkpoint(generation, sizes)
-    found = load_published(store(tmp_path, weights, name))
+    published = load_published(store(tmp_path, weights, name))
     embeds = weights[NAMES[generation]["table"]][IDS]
     expected = logits(generation, weights, embeds)
     assert expected.std() > 0.3  # logits that could not differ would prove nothing
     with torch.no_grad():
-        ours = found.language_model(IDS[None]).logits[0]
+        ours = published.language_model(IDS[None]).logits[0]
     torch.testing.assert_close(ours.double(), expected, rtol=0, atol=1e-5)
-    assert found.projector is None
+    assert published.projector is None
 
 
 @pytest.mark.parametrize("generation", ["llama_legacy", "minimind2"])
@@ -62,19 +62,19 @@ def test_the_other_generations_rotation_would_be_seen():
 
 
 def test_the_26m_model_is_counted_and_named(tmp_path):
-    found = load_published(store(tmp_path, checkpoint("llama_legacy", FULL, vision_width=768), "sft_vlm_512.pth"))
-    assert "llama_legacy" in found.statement and "25,829,888 parameters" in found.statement
-    assert "V 6400, Dl 512, 8 layers, 8 query and 2 key/value heads of 64, SwiGLU 1408" in found.statement
-    assert "projector 768 to 512 with bias; every key fits" in found.statement and "\n" not in found.statement
-    assert sum(p.numel() for p in found.language_model.parameters()) == 25_829_888
+    published = load_published(store(tmp_path, checkpoint("llama_legacy", FULL, vision_width=768), "sft_vlm_512.pth"))
+    assert "llama_legacy" in published.statement and "25,829,888 parameters" in published.statement
+    assert "V 6400, Dl 512, 8 layers, 8 query and 2 key/value heads of 64, SwiGLU 1408" in published.statement
+    assert "projector 768 to 512 with bias; every key fits" in published.statement and "\n" not in published.statement
+    assert sum(p.numel() for p in published.language_model.parameters()) == 25_829_888
 
 
 @pytest.mark.parametrize("generation", ["llama_legacy", "minimind2"])
 def test_the_projector_comes_as_it_is(tmp_path, generation):
     weights = checkpoint(generation, vision_width=16)
-    found = load_published(store(tmp_path, weights))
-    assert {name: tuple(t.shape) for name, t in found.projector.items()} == {"weight": (64, 16), "bias": (64,)}
-    for name, tensor in found.projector.items():
+    published = load_published(store(tmp_path, weights))
+    assert {name: tuple(t.shape) for name, t in published.projector.items()} == {"weight": (64, 16), "bias": (64,)}
+    for name, tensor in published.projector.items():
         assert torch.equal(tensor, weights[f"vision_proj.vision_proj.0.{name}"])
     without = {name: t for name, t in weights.items() if not name.endswith("0.bias")}
     assert set(load_published(store(tmp_path, without)).projector) == {"weight"}
@@ -82,12 +82,12 @@ def test_the_projector_comes_as_it_is(tmp_path, generation):
 
 def test_16_bits_become_32_without_a_change(tmp_path):
     weights = {name: tensor.half() for name, tensor in checkpoint("llama_legacy").items()}
-    found = load_published(store(tmp_path, weights)).language_model
-    assert {p.dtype for p in found.parameters()} == {torch.float32}
-    assert torch.equal(found.get_input_embeddings().weight, weights["tok_embeddings.weight"].float())
+    model = load_published(store(tmp_path, weights)).language_model
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(model.get_input_embeddings().weight, weights["tok_embeddings.weight"].float())
     expected = logits("llama_legacy", weights, weights["tok_embeddings.weight"][IDS])
     with torch.no_grad():
-        torch.testing.assert_close(found(IDS[None]).logits[0].double(), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(model(IDS[None]).logits[0].double(), expected, rtol=0, atol=1e-5)
 
 
 MATRIX = "vision_proj.vision_proj.0.weight"
@@ -132,21 +132,21 @@ def refusal(tmp_path, weights, **options) -> str:
 
 
 @pytest.mark.parametrize("generation", ["llama_legacy", "minimind2"])
-@pytest.mark.parametrize(("key", "change", "complaint"), WRONG)
-def test_what_does_not_fit_is_named(tmp_path, generation, key, change, complaint):
+@pytest.mark.parametrize(("key", "change", "message"), WRONG)
+def test_what_does_not_fit_is_named(tmp_path, generation, key, change, message):
     weights, names = checkpoint(generation, vision_width=16), NAMES[generation]
     outside = key not in names or key in ("table", "head", "norm")
     name = names.get(key, key) if outside else LAYER[generation] + names[key]
     change(weights, name)
     shape = tuple(weights[name].shape) if name in weights else ()
-    assert complaint.format(name, shape) in refusal(tmp_path, weights)
+    assert message.format(name, shape) in refusal(tmp_path, weights)
 
 
 @pytest.mark.parametrize("generation", ["llama_legacy", "minimind2"])
 def test_heads_that_cannot_be_and_no_layer_at_all(tmp_path, generation):
     for heads in (5, 64):  # no divisor of 64, and heads of an odd width
-        said = refusal(tmp_path, checkpoint(generation), heads=heads)
-        assert f"64 query rows and 16 key rows cannot belong to {heads} heads" in said
+        message = refusal(tmp_path, checkpoint(generation), heads=heads)
+        assert f"64 query rows and 16 key rows cannot belong to {heads} heads" in message
     names = NAMES[generation]
     weights = {names[key]: torch.ones(3, 3) for key in ("table", "head")}
     assert f"not one layer has a {names['q'].removesuffix('s')}" in refusal(tmp_path, weights)
@@ -174,8 +174,8 @@ def test_a_pickle_that_could_run_code_is_not_opened(tmp_path):
 def test_a_tied_head_may_be_left_out(tmp_path):
     weights = checkpoint("minimind2")
     del weights["lm_head.weight"]
-    found = load_published(store(tmp_path, weights, "model.safetensors")).language_model
-    assert found.lm_head.weight is found.model.embed_tokens.weight
+    model = load_published(store(tmp_path, weights, "model.safetensors")).language_model
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def test_the_config_beside_the_file_says_what_shapes_cannot(tmp_path):
@@ -191,7 +191,7 @@ def test_the_config_beside_the_file_says_what_shapes_cannot(tmp_path):
     new = {"num_attention_heads": 4, "rope_parameters": rope}  # of transformers 5
     (tmp_path / "config.json").write_text(json.dumps(new))
     assert load_published(tmp_path / "lm_512.pth").language_model.config.rope_parameters["rope_theta"] == 2e4
-    for bad, said in (
+    for bad, message in (
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "stretched positions"),
         ({"rope_scaling": {"type": "linear"}}, "stretched positions"), ({"hidden_act": "gelu"}, "another activation"),
         ({"tie_word_embeddings": False}, "a head of its own"), ({"num_key_value_heads": 4}, "cannot belong to 8 heads"),
@@ -200,5 +200,5 @@ def test_the_config_beside_the_file_says_what_shapes_cannot(tmp_path):
         ([1], "not understood"), ("{", "not understood"),
     ):  # fmt: skip
         (tmp_path / "config.json").write_text(bad if isinstance(bad, str) else json.dumps(bad))
-        with pytest.raises(CheckpointError, match=said):
+        with pytest.raises(CheckpointError, match=message):
             load_published(tmp_path / "lm_512.pth")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-from rows import BAD, FORMS, GOOD, contents, with_pictures, write, write_table
-from training import deadly, in_a_child, save_base, stage
+from rows import BAD, FORMS, GOOD, contents, with_images, write, write_table
+from training import in_a_child, kill_at, save_base, stage
 
 from minivlm import cli
 from minivlm.checkpoint import read_meta
@@ -20,7 +20,7 @@ from minivlm.data import dataset as index
 from minivlm.data.dataset import ABOUT, ROWS, DatasetError, open_dataset, write_dataset
 from minivlm.data.readers import read_samples
 from minivlm.data.survey import survey
-from minivlm.pipeline import recipe_for, sized_stage, train_on_index
+from minivlm.pipeline import recipe_for, sized_stage, train_on_dataset
 from minivlm.train import SampleOrder, Trainer, TrainingError
 
 MIXED = [GOOD[i % 3] for i in range(15)]  # one picture, two pictures and none by turns
@@ -29,7 +29,7 @@ MIXED = [GOOD[i % 3] for i in range(15)]  # one picture, two pictures and none b
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "data").mkdir()
-    return with_pictures(tmp_path / "data")
+    return with_images(tmp_path / "data")
 
 
 @pytest.fixture
@@ -41,10 +41,10 @@ def out(tmp_path):
 def test_an_index_holds_the_usable_rows_as_they_are_read(folder, out, processor, form, batch, monkeypatch):
     monkeypatch.setattr(index, "BATCH_ROWS", batch)
     file = FORMS[form][0](folder, [GOOD[0], BAD["empty answer"][0], GOOD[1], BAD["picture unreadable"][0], GOOD[2]])
-    found = write_dataset(out, file, processor, decode=True)
+    result = write_dataset(out, file, processor, decode=True)
     direct, rows = survey(file, processor, decode=True), open_dataset(out)
-    assert [str(error) for error in found.bad] == [str(error) for error in direct.bad] and len(found.bad) == 2
-    assert (found.usable, found.tokens, found.lengths) == (direct.usable, direct.tokens, direct.lengths)
+    assert [str(error) for error in result.bad] == [str(error) for error in direct.bad] and len(result.bad) == 2
+    assert (result.usable, result.tokens, result.lengths) == (direct.usable, direct.tokens, direct.lengths)
     wanted = list(read_samples(FORMS[form][0](folder, GOOD)))
     assert len(rows) == 3
     assert [(row.messages, row.images) for row in rows] == [(row.messages, row.images) for row in wanted]
@@ -58,7 +58,7 @@ def test_an_index_holds_the_usable_rows_as_they_are_read(folder, out, processor,
 def test_rows_are_validated_when_they_are_written_and_not_when_they_are_read_back(folder, out, processor, monkeypatch):
     write_dataset(out, FORMS["JSON lines"][0](folder, GOOD), processor, decode=True)
     rows, calls, check = open_dataset(out), [], samples.check_messages
-    monkeypatch.setattr(samples, "check_messages", lambda *given: calls.append(given) or check(*given))
+    monkeypatch.setattr(samples, "check_messages", lambda *args: calls.append(args) or check(*args))
     assert len([row.messages for row in rows]) == 3 and calls == []
     Sample([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     assert len(calls) == 1
@@ -70,7 +70,7 @@ def test_a_source_that_cannot_be_read_is_not_called_a_failed_write(folder, tmp_p
     def refused(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied", str(file))
 
-    monkeypatch.setattr(index, "survey", refused)
+    monkeypatch.setattr(index, "checked_samples", refused)
     with pytest.raises(PermissionError) as caught:
         write_dataset(tmp_path / "elsewhere" / "index", file, processor)
     assert caught.value.filename == str(file) and "cannot be written" not in str(caught.value)
@@ -140,7 +140,7 @@ def test_killed_while_writing(folder, out, processor, monkeypatch, owner, name, 
     write_dataset(out, write(folder, GOOD), processor)
 
     def write_and_die():
-        monkeypatch.setattr(owner, name, deadly(getattr(owner, name), at))
+        monkeypatch.setattr(owner, name, kill_at(getattr(owner, name), at))
         write_dataset(out, write(folder, GOOD[:2]), processor)
 
     assert in_a_child(write_and_die) == -signal.SIGKILL
@@ -157,13 +157,13 @@ def test_a_folder_of_other_things_is_refused(folder, out, processor, monkeypatch
     (folder.parent / "thesis").mkdir()
     (folder.parent / "thesis" / "chapter.txt").write_text("years of work")
     monkeypatch.chdir(folder)
-    for place, complaint in [
+    for path, message in [
         (folder.parent / "thesis", "exists and is no data set"),
         (file, "holds the rows or images that are to be checked"),
         (folder, "holds the rows or images that are to be checked"),
     ]:
-        with pytest.raises(ValueError, match=complaint):
-            write_dataset(place, file, processor)
+        with pytest.raises(ValueError, match=message):
+            write_dataset(path, file, processor)
     elsewhere = write(folder.parent, GOOD)
     with pytest.raises(DatasetError, match="holds the rows or images"):
         write_dataset(folder, elsewhere, processor, images=folder)
@@ -174,7 +174,7 @@ def test_a_folder_of_other_things_is_refused(folder, out, processor, monkeypatch
 
 
 def test_no_index_another_format_and_damaged_files_are_refused(folder, out, processor):
-    with pytest.raises(DatasetError, match=r"index.json is missing.*minivlm data check PATH --out INDEX"):
+    with pytest.raises(DatasetError, match=r"index.json is missing.*minivlm data check PATH --out DATASET"):
         open_dataset(out)
     write_dataset(out, write(folder, GOOD), processor)
     about, rows = (out / ABOUT).read_text("utf-8"), (out / ROWS).read_bytes()
@@ -185,14 +185,14 @@ def test_no_index_another_format_and_damaged_files_are_refused(folder, out, proc
         with pytest.raises(DatasetError, match=r"rows\.arrow: missing, cut off or changed since it was written"):
             open_dataset(out)
     (out / ROWS).write_bytes(rows)
-    for text, complaint in [
+    for text, message in [
         (about[:-10], "cut off or damaged"),
         (about.replace('"format": 1', '"format": 2'), "not of format 1"),
         ("[]", "not of format 1"),
         ('{"format": 1, "rows": {}, "decoded": true}', "tokenizer, token_limit, tokens_a_picture is missing"),
     ]:
         (out / ABOUT).write_text(text, "utf-8")
-        with pytest.raises(DatasetError, match=rf"index\.json: .*{complaint}"):
+        with pytest.raises(DatasetError, match=rf"index\.json: .*{message}"):
             open_dataset(out)
 
 
@@ -204,17 +204,17 @@ def test_an_index_on_which_training_could_end_at_a_row_is_refused(folder, out, p
     write_dataset(out, file, processor, decode=True)
     rows = open_dataset(out)
     rows.require_trainable(processor)
-    for owner, name, value, complaint in [
+    for owner, name, value, message in [
         (processor.tokenizer, "model_max_length", 100, "another token limit than the model's"),
         (processor, "num_image_tokens", 9, r"tokens of an image .*\(4, not 9\)"),
         (index, "hash_tokenizer", lambda _: "another", "another tokenizer than the model's"),
     ]:
-        with monkeypatch.context() as patch, pytest.raises(DatasetError, match=complaint):
+        with monkeypatch.context() as patch, pytest.raises(DatasetError, match=message):
             patch.setattr(owner, name, value)
             rows.require_trainable(processor)
-    picture = (folder / "1.jpg").read_bytes()
-    (folder / "1.jpg").write_bytes(picture[:-1])
-    with pytest.raises(DatasetError, match=rf"line 2: the image {folder / '1.jpg'} has {len(picture) - 1:,} bytes"):
+    image = (folder / "1.jpg").read_bytes()
+    (folder / "1.jpg").write_bytes(image[:-1])
+    with pytest.raises(DatasetError, match=rf"line 2: the image {folder / '1.jpg'} has {len(image) - 1:,} bytes"):
         rows.require_trainable(processor)
     (folder / "1.jpg").unlink()
     with pytest.raises(DatasetError, match=rf"line 2: the image {folder / '1.jpg'} is missing"):
@@ -237,7 +237,7 @@ def test_training_on_an_index_is_training_on_its_rows(folder, out, model, make_m
     assert all({len(row.images) for row in step} == {0, 1, 2} for step in steps)
     assert {row.name for step in steps for row in step} == {row.name for row in checked} and len(checked) == 15
     options = {"parent": base, "precision": "fp32"}
-    indexed = train_on_index(out, small, make_model(), processor, out=tmp_path / "a", **options)
+    indexed = train_on_dataset(out, small, make_model(), processor, out=tmp_path / "a", **options)
     direct = Trainer(model, processor, rows, small, tmp_path / "b", **options).fit()
     assert [entry["loss"] for entry in indexed] == [entry["loss"] for entry in direct] and len(indexed) == 3
 
@@ -246,9 +246,9 @@ def test_training_on_an_index_is_training_on_its_rows(folder, out, model, make_m
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        train_on_index(out, small, make_model(), processor, out=tmp_path / "c", on_step=stop, **options)
+        train_on_dataset(out, small, make_model(), processor, out=tmp_path / "c", on_step=stop, **options)
     assert read_meta(tmp_path / "c")["steps"] == 2
-    goes_on = train_on_index(out, small, make_model(), processor, out=tmp_path / "c", **options)
+    goes_on = train_on_dataset(out, small, make_model(), processor, out=tmp_path / "c", **options)
     assert [entry["loss"] for entry in goes_on] == [entry["loss"] for entry in indexed]
     hashes = [read_meta(tmp_path / name)["hashes"] for name in "abc"]
     assert hashes[0] == hashes[1] == hashes[2]
@@ -258,19 +258,19 @@ def test_an_unchecked_or_empty_index_is_refused_before_the_first_step(folder, ou
     options = {"parent": save_base(tmp_path / "base", model, processor), "precision": "fp32"}
     write_dataset(out, write(folder, MIXED), processor)
     with pytest.raises(DatasetError, match="--decode"):
-        train_on_index(out, stage("pretrain"), model, processor, out=tmp_path / "new", **options)
+        train_on_dataset(out, stage("pretrain"), model, processor, out=tmp_path / "new", **options)
     assert (
         len(write_dataset(out, write(folder, ["{"]), processor, decode=True).bad) == 1 and len(open_dataset(out)) == 0
     )
     with pytest.raises(TrainingError, match="there are no samples to train on"):
-        train_on_index(out, stage("pretrain"), model, processor, out=tmp_path / "new", **options)
+        train_on_dataset(out, stage("pretrain"), model, processor, out=tmp_path / "new", **options)
     assert not (tmp_path / "new").exists()
 
 
 # ---- the commands
 
 
-def said(capsys, *arguments: object) -> tuple[int, str, str]:
+def run_command(capsys, *arguments: object) -> tuple[int, str, str]:
     code = cli.main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
@@ -279,21 +279,21 @@ def said(capsys, *arguments: object) -> tuple[int, str, str]:
 def test_check_and_train_as_commands(folder, out, model, processor, tmp_path, capsys):
     base = save_base(tmp_path / "base", model, processor)
     file = write(folder, [*MIXED, BAD["empty answer"][0]])
-    code, printed, errors = said(capsys, "data", "check", file, "--out", out, "--decode", "--model", base)
-    assert code == 2 and f"The index: {out}, 15 rows" in printed and f"{file}, line 16: " in errors
+    code, printed, errors = run_command(capsys, "data", "check", file, "--out", out, "--decode", "--model", base)
+    assert code == 2 and f"The data set: {out}, 15 rows" in printed and f"{file}, line 16: " in errors
     assert "16 rows, 15 of them usable" in printed
     options = ("--parent", base, "--out", tmp_path / "new", "--precision", "fp32")
     sizes = ("--recipe", "scenes", "--steps", 3, "--batch-size", 2, "--accumulation", 2)
-    assert said(capsys, "train", "pretrain", "--rows", out, *options, *sizes)[0] == 0
+    assert run_command(capsys, "train", "pretrain", "--rows", out, *options, *sizes)[0] == 0
     recipe = read_meta(tmp_path / "new")["recipe"]
     usual = STAGES["scenes"]["pretrain"]
     assert [recipe[key] for key in ("steps", "batch_size", "accumulation", "warmup_steps")] == [3, 2, 2, 1]
     assert recipe["learning_rates"] == usual.learning_rates and read_meta(tmp_path / "new")["rows"]["count"] == 15
-    code, _, errors = said(capsys, "train", "pretrain", "--rows", out, "--parent", base, "--out", tmp_path / "x")
+    code, _, errors = run_command(capsys, "train", "pretrain", "--rows", out, "--parent", base, "--out", tmp_path / "x")
     assert code == 2 and "say by --recipe" in errors
     (tmp_path / "elsewhere").mkdir()
-    assert said(capsys, "data", "check", write(tmp_path / "elsewhere", GOOD), "--images", folder)[0] == 0
-    code, _, errors = said(capsys, "train", "pretrain", "--rows", folder, *options, *sizes)
+    assert run_command(capsys, "data", "check", write(tmp_path / "elsewhere", GOOD), "--images", folder)[0] == 0
+    code, _, errors = run_command(capsys, "train", "pretrain", "--rows", folder, *options, *sizes)
     assert code == 2 and "is missing, so there is nothing to open here" in errors
 
 
@@ -314,7 +314,7 @@ def test_check_and_train_as_commands(folder, out, model, processor, tmp_path, ca
     ],
 )
 def test_options_that_do_not_apply_are_refused(command, option, capsys):
-    code, _, errors = said(capsys, *command.split(), *option.split())
+    code, _, errors = run_command(capsys, *command.split(), *option.split())
     assert code == 2 and errors.startswith(f"minivlm: {option.split()[0]} is for ") and "leave it out" in errors
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from rows import NOISE as ENTRIES
 from rows import contents, different_images, noise_rows, with_noise, write, write_table
-from training import deadly, in_a_child, save_base, stage
+from training import in_a_child, kill_at, save_base, stage
 
 from minivlm import cli
 from minivlm.checkpoint import load_checkpoint, read_meta
@@ -23,7 +23,7 @@ from minivlm.data import features
 from minivlm.data.dataset import open_dataset, write_dataset
 from minivlm.data.features import ABOUT, DONE, FEATURES, IMAGES, FeatureError, FeatureStore, stored_precision
 from minivlm.data.samples import SampleError
-from minivlm.pipeline import train_on_index
+from minivlm.pipeline import train_on_dataset
 from minivlm.runtime.files import FolderError
 
 ENTRY = 4 * 16 * 2  # N * Dv * 2 bytes of the tiny model
@@ -73,19 +73,19 @@ def test_features_are_the_encoders_in_16_bits(out, make_dataset, model, processo
     store = FeatureStore.build(out, dataset, model, processor, precision)
     images = different_images(dataset)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-        seen = torch.cat([model.vision(processor.pixels(images[i : i + 2])) for i in range(0, ENTRIES, 2)])
+        encoded = torch.cat([model.vision(processor.pixels(images[i : i + 2])) for i in range(0, ENTRIES, 2)])
     assert len(store) == len(images) == ENTRIES and stored_precision(out) == precision
     for plain, sample in zip(dataset, dataset.with_features(store), strict=True):
         assert sample == plain and plain.patch_features is None
         if not sample.images:
             assert sample.patch_features is None
         else:
-            expected = seen[[images.index(image) for image in sample.images]].to(torch.bfloat16)
+            expected = encoded[[images.index(image) for image in sample.images]].to(torch.bfloat16)
             assert torch.equal(sample.patch_features, expected)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_an_image_of_many_rows_is_encoded_once_and_the_size_is_told_before(
+def test_an_image_of_many_rows_is_encoded_once_and_the_size_is_printed_before(
     out, make_dataset, model, processor, encoded, capsys, form
 ):
     dataset = make_dataset(form)
@@ -96,8 +96,8 @@ def test_an_image_of_many_rows_is_encoded_once_and_the_size_is_told_before(
     model.language_model.get_input_embeddings().weight.data += 1
     FeatureStore.build(out, dataset, model, processor)
     assert encoded == [2, 2, 2, 2, 2]
-    told = [line.partition(" to be written")[0] for line in capsys.readouterr().out.splitlines()]
-    assert told == [f"features of 10 images, 1,280 bytes, in {out}: {size} bytes" for size in ("1,280", "0")]
+    printed = [line.partition(" to be written")[0] for line in capsys.readouterr().out.splitlines()]
+    assert printed == [f"features of 10 images, 1,280 bytes, in {out}: {size} bytes" for size in ("1,280", "0")]
     assert (out / FEATURES).stat().st_size == ENTRIES * ENTRY
 
 
@@ -132,13 +132,13 @@ def test_training_from_a_store_is_training_from_pixels_rounded(
     parent = save_base(tmp_path / "base", model, processor)
     if name == "sft":
         first, parent = parent, tmp_path / "parent"
-        train_on_index(folder, stage("pretrain", steps=1), model, processor, first, parent, precision="fp32")
+        train_on_dataset(folder, stage("pretrain", steps=1), model, processor, first, parent, precision="fp32")
     small, counts = stage(name, steps=5, batch_size=6), []
 
     def losses(where: str, **options) -> list[float]:
         started = load_checkpoint(parent)[0]
         started.vision.register_forward_hook(lambda _module, inputs, _output: counts.append(len(inputs[0])))
-        log = train_on_index(folder, small, started, processor, parent, tmp_path / where, precision="fp32", **options)
+        log = train_on_dataset(folder, small, started, processor, parent, tmp_path / where, precision="fp32", **options)
         return [entry["loss"] for entry in log]
 
     pixels = losses("pixels")
@@ -156,7 +156,7 @@ def test_a_store_keeps_its_precision_whatever_the_probe_finds(
     dataset, base = make_dataset(), save_base(tmp_path / "base", model, processor)
     FeatureStore.build(out, dataset, model, processor, "bf16")
     monkeypatch.setattr("minivlm.pipeline.choose_precision", lambda _: "fp32")
-    train_on_index(dataset.folder, stage("pretrain"), model, processor, base, tmp_path / "new", features=out)
+    train_on_dataset(dataset.folder, stage("pretrain"), model, processor, base, tmp_path / "new", features=out)
     assert read_meta(tmp_path / "new")["precision"] == "bf16"
 
 
@@ -164,7 +164,7 @@ def test_a_store_keeps_its_precision_whatever_the_probe_finds(
 
 
 @pytest.fixture
-def undisturbed(make_dataset, model, processor, tmp_path) -> dict[str, bytes]:
+def whole_store(make_dataset, model, processor, tmp_path) -> dict[str, bytes]:
     FeatureStore.build(tmp_path / "undisturbed", make_dataset(), model, processor)
     return contents(tmp_path / "undisturbed")
 
@@ -181,12 +181,12 @@ def undisturbed(make_dataset, model, processor, tmp_path) -> dict[str, bytes]:
         ("_overwrite", 5, 2),
     ],
 )
-def test_killed_while_building(out, make_dataset, model, processor, undisturbed, monkeypatch, encoded, name, at, done):
+def test_killed_while_building(out, make_dataset, model, processor, whole_store, monkeypatch, encoded, name, at, done):
     """Before and while the folder is made, before a batch, between its features and its mark, and amid the build."""
     dataset = make_dataset()
 
     def build_and_die():
-        monkeypatch.setattr(features, name, deadly(getattr(features, name), at))
+        monkeypatch.setattr(features, name, kill_at(getattr(features, name), at))
         FeatureStore.build(out, dataset, model, processor)
 
     assert in_a_child(build_and_die) == -signal.SIGKILL
@@ -195,13 +195,13 @@ def test_killed_while_building(out, make_dataset, model, processor, undisturbed,
         assert FeatureStore(out).missing() == list(range(done, 5))
     encoded.clear()
     FeatureStore.build(out, dataset, model, processor)
-    assert len(encoded) == 5 - (done or 0) and contents(out) == undisturbed
+    assert len(encoded) == 5 - (done or 0) and contents(out) == whole_store
     assert {path.name for path in out.parent.iterdir()} == {"data", "dataset", "store", "undisturbed"}
 
 
 @pytest.mark.parametrize("at", [1, 2, 7])
-def test_a_full_disk_is_told_and_what_is_finished_is_kept(
-    out, make_dataset, model, processor, undisturbed, monkeypatch, at
+def test_a_full_disk_is_reported_and_what_is_finished_is_kept(
+    out, make_dataset, model, processor, whole_store, monkeypatch, at
 ):
     """At the features of a batch, at its mark, and three batches later."""
     dataset, write, calls = make_dataset(), features._overwrite, []
@@ -217,7 +217,7 @@ def test_a_full_disk_is_told_and_what_is_finished_is_kept(
         FeatureStore.build(out, dataset, model, processor)
     assert FeatureStore(out).missing() == list(range((at - 1) // 2, 5))
     FeatureStore.build(out, dataset, model, processor)
-    assert contents(out) == undisturbed
+    assert contents(out) == whole_store
 
 
 def test_too_small_a_disk_is_refused_before_anything_is_encoded(
@@ -247,10 +247,10 @@ def test_an_unreadable_image_names_its_row(out, make_dataset, model, processor):
 # ---- refused
 
 
-def refused(out, arguments, complaint: str) -> None:
+def refused(out, arguments, message: str) -> None:
     """A build ends with the complaint; every file is as it was."""
     before = contents(out)
-    with pytest.raises(FeatureError, match=complaint):
+    with pytest.raises(FeatureError, match=message):
         FeatureStore.build(out, *arguments)
     assert contents(out) == before
 
@@ -276,9 +276,9 @@ def test_a_changed_or_missing_image_is_refused(out, make_dataset, model, process
     image = held[3].images[0]
     state, content = image.stat(), image.read_bytes()
 
-    def both_refuse(complaint: str):
-        refused(out, (dataset, model, processor), rf"train\.jsonl, line \d+: the image {image} {complaint}")
-        with pytest.raises(FeatureError, match=rf"line 4: the image {image} {complaint}"):
+    def both_refuse(message: str):
+        refused(out, (dataset, model, processor), rf"train\.jsonl, line \d+: the image {image} {message}")
+        with pytest.raises(FeatureError, match=rf"line 4: the image {image} {message}"):
             held[3]
 
     os.utime(image, ns=(state.st_atime_ns, state.st_mtime_ns + 1_000_000_000))
@@ -299,7 +299,7 @@ def test_damaged_files_are_refused(out, make_dataset, model, processor):
     whole = contents(out)
     changed = bytearray(whole[IMAGES])
     changed[-1] ^= 1
-    for name, content, complaint in [
+    for name, content, message in [
         (ABOUT, whole[ABOUT][:-10], "cut off or damaged"),
         (ABOUT, whole[ABOUT].replace(b'"format": 2', b'"format": 1'), "not of format 2"),
         (ABOUT, whole[ABOUT].replace(b'"width"', b'"wide"'), "width is missing"),
@@ -311,19 +311,19 @@ def test_damaged_files_are_refused(out, make_dataset, model, processor):
         (DONE, b"", "its size is not 5 bytes"),
     ]:
         (out / name).unlink() if content is None else (out / name).write_bytes(content)
-        refused(out, (dataset, model, processor), rf"{name}: .*{complaint}.*remove the folder")
+        refused(out, (dataset, model, processor), rf"{name}: .*{message}.*remove the folder")
         (out / name).write_bytes(whole[name])
 
 
 def test_other_folders_are_refused(out, folder, make_dataset, model, processor, tmp_path):
     dataset, base = make_dataset(), save_base(tmp_path / "base", model, processor)
     assert stored_precision(out) is None
-    for place, kind in ((folder, FolderError), (folder / "0.png", FolderError), (dataset.folder / "new", FeatureError)):
+    for path, kind in ((folder, FolderError), (folder / "0.png", FolderError), (dataset.folder / "new", FeatureError)):
         with pytest.raises(kind, match=r"exists and is no store of features|lies in the data set"):
-            FeatureStore.build(place, dataset, model, processor)
+            FeatureStore.build(path, dataset, model, processor)
     new = tmp_path / "new"
     with pytest.raises(FeatureError, match=r"lies in .*new, which every checkpoint replaces"):
-        train_on_index(dataset.folder, stage("pretrain"), model, processor, base, new, new / "features")
+        train_on_dataset(dataset.folder, stage("pretrain"), model, processor, base, new, new / "features")
     assert not new.exists() and not (dataset.folder / "new").exists() and len(list(folder.iterdir())) == ENTRIES + 1
     out.mkdir()
     FeatureStore.build(out, dataset, model, processor)  # an empty folder will do

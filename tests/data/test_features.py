@@ -31,20 +31,20 @@ def drawings(monkeypatch):
 @pytest.mark.parametrize("factor", [1 / 255, 1 / 127.5])
 def test_pixels_are_the_image_processors_to_the_last_bit(processor, factor, monkeypatch):
     monkeypatch.setattr(processor.image_processor, "rescale_factor", factor)
-    pictures = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)
-    ours = torch.cat(list(pixel_batches(processor, pictures)))
-    assert torch.equal(ours, processor.pixels([Image.fromarray(picture) for picture in pictures]))
+    images = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 3), dtype=np.uint8)
+    ours = torch.cat(list(pixel_batches(processor, images)))
+    assert torch.equal(ours, processor.pixels([Image.fromarray(image) for image in images]))
 
 
-def test_pictures_of_another_size_are_refused(processor):
+def test_images_of_another_size_are_refused(processor):
     with pytest.raises(FeatureError, match=r"shape \(9, 8, 3\), but the encoder's is \(8, 8, 3\)"):
         next(pixel_batches(processor, np.zeros((1, 9, 8, 3), dtype=np.uint8)))
 
 
 def test_features_are_what_the_encoder_sees(model, processor):
     cache = scene_features(model, processor, SCENES, workers=1)
-    seen = model.vision(processor.pixels([draw(scene) for scene in SCENES]))  # (3, N, Dv)
-    assert cache.dtype == torch.bfloat16 and torch.equal(cache, seen.bfloat16())
+    expected = model.vision(processor.pixels([draw(scene) for scene in SCENES]))  # (3, N, Dv)
+    assert cache.dtype == torch.bfloat16 and torch.equal(cache, expected.bfloat16())
 
 
 def test_many_batches_come_out_in_order(model, config):
@@ -61,11 +61,11 @@ def test_half_precision_encodes_nearly_the_same(model, processor):
     assert (exact - rough).norm() < 0.05 * exact.norm()
 
 
-def test_images_of_any_kind_are_encoded_in_order(model, processor, picture, tmp_path):
-    picture.save(tmp_path / "one.png")
+def test_images_of_any_kind_are_encoded_in_order(model, processor, image, tmp_path):
+    image.save(tmp_path / "one.png")
     grey = Image.new("RGB", (8, 8), "grey")
-    features = encode_images(model, processor, [tmp_path / "one.png", grey, picture])
-    assert torch.equal(features, model.vision(processor.pixels([picture, grey, picture])).bfloat16())
+    features = encode_images(model, processor, [tmp_path / "one.png", grey, image])
+    assert torch.equal(features, model.vision(processor.pixels([image, grey, image])).bfloat16())
 
 
 # ---- the file
@@ -104,7 +104,7 @@ def test_stale_features_are_made_again(change, model, make_model, processor, tmp
     assert torch.equal(again, fresh)
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(model, processor, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_and_leaves_nothing(model, processor, tmp_path, monkeypatch):
     file = tmp_path / "features.safetensors"
 
     def full(tensors, path, metadata):

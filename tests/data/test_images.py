@@ -163,7 +163,7 @@ def test_a_damaged_exif_block_does_not_matter():
     assert open_image(whole).size == (48, 32)
 
 
-def test_16_bit_picture_with_orientation():
+def test_16_bit_image_with_orientation():
     values = np.zeros((2, 3), dtype=np.uint16)
     values[0, 0] = 65535
     exif = Image.Exif()
@@ -184,7 +184,7 @@ def test_animation_gives_its_first_frame(form):
 
 
 @pytest.mark.parametrize(
-    ("source", "complaint"),
+    ("source", "message"),
     [
         (Path("nowhere.png"), r"nowhere\.png: there is no such file"),
         (Path("/"), "not a file"),
@@ -193,8 +193,8 @@ def test_animation_gives_its_first_frame(form):
         (Image.new("RGB", (1, 2000)), r"1 x 2,000 pixels is too narrow"),
     ],
 )
-def test_other_sources(source, complaint):
-    with pytest.raises(ImageError, match=complaint):
+def test_other_sources(source, message):
+    with pytest.raises(ImageError, match=message):
         open_image(source)
 
 
@@ -206,8 +206,8 @@ NO_IMAGES = [b"hello, world", b"%PDF-1.7 ...", b"BMW, a car; RIFF, a word", b"\0
 def test_not_an_image(data, tmp_path):
     path = tmp_path / "notes.png"
     path.write_bytes(data)
-    complaint = r"this is not an image.*formats read: .*PNG" if data else "the file is empty"
-    with pytest.raises(ImageError, match=rf"notes\.png: {complaint}"):
+    message = r"this is not an image.*formats read: .*PNG" if data else "the file is empty"
+    with pytest.raises(ImageError, match=rf"notes\.png: {message}"):
         open_image(path)
 
 
@@ -309,7 +309,7 @@ def test_what_decoders_forgive_in_a_whole_file_is_forgiven(photo):
     assert open_image(bmp[:2] + bytes(4) + bmp[6:]).size == (80, 60)
 
 
-def test_a_large_file_that_is_no_picture_is_not_read_through(tmp_path):
+def test_a_large_file_that_is_no_image_is_not_read_through(tmp_path):
     pytest.importorskip("resource", reason="measures memory as Unix does")
     path = tmp_path / "film.mp4"
     with path.open("wb") as file:
@@ -330,8 +330,8 @@ def test_too_many_pixels_are_refused_from_the_header(forbid_decoding, side):
     forbid_decoding()
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     data = b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(b"\0"))
-    complaint = "8,001 x 8,001 pixels are too many" if side < 10_000 else "make it smaller, 64,000,000 pixels at most"
-    with warnings.catch_warnings(), pytest.raises(ImageError, match=complaint):
+    message = "8,001 x 8,001 pixels are too many" if side < 10_000 else "make it smaller, 64,000,000 pixels at most"
+    with warnings.catch_warnings(), pytest.raises(ImageError, match=message):
         warnings.simplefilter("error")
         open_image(data)
 

@@ -23,7 +23,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_rows_with_one_several_and_no_pictures(folder):
+def test_rows_with_one_several_and_no_images(folder):
     rows = [
         {"conversations": turns("提供给定图像的简要描述。\n<image>"), "image": "0.jpg"},
         "",
@@ -32,9 +32,9 @@ def test_rows_with_one_several_and_no_pictures(folder):
         {"conversations": turns("Hi"), "image": ""},
     ]
     file = write(folder, rows)
-    pictures = folder / "pictures"
-    assert list(read_samples(file, pictures)) == [
-        Sample(messages_from_turns(conversation, [pictures / name for name in names]), f"{file}, line {line}")
+    images = folder / "pictures"
+    assert list(read_samples(file, images)) == [
+        Sample(messages_from_turns(conversation, [images / name for name in names]), f"{file}, line {line}")
         for line, conversation, names in (
             (1, turns("提供给定图像的简要描述。\n<image>"), ["0.jpg"]),
             (3, turns("<image>\n<image>\nWhich?"), ["1.jpg", "2.jpg"]),
@@ -78,7 +78,7 @@ def test_a_row_becomes_a_batch(folder, processor):
         ({"conversations": turns("<image>"), "image": "/etc/passwd"}, "no name inside"),
         ({"conversations": turns("<image>"), "image": "0.jpg,"}, "'' is no name inside"),
         ({"conversations": []}, "the conversation is empty"),
-        ({"conversations": turns("Hi", "<image>"), "image": "0.jpg"}, "a picture stands in an assistant turn"),
+        ({"conversations": turns("Hi", "<image>"), "image": "0.jpg"}, "an image stands in an assistant turn"),
         (
             json.dumps({"conversations": turns("<image>"), "image": "\udcff.jpg"}),
             r"name '\\udcff\.jpg' has half of a character; rename the file",

@@ -17,19 +17,19 @@ from minivlm.scenes.facts import Scene, Thing
 from minivlm.scenes.language import read_facts
 from minivlm.scenes.samples import SceneSamples
 
-PICTURES, ROWS = 40, 120
+IMAGES, ROWS = 40, 120
 
 
 def scene(*kinds: str, setting: str = "beach") -> Scene:
-    places = [("left", "near"), ("right", "near"), ("middle", "far")]
-    things = (Thing(kind, "red", *place, "medium") for kind, place in zip(kinds, places, strict=False))
+    positions = [("left", "near"), ("right", "near"), ("middle", "far")]
+    things = (Thing(kind, "red", *position, "medium") for kind, position in zip(kinds, positions, strict=False))
     return Scene(setting, tuple(things), 0)
 
 
-FEATURES = torch.arange(PICTURES)[:, None, None]  # (I, 1, 1): each picture's is its number
+FEATURES = torch.arange(IMAGES)[:, None, None]  # (I, 1, 1): each picture's is its number
 
 
-def said(message) -> str:
+def text_of(message) -> str:
     return "".join(part.get("text", "") for part in message["content"])
 
 
@@ -44,15 +44,15 @@ class TestVariants:
 
     @pytest.fixture
     def long(self):
-        return list(ablations.Variant().samples(PICTURES, ROWS, 1, FEATURES))
+        return list(ablations.Variant().samples(IMAGES, ROWS, 1, FEATURES))
 
     def test_long_answers_are_the_shipped_recipe_and_noise_is_the_samples_own(self, long):
-        assert long == list(SceneSamples("sft", PICTURES, ROWS, 1, features=FEATURES))
-        noisy = list(ablations.Variant(noise=0.3).samples(PICTURES, ROWS, 1, FEATURES))
-        assert noisy == list(SceneSamples("sft", PICTURES, ROWS, 1, noise=0.3, features=FEATURES)) != long
+        assert long == list(SceneSamples("sft", IMAGES, ROWS, 1, features=FEATURES))
+        noisy = list(ablations.Variant(noise=0.3).samples(IMAGES, ROWS, 1, FEATURES))
+        assert noisy == list(SceneSamples("sft", IMAGES, ROWS, 1, noise=0.3, features=FEATURES)) != long
 
     def test_short_answers_name_the_same_things_in_one_clause_and_change_nothing_else(self, long):
-        short, described = list(ablations.Variant(short=True).samples(PICTURES, ROWS, 1, FEATURES)), 0
+        short, described = list(ablations.Variant(short=True).samples(IMAGES, ROWS, 1, FEATURES)), 0
         assert len(short) == len(long)
         for brief, full in zip(short, long, strict=True):
             assert (brief.name == full.name and brief.patch_features is not None) or "(text)" in brief.name
@@ -60,19 +60,19 @@ class TestVariants:
                 assert brief == full
                 continue
             described += 1
-            prompt, told, *rest = brief.messages
+            prompt, answer, *rest = brief.messages
             assert prompt["content"] == full.messages[0]["content"] and rest == full.messages[2:]
-            assert read_facts(said(told)).setting == read_facts(said(full.messages[1])).setting
-            assert set(read_facts(said(told)).things) == set(read_facts(said(full.messages[1])).things)
-            assert len(said(told)) < len(said(full.messages[1]))
-            assert not any(end in said(told) for end in (". ", "。")), "one clause"
-            assert ("的" in said(told)) == (PROMPTS["zh"] in said(prompt))
+            assert read_facts(text_of(answer)).setting == read_facts(text_of(full.messages[1])).setting
+            assert set(read_facts(text_of(answer)).things) == set(read_facts(text_of(full.messages[1])).things)
+            assert len(text_of(answer)) < len(text_of(full.messages[1]))
+            assert not any(end in text_of(answer) for end in (". ", "。")), "one clause"
+            assert ("的" in text_of(answer)) == (PROMPTS["zh"] in text_of(prompt))
         assert described > ROWS / 4
 
     def test_short_answers_depend_on_index_and_seed_alone(self):
-        rows = ablations.Variant(short=True).samples(PICTURES, ROWS, 1, FEATURES)
+        rows = ablations.Variant(short=True).samples(IMAGES, ROWS, 1, FEATURES)
         assert [rows[i] for i in reversed(range(ROWS))][::-1] == list(rows)
-        assert list(ablations.Variant(short=True).samples(PICTURES, ROWS, 2, FEATURES)) != list(rows)
+        assert list(ablations.Variant(short=True).samples(IMAGES, ROWS, 2, FEATURES)) != list(rows)
 
 
 class TestScores:
@@ -83,14 +83,14 @@ class TestScores:
     )
 
     def test_invented_by_mention_by_hand(self):
-        found = ablations.invented_by_mention(self.SCENES, self.TEXTS, mentions=2)
+        shares = ablations.invented_by_mention(self.SCENES, self.TEXTS, mentions=2)
         # first mentions: dog (there), car (not); second and later ones: kite (not), boat (there), tree (not)
-        assert [(one["numerator"], one["denominator"]) for one in found] == [(1, 2), (2, 3)]
+        assert [(one["numerator"], one["denominator"]) for one in shares] == [(1, 2), (2, 3)]
 
     def test_usual_share_by_hand(self):
-        found = ablations.usual_share(self.SCENES, self.TEXTS)
+        share = ablations.usual_share(self.SCENES, self.TEXTS)
         # kite is usual at the beach, tree in the park, car in neither
-        assert (found["numerator"], found["denominator"]) == (2, 3)
+        assert (share["numerator"], share["denominator"]) == (2, 3)
 
     @pytest.mark.parametrize(
         ("before", "after", "claimed"),
@@ -101,11 +101,11 @@ class TestScores:
             ([0.9, 0.9, 0.9], [0.5, 0.5, 0.5], True),
         ],
     )
-    def test_an_effect_counts_where_it_exceeds_the_spread_of_the_seeds(self, before, after, claimed):
-        found = ablations.effect(before, after)
-        assert found.claimed is claimed
-        assert found.difference == pytest.approx(sum(after) / 3 - sum(before) / 3)
-        assert found.seed_range == pytest.approx(max(max(before) - min(before), max(after) - min(after)))
+    def test_an_effect_counts_where_it_exceeds_the_range_over_the_seeds(self, before, after, claimed):
+        effect = ablations.effect(before, after)
+        assert effect.claimed is claimed
+        assert effect.difference == pytest.approx(sum(after) / 3 - sum(before) / 3)
+        assert effect.seed_range == pytest.approx(max(max(before) - min(before), max(after) - min(after)))
 
 
 class TestSampled:
@@ -132,8 +132,8 @@ class TestSampled:
     def test_the_same_seed_says_the_same_and_leaves_randomness_alone(self, model, processor, monkeypatch):
         monkeypatch.setattr(ablations, "LONG", 4)
         before = torch.random.get_rng_state()
-        given = (model, processor, self.features(model, 3), "What?")
-        first, again, other = (ablations.sampled(*given, seed) for seed in (0, 0, 1))
+        arguments = (model, processor, self.features(model, 3), "What?")
+        first, again, other = (ablations.sampled(*arguments, seed) for seed in (0, 0, 1))
         assert first == again != other
         assert torch.equal(before, torch.random.get_rng_state())
 
@@ -157,7 +157,7 @@ class TestRun:
         monkeypatch.setattr(ablations, "STAGES", {"scenes": small})
         monkeypatch.setattr(ablations, "LONG", 4)
         monkeypatch.setattr(ablations, "SHORT", 2)
-        return ablations.Plan(tmp_path / "out", data, (0, 1), {"pretrain": 1, "sft": 1}, 4, 4, "fp32", "minivlm test")
+        return ablations.AblationPlan(tmp_path / "out", data, (0, 1), {"pretrain": 1, "sft": 1}, 4, 4, "fp32", "minivlm test")
 
     def test_a_whole_run_and_its_second_sitting(self, plan, monkeypatch):
         results = ablations.experiment(plan)

@@ -20,27 +20,27 @@ def replies(lang, shown, scenes=SCENES):
     return [evaluation.Reply(item, known.get((shown(item.picture), item.group), "")) for item in items]
 
 
-def test_agreement_is_the_mean_over_all_wrong_places():
+def test_agreement_is_the_mean_over_all_pairs_of_different_images():
     rng = random_stream("accident", 0)
-    said, true = ([str(x) for x in rng.integers(0, 4, 30)] for _ in range(2))
+    answers, true = ([str(x) for x in rng.integers(0, 4, 30)] for _ in range(2))
     pairs = list(permutations(range(30), 2))
-    expected = sum(said[i] == true[j] for i, j in pairs) / len(pairs)
-    assert evaluation.chance.agreement(said, true) == pytest.approx(expected, abs=1e-5)
+    expected = sum(answers[i] == true[j] for i, j in pairs) / len(pairs)
+    assert evaluation.chance.agreement(answers, true) == pytest.approx(expected, abs=1e-5)
     assert evaluation.chance.agreement(["a"], ["a"]) is None and evaluation.chance.agreement([], []) is None
 
 
-def test_answers_are_held_against_places_where_the_same_was_asked():
+def test_answers_are_compared_with_images_of_which_the_same_was_asked():
     """Three cats, two dogs, and a bird that stands alone and is passed over."""
-    asked = ["cat", "dog", "cat", "dog", "cat", "bird"]
-    said = ["no", "no", "yes", "yes", "no", "yes"]
+    questions = ["cat", "dog", "cat", "dog", "cat", "bird"]
+    answers = ["no", "no", "yes", "yes", "no", "yes"]
     true = ["yes", "yes", "no", "no", "no", "yes"]
     # cat, said no: others are no, no -> 1; cat, said yes: others yes, no -> 1/2; cat, said no: others yes, no -> 1/2
     # dog, said no: the other is no -> 1; dog, said yes: the other is yes -> 1
-    assert evaluation.chance.agreement(said, true, asked) == pytest.approx((1 + 1 / 2 + 1 / 2 + 1 + 1) / 5)
+    assert evaluation.chance.agreement(answers, true, questions) == pytest.approx((1 + 1 / 2 + 1 / 2 + 1 + 1) / 5)
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
-def test_descriptions_are_held_against_every_picture_but_their_own(lang):
+def test_descriptions_are_compared_with_every_image_but_their_own(lang):
     """As `score_descriptions` has it, given all wrong pairs as so many answers: neither asked about nor shown."""
     texts = [description(SCENES[i // 2], lang, random_stream("told", i)) for i in range(len(SCENES))]
     texts[5] = ""  # names nothing
@@ -56,7 +56,7 @@ def test_descriptions_are_held_against_every_picture_but_their_own(lang):
     assert 0 < expected["recall"] < 0.2
 
 
-def test_descriptions_that_name_nothing_are_worth_nothing():
+def test_descriptions_that_name_nothing_have_chance_level_zero_or_none():
     level = evaluation.chance.describing(SCENES, [""] * len(SCENES))
     assert level == {"precision": None, "recall": 0, "setting": 0, "chair_i": None, "chair_s": 0}
 
@@ -94,28 +94,34 @@ def test_keys_compare_answers_to_different_questions():
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
-def test_pope_is_held_against_other_pictures_of_which_the_same_kind_was_asked(lang):
+def test_pope_is_compared_with_other_images_of_which_the_same_kind_was_asked(lang):
     """Loose forms of yes and no, and one that is neither; against pairs of questions, by hand."""
     forms = {"en": ("Yes, there is.", "no", "Blub."), "zh": ("是的，有。", "不是。", "一只狗")}[lang]
     rng = random_stream("loose", lang)
     items = evaluation.pope_questions(SCENES, lang)
     pope = [evaluation.Reply(item, forms[int(rng.choice(3, p=(0.3, 0.5, 0.2)))]) for item in items]
     level = evaluation.chance.chance_levels(SCENES, [""] * len(SCENES), replies(lang, lambda i: i), pope)["pope"]
+<<<<<<< HEAD
     assert len(set(level.values())) == len(evaluation.POPE_SAMPLINGS)
     for way in evaluation.POPE_SAMPLINGS:
         group = [reply for reply in pope if reply.item.group in (way, PRESENT)]
+=======
+    assert len(set(level.values())) == len(evaluation.POPE_WAYS)
+    for category in evaluation.POPE_WAYS:
+        group = [reply for reply in pope if reply.item.group in (category, PRESENT)]
+>>>>>>> 6b52fa8b2705e818286a8749572941b99e8afed9
         shares = []
         for one in group:
             (kind, _), *_ = read_facts(one.item.question.text).things
             others = [o for o in group if o is not one and read_facts(o.item.question.text).things[0][0] == kind]
-            said = {forms[0]: True, forms[1]: False, forms[2]: None}[one.text]
+            answer = {forms[0]: True, forms[1]: False, forms[2]: None}[one.text]
             if others:
-                shares.append(sum(said is (o.item.group == PRESENT) for o in others) / len(others))
-        assert level[way] == pytest.approx(sum(shares) / len(shares), abs=1e-5)
+                shares.append(sum(answer is (o.item.group == PRESENT) for o in others) / len(others))
+        assert level[category] == pytest.approx(sum(shares) / len(shares), abs=1e-5)
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
-def test_a_control_that_tells_about_another_picture_scores_its_chance_level(lang):
+def test_a_control_that_tells_about_another_image_scores_its_chance_level(lang):
     """A perfect teller, shown pictures in another order: within the interval, nineteen times in twenty or so."""
     rng, count, inside = random_stream("another order", lang), len(SCENES), []
     for _ in range(20):
@@ -127,11 +133,11 @@ def test_a_control_that_tells_about_another_picture_scores_its_chance_level(lang
 
 def within(lang, shown):
     """Which intervals hold their level: of recall, and of the types that can be asked about every picture."""
-    told = [description(SCENES[shown(i)], lang, random_stream("told", i)) for i in range(len(SCENES))]
-    answered = replies(lang, shown)
-    level = evaluation.chance.chance_levels(SCENES, told, answered, [], [shown(i) for i in range(len(SCENES))])
+    texts = [description(SCENES[shown(i)], lang, random_stream("told", i)) for i in range(len(SCENES))]
+    answers = replies(lang, shown)
+    level = evaluation.chance.chance_levels(SCENES, texts, answers, [], [shown(i) for i in range(len(SCENES))])
     assert set(level["questions"]) == set(w.QUESTION_TYPES)
-    scored, right = evaluation.score_descriptions(SCENES, told, lang, fully=False), evaluation.score_questions(answered)
+    scored, right = evaluation.score_descriptions(SCENES, texts, lang, fully=False), evaluation.score_questions(answers)
     recall = scored["things"]["pair"]["near"]["any"]["recall"]
     pairs = [(recall, level["descriptions"]["recall"])]
     pairs += [(right[type_], level["questions"][type_]) for type_ in ("what", "total", "setting", "time")]

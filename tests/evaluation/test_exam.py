@@ -21,19 +21,19 @@ def exam(model, processor):
     return prepare_exam(model, processor, pictures=16, holdout=4, questioned=4, workers=1)
 
 
-@pytest.mark.parametrize("pictures", [2, 3, 5, 8, 16, 25, 500])
-def test_another_picture_is_never_the_same(pictures):
-    others = pictures_shown(pictures, blank=pictures)["another"]
-    assert all(0 <= other < pictures and other != i for i, other in enumerate(others))
+@pytest.mark.parametrize("count", [2, 3, 5, 8, 16, 25, 500])
+def test_another_image_is_never_the_same(count):
+    others = pictures_shown(count, blank=count)["another"]
+    assert all(0 <= other < count and other != i for i, other in enumerate(others))
 
 
-def test_another_picture_holds_as_many_things_as_any_other():
+def test_another_image_holds_as_many_things_as_any_other():
     """With as many things in all, "how many in all?" would be no control."""
     things, others = [len(sample_scene("exam", i).things) for i in range(500)], pictures_shown(500, 500)["another"]
     assert 0.2 <= sum(things[i] == things[others[i]] for i in range(CONTROLLED)) / CONTROLLED <= 0.3
 
 
-def test_an_exam_of_one_picture_is_refused(model, processor):
+def test_an_exam_of_one_image_is_refused(model, processor):
     with pytest.raises(ValueError, match="take 2 or more"):
         prepare_exam(model, processor, pictures=1)
 
@@ -52,32 +52,32 @@ def test_the_exam_is_the_exam_split_and_ends_with_grey(exam, model, processor):
 def test_a_model_that_tells_the_truth_gets_full_marks_and_its_controls_do_not(exam, model, processor, monkeypatch):
     """The model's answers are replaced by the truth about the picture that it is shown."""
 
-    def oracle(model, processor, asked, **_):
+    def oracle(model, processor, conversations, **_):
         texts = []
-        for [message] in asked:
+        for [message] in conversations:
             *image, text = message["content"]
             prompt = text["text"]
             matches = [torch.equal(image[0]["image"], known) for known in exam.features] if image else [True]
-            picture = matches.index(True)
-            if len(matches) == 1 or picture == len(exam.features) - 1:
+            index = matches.index(True)
+            if len(matches) == 1 or index == len(exam.features) - 1:
                 texts.append("No.")
                 continue
-            scene = (exam.scenes + exam.holdout)[picture]
+            scene = (exam.scenes + exam.holdout)[index]
             lang = "zh" if prompt == PROMPTS["zh"] or any("\u4e00" <= c <= "\u9fff" for c in prompt) else "en"
             known = {q.question.text: q.question.answer for q in pope_questions(exam.scenes, lang)}
             if prompt in PROMPTS.values():
-                texts.append(caption(scene, lang, random_stream(picture)))
+                texts.append(caption(scene, lang, random_stream(index)))
             else:
                 own = exam_questions(exam.scenes[:4], lang) + pope_questions(exam.scenes, lang)
                 own = {(q.picture, q.question.text): q.question.answer for q in own}
-                texts.append(own.get((picture, prompt), known.get(prompt, "blub")))
+                texts.append(own.get((index, prompt), known.get(prompt, "blub")))
         return texts
 
     monkeypatch.setattr(exam_module, "reply", oracle)
     monkeypatch.setattr(exam_module, "CONTROLLED", 4)
-    got = evaluate(model, processor, exam)
-    assert json.loads(json.dumps(got)) == got and list(got) == list(w.LANGUAGES)
-    for lang in got.values():
+    results = evaluate(model, processor, exam)
+    assert json.loads(json.dumps(results)) == results and list(results) == list(w.LANGUAGES)
+    for lang in results.values():
         assert set(lang) == {"descriptions", "holdout", "questions", "guesses", "pope", "chance"}
         assert tuple(lang["chance"]) == CONTROLS
         assert set(lang["questions"]) == {"model", "blank", "another", "alone", "guess"}

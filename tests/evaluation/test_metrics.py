@@ -17,7 +17,7 @@ PANDA = Thing("panda", None, "left", "far", "small")
 SCENE = Scene("park", (RED_CAR, BLUE_DOG, RED_DOG, PANDA), 1)
 
 
-def said(*things, setting="park"):
+def mentioned(*things, setting="park"):
     return Mentioned(things, setting)
 
 
@@ -45,7 +45,7 @@ def said(*things, setting="park"):
     ],
 )
 def test_named_things_by_hand(things, level, distance, expected):
-    assert compare(SCENE, said(*things), level, distance) == expected
+    assert compare(SCENE, mentioned(*things), level, distance) == expected
 
 
 def test_descriptions_by_hand():
@@ -54,39 +54,39 @@ def test_descriptions_by_hand():
         "A red car, a red dog and a green cat in a park",  # near: car right, cat untrue, dog left out; 1 of 3 invented
         "a white bird, a kite in outer space",  # a kite, with no colour, and the wrong place
     ]
-    got = score_descriptions([SCENE, beach], texts, "en")
+    scores = score_descriptions([SCENE, beach], texts, "en")
 
     def counts(figure):
         return figure["numerator"], figure["denominator"]
 
-    near = got["things"]["pair"]["near"]["any"]
+    near = scores["things"]["pair"]["near"]["any"]
     assert near["pictures"] == 1  # the beach holds nothing near and says nothing about it
     assert (counts(near["precision"]), counts(near["recall"])) == ((1, 2), (1, 2))
     assert counts(near["precision_at_best"]) == (1, 1)  # the green cat may have been meant for the panda
-    every = got["things"]["pair"]["all"]
+    every = scores["things"]["pair"]["all"]
     assert (counts(every["any"]["precision"]), counts(every["any"]["recall"])) == ((3, 5), (3, 5))
     assert (counts(every["4"]["precision"]), counts(every["4"]["recall"])) == ((2, 3), (2, 4))
     assert (counts(every["1"]["precision"]), counts(every["1"]["recall"])) == ((1, 2), (1, 1))
     assert every["2"]["recall"] == {"value": None, "low": None, "high": None, "numerator": 0, "denominator": 0}
-    assert counts(got["setting"]) == (1, 2)
-    assert counts(got["chair_i"]) == (2, 5)
-    assert counts(got["chair_s"]) == (2, 2)
-    assert got["length"]["value"] == pytest.approx((13 + 8) / 2)
+    assert counts(scores["setting"]) == (1, 2)
+    assert counts(scores["chair_i"]) == (2, 5)
+    assert counts(scores["chair_s"]) == (2, 2)
+    assert scores["length"]["value"] == pytest.approx((13 + 8) / 2)
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
 @pytest.mark.parametrize("write", [caption, description])
 def test_the_truth_scores_full_marks(lang, write):
     scenes = [sample_scene("exam", i) for i in range(40)]
-    got = score_descriptions(scenes, [write(s, lang, random_stream(s.seed)) for s in scenes], lang)
+    scores = score_descriptions(scenes, [write(s, lang, random_stream(s.seed)) for s in scenes], lang)
     for level in LEVELS:
         for distance in DISTANCES:
-            for score in got["things"][level][distance].values():
+            for score in scores["things"][level][distance].values():
                 if score["pictures"]:
                     assert score["precision"]["value"] == score["recall"]["value"] == 1
-    assert [got["things"]["pair"]["all"][str(n)]["pictures"] for n in (1, 2, 3, 4)] == [10] * 4
-    assert got["setting"]["value"] == 1
-    assert got["chair_i"]["value"] == got["chair_s"]["value"] == 0
+    assert [scores["things"]["pair"]["all"][str(n)]["pictures"] for n in (1, 2, 3, 4)] == [10] * 4
+    assert scores["setting"]["value"] == 1
+    assert scores["chair_i"]["value"] == scores["chair_s"]["value"] == 0
 
 
 # ---- intervals
@@ -96,15 +96,15 @@ def test_the_interval_is_that_of_the_plain_bootstrap():
     rng = np.random.default_rng(3)
     of = rng.integers(1, 5, 60)
     count = rng.binomial(of, 0.7)
-    got = estimate((i, c, o) for i, (c, o) in enumerate(zip(count, of, strict=True)))
+    interval = estimate((i, c, o) for i, (c, o) in enumerate(zip(count, of, strict=True)))
     draws = [rng.integers(0, 60, 60) for _ in range(4000)]  # another stream, one picture at a time
     values = [count[d].sum() / of[d].sum() for d in draws]
-    assert got["value"] == pytest.approx(count.sum() / of.sum(), abs=1e-5)
-    assert [got["low"], got["high"]] == pytest.approx(np.quantile(values, (0.025, 0.975)), abs=0.02)
-    assert (got["numerator"], got["denominator"]) == (count.sum(), of.sum())
+    assert interval["value"] == pytest.approx(count.sum() / of.sum(), abs=1e-5)
+    assert [interval["low"], interval["high"]] == pytest.approx(np.quantile(values, (0.025, 0.975)), abs=0.02)
+    assert (interval["numerator"], interval["denominator"]) == (count.sum(), of.sum())
 
 
-def test_rows_of_one_picture_are_drawn_together():
+def test_rows_of_one_image_are_drawn_together():
     apart = estimate((i, i % 2, 1) for i in range(100))
     together = estimate((i // 10, i // 10 % 2, 1) for i in range(100))
     assert together["high"] - together["low"] > 2 * (apart["high"] - apart["low"])
@@ -126,8 +126,8 @@ def test_pope_by_hand():
     scenes = [sample_scene("exam", i) for i in range(3)]
     items = [item for item in pope_questions(scenes, "en") if item.group in (PRESENT, "random")]
     texts = ["Yes.", "Yes.", "Yes.", "No.", "Blub.", "Blub."]
-    got = score_pope([Reply(item, text) for item, text in zip(items, texts, strict=True)])["random"]
-    counts = {name: (figure["numerator"], figure["denominator"]) for name, figure in got.items()}
+    scores = score_pope([Reply(item, text) for item, text in zip(items, texts, strict=True)])["random"]
+    counts = {name: (figure["numerator"], figure["denominator"]) for name, figure in scores.items()}
     assert counts == {
         "accuracy": (3, 6),
         "precision": (2, 3),

@@ -47,24 +47,24 @@ def test_exam_questions_cover_all_types_and_their_answers_are_right(lang):
     scenes = [sample_scene("exam", i) for i in range(40)]
     items = exam_questions(scenes, lang)
     assert {item.group for item in items} == set(w.QUESTION_TYPES)
-    got = score_questions([Reply(item, item.question.answer) for item in items])
-    assert list(got) == ["all", *w.QUESTION_TYPES]
-    assert all(figure["value"] == 1 for figure in got.values())
-    assert got["all"]["denominator"] == len(items) == sum(figure["denominator"] for figure in got.values()) - len(items)
+    scores = score_questions([Reply(item, item.question.answer) for item in items])
+    assert list(scores) == ["all", *w.QUESTION_TYPES]
+    assert all(f["value"] == 1 for f in scores.values())
+    assert scores["all"]["denominator"] == len(items) == sum(f["denominator"] for f in scores.values()) - len(items)
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
 def test_guesses_by_hand_and_on_the_exam(lang):
     items = exam_questions([sample_scene("exam", i) for i in range(120)], lang)
     guesses, replies = best_guesses(items, lang)
-    got = score_questions(replies)
+    scores = score_questions(replies)
     assert len(replies) == len(items)
     answers = [item.question.answer for item in items if item.group == "setting"]
-    assert got["setting"]["numerator"] == max(answers.count(one) for one in set(answers))
+    assert scores["setting"]["numerator"] == max(answers.count(one) for one in set(answers))
     assert guesses["setting"] in answers
-    assert 0.35 < got["compare"]["value"] < 0.65  # the one named first is a coin's throw
-    assert 0.4 < got["exists"]["value"] < 0.65
-    assert got["count"]["value"] > 0.4  # in Chinese too, where every kind has its own measure word
+    assert 0.35 < scores["compare"]["value"] < 0.65  # the one named first is a coin's throw
+    assert 0.4 < scores["exists"]["value"] < 0.65
+    assert scores["count"]["value"] > 0.4  # in Chinese too, where every kind has its own measure word
 
 
 # ---- POPE

@@ -9,7 +9,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from lessons import chat
 from lessons.chat import ANY, FILE, QUESTIONS, WHOLE, Chat
 from lessons.lesson_00 import Familiar
 from PIL import Image
@@ -37,138 +36,138 @@ class Ruler(Familiar):
 
 
 @pytest.fixture
-def talk(shipped):
+def chat(shipped):
     """A chat for which every picture is near."""
     return Chat(*shipped, Ruler(torch.zeros(192), torch.eye(192), threshold=float("inf")))
 
 
-def png(picture: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, format="PNG")
+    image.save(stream, format="PNG")
     return stream.getvalue()
 
 
-def upload(talk: Chat, content: bytes, name: str = "mine.png") -> None:
+def upload(chat: Chat, content: bytes, name: str = "mine.png") -> None:
     """What the browser does when a file was chosen."""
     file = {"name": name, "type": "image/png", "size": len(content), "content": memoryview(content)}
-    talk.source.value, talk.file.value = FILE, (file | {"last_modified": NOW},)
+    chat.source.value, chat.file.value = FILE, (file | {"last_modified": NOW},)
 
 
-def type_and_send(talk: Chat, question: str, enter: bool = False) -> str:
+def type_and_send(chat: Chat, question: str, enter: bool = False) -> str:
     """Type a question, then click Send or press Enter. Returns the conversation as text."""
-    talk.question.value = question
+    chat.question.value = question
     if enter:
-        talk.question._handle_custom_msg({"event": "submit"}, [])
+        chat.question._handle_custom_msg({"event": "submit"}, [])
     else:
-        talk.send.click()
-    return said(talk)
+        chat.send.click()
+    return text_of(chat)
 
 
-def said(talk: Chat) -> str:
-    return html.unescape(re.sub(r"<[^>]+>", "", talk.log.value.replace("</p>", "\n")))
+def text_of(chat: Chat) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", "", chat.log.value.replace("</p>", "\n")))
 
 
 class TestAConversation:
-    def test_it_begins_with_a_picture_and_what_to_ask(self, talk):
-        assert 'alt="drawn: ' in talk.view.value and "panda" in talk.view.value and "data:image/" in talk.view.value
-        assert "Ask anything" in said(talk) and "Model:" not in said(talk)
-        assert talk.question.placeholder and talk.send.description == "Send"
+    def test_it_begins_with_a_image_and_what_to_ask(self, chat):
+        assert 'alt="drawn: ' in chat.view.value and "panda" in chat.view.value and "data:image/" in chat.view.value
+        assert "Ask anything" in text_of(chat) and "Model:" not in text_of(chat)
+        assert chat.question.placeholder and chat.send.description == "Send"
 
     @pytest.mark.parametrize("enter", [False, True], ids=["click", "enter"])
-    def test_a_question_is_answered_and_the_field_is_empty_again(self, talk, enter):
+    def test_a_question_is_answered_and_the_field_is_empty_again(self, chat, enter):
         question = "Is there a dog in the picture?"
-        assert f"You: {question}\nModel: No.\n" in type_and_send(talk, question, enter)
-        assert talk.question.value == "" and not talk.send.disabled
+        assert f"You: {question}\nModel: No.\n" in type_and_send(chat, question, enter)
+        assert chat.question.value == "" and not chat.send.disabled
 
-    def test_nothing_is_asked_by_an_empty_line(self, talk):
-        before = said(talk)
-        assert type_and_send(talk, "   ") == before
+    def test_nothing_is_asked_by_an_empty_line(self, chat):
+        before = text_of(chat)
+        assert type_and_send(chat, "   ") == before
         with pytest.raises(ValueError, match="type a question"):
-            talk.ask(" ")
+            chat.ask(" ")
 
-    def test_the_answer_grows_word_by_word_to_what_generate_says(self, talk, shipped):
-        seen = []
-        talk.log.observe(lambda change: seen.append(said(talk).split("Model: ")[-1].strip()), names="value")
-        answer = talk.ask("What is in this picture?")
-        grown = list(dict.fromkeys(seen))
+    def test_the_answer_grows_word_by_word_to_what_generate_says(self, chat, shipped):
+        answers = []
+        chat.log.observe(lambda change: answers.append(text_of(chat).split("Model: ")[-1].strip()), names="value")
+        answer = chat.ask("What is in this picture?")
+        grown = list(dict.fromkeys(answers))
         assert len(grown) > 10 and grown[-1] == answer
         assert all(later.startswith(earlier) for earlier, later in pairwise(grown))
         assert answer == reply(*shipped, ask("What is in this picture?", draw(TABLE["panda"])))
 
-    def test_what_was_said_is_part_of_the_next_question(self, talk, monkeypatch):
-        asked = []
+    def test_the_conversation_so_far_is_part_of_the_next_question(self, chat, monkeypatch):
+        conversations = []
 
         def echo(model, processor, messages, streamer):
-            asked.append(messages)
-            return f"answer {len(asked)}"
+            conversations.append(messages)
+            return f"answer {len(conversations)}"
 
-        monkeypatch.setattr(chat, "reply", echo)
+        monkeypatch.setattr("lessons.chat.reply", echo)
         for number in range(QUESTIONS + 1):
-            talk.ask(f"<image>\nquestion {number}?")
-        roles = [[message["role"] for message in messages] for messages in asked]
+            chat.ask(f"<image>\nquestion {number}?")
+        roles = [[message["role"] for message in messages] for messages in conversations]
         assert roles[1] == ["user", "assistant", "user"] and len(roles[QUESTIONS - 1]) == 2 * QUESTIONS - 1
         assert roles[QUESTIONS] == ["user"], "a conversation longer than any of stage 2 begins anew"
-        first, *later = [message["content"] for message in asked[1] if message["role"] == "user"]
+        first, *later = [message["content"] for message in conversations[1] if message["role"] == "user"]
         assert [part["type"] for part in first] == ["image", "text"] and first[1]["text"] == "question 0?"
         assert later == [[{"type": "text", "text": "<image>\nquestion 1?"}]], "shorthand only where a picture begins"
 
-    def test_another_picture_begins_another_conversation(self, talk):
-        type_and_send(talk, "Is there a dog in the picture?")
-        talk.source.value = "traffic"
-        assert talk.turns == [] and "You:" not in said(talk)
-        assert "car" in talk.view.value
-        assert "Model: Two." in type_and_send(talk, "How many things are there in all?")
+    def test_another_image_begins_another_conversation(self, chat):
+        type_and_send(chat, "Is there a dog in the picture?")
+        chat.source.value = "traffic"
+        assert chat.turns == [] and "You:" not in text_of(chat)
+        assert "car" in chat.view.value
+        assert "Model: Two." in type_and_send(chat, "How many things are there in all?")
 
-    def test_any_scene_can_be_chosen_by_its_number(self, talk):
-        assert talk.scene.layout.display == "none"
-        talk.source.value = ANY
-        assert talk.scene.layout.display is None
-        talk.scene.value = 17
-        np.testing.assert_array_equal(np.asarray(talk.picture), np.asarray(draw(sample_scene("dev", 17))))
+    def test_any_scene_can_be_chosen_by_its_number(self, chat):
+        assert chat.scene.layout.display == "none"
+        chat.source.value = ANY
+        assert chat.scene.layout.display is None
+        chat.scene.value = 17
+        np.testing.assert_array_equal(np.asarray(chat.picture), np.asarray(draw(sample_scene("dev", 17))))
 
-    def test_typed_markup_is_text(self, talk, monkeypatch):
-        monkeypatch.setattr(chat, "reply", lambda *given, streamer: "<i>no</i>")
-        talk.ask("<b>bold?</b>")
-        assert "&lt;b&gt;bold?&lt;/b&gt;" in talk.log.value and "&lt;i&gt;no&lt;/i&gt;" in talk.log.value
+    def test_typed_markup_is_text(self, chat, monkeypatch):
+        monkeypatch.setattr("lessons.chat.reply", lambda *args, streamer: "<i>no</i>")
+        chat.ask("<b>bold?</b>")
+        assert "&lt;b&gt;bold?&lt;/b&gt;" in chat.log.value and "&lt;i&gt;no&lt;/i&gt;" in chat.log.value
 
 
 class TestWhereAWordLooked:
-    def test_each_word_offered_shows_the_picture_as_it_saw_it(self, talk):
-        assert talk.word.options == ((WHOLE, None),)
-        talk.ask("What is in this picture?")
-        words = dict(talk.word.options)
+    def test_each_word_offered_shows_the_image_as_it_saw_it(self, chat):
+        assert chat.word.options == ((WHOLE, None),)
+        chat.ask("What is in this picture?")
+        words = dict(chat.word.options)
         assert WHOLE in words and "panda" in words
-        whole = talk.view.value
-        talk.word.value = words["panda"]
-        assert talk.view.value != whole and "“panda” looked most at the" in talk.view.value
-        talk.word.value = None
-        assert talk.view.value == whole
+        whole = chat.view.value
+        chat.word.value = words["panda"]
+        assert chat.view.value != whole and "“panda” looked most at the" in chat.view.value
+        chat.word.value = None
+        assert chat.view.value == whole
 
-    def test_an_answer_without_words_offers_none(self, talk, monkeypatch):
-        monkeypatch.setattr(chat, "reply", lambda *given, streamer: "")
-        talk.ask("What?")
-        assert talk.word.options == ((WHOLE, None),)
+    def test_an_answer_without_words_offers_none(self, chat, monkeypatch):
+        monkeypatch.setattr("lessons.chat.reply", lambda *args, streamer: "")
+        chat.ask("What?")
+        assert chat.word.options == ((WHOLE, None),)
 
 
 class TestAFileOfOnesOwn:
-    def test_without_a_file_it_asks_for_one(self, talk):
-        talk.source.value = FILE
-        assert talk.view.value == "" and talk.file.layout.display is None
-        assert "Choose a picture first." in type_and_send(talk, "What is it?")
+    def test_without_a_file_it_asks_for_one(self, chat):
+        chat.source.value = FILE
+        assert chat.view.value == "" and chat.file.layout.display is None
+        assert "Choose a picture first." in type_and_send(chat, "What is it?")
 
-    def test_a_wide_picture_is_shown_and_asked_about(self, talk):
-        upload(talk, png(draw(TABLE["sunset"]).resize((400, 200))))
-        assert 'alt="your file mine.png"' in talk.view.value
-        assert "Model: " in type_and_send(talk, "Is there a dog in the picture?")
+    def test_a_wide_image_is_shown_and_asked_about(self, chat):
+        upload(chat, png(draw(TABLE["sunset"]).resize((400, 200))))
+        assert 'alt="your file mine.png"' in chat.view.value
+        assert "Model: " in type_and_send(chat, "Is there a dog in the picture?")
 
-    def test_a_damaged_file_is_refused_in_words(self, talk):
-        upload(talk, png(draw(TABLE["sunset"]))[:500])
-        assert "cut off" in said(talk) and talk.picture is None
-        assert "Choose a picture first." in type_and_send(talk, "What is it?")
+    def test_a_damaged_file_is_refused_in_words(self, chat):
+        upload(chat, png(draw(TABLE["sunset"]))[:500])
+        assert "cut off" in text_of(chat) and chat.picture is None
+        assert "Choose a picture first." in type_and_send(chat, "What is it?")
 
-    def test_a_far_picture_is_called_far_before_any_answer(self, shipped):
-        talk = Chat(*shipped, Ruler(torch.zeros(192), torch.eye(192), threshold=0.0))
-        upload(talk, png(Image.effect_noise((64, 64), 80)))
-        assert "This model knows only drawn scenes" in said(talk)
-        log = type_and_send(talk, "What is in this picture?")
+    def test_a_far_image_is_called_far_before_any_answer(self, shipped):
+        chat = Chat(*shipped, Ruler(torch.zeros(192), torch.eye(192), threshold=0.0))
+        upload(chat, png(Image.effect_noise((64, 64), 80)))
+        assert "This model knows only drawn scenes" in text_of(chat)
+        log = type_and_send(chat, "What is in this picture?")
         assert log.index("This model knows only drawn scenes") < log.index("Model: ")

@@ -74,14 +74,14 @@ def test_counting_what_is_kept_keeps_nothing(model, processor):
 def test_memory_is_weights_two_states_and_what_the_whole_batch_keeps(model, processor, name, precision):
     part = stage(name, batch_size=3)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    found = cost.memory(model, processor, part, SHORT, precision)
+    memory = cost.memory(model, processor, part, SHORT, precision)
     trained = 16 * 24 + (0 if name == "pretrain" else sum(p.numel() for p in model.language_model.parameters()))
     each = 4 if precision == "fp32" else 4 + 2  # the engine computes with a copy in 16 bits
-    assert found.weights == each * sum(p.numel() for p in model.parameters())
-    assert (found.gradients, found.optimizer) == (each * trained, 8 * trained)
+    assert memory.weights == each * sum(p.numel() for p in model.parameters())
+    assert (memory.gradients, memory.optimizer) == (each * trained, 8 * trained)
     whole = cost.on_device(model, processor.collate([cost.random_example(model.config, SHORT)] * 3))
-    assert 0 < found.activations == pytest.approx(cost.activation_bytes(model, whole, precision), rel=0.02)
-    assert found.total == found.weights + found.gradients + found.optimizer + found.activations
+    assert 0 < memory.activations == pytest.approx(cost.activation_bytes(model, whole, precision), rel=0.02)
+    assert memory.total == memory.weights + memory.gradients + memory.optimizer + memory.activations
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
 
@@ -91,21 +91,21 @@ def test_a_probe_takes_real_steps_and_moves_what_learns_alone(model, processor, 
     before, rates = {key: tensor.clone() for key, tensor in model.state_dict().items()}, []
     step = torch.optim.AdamW.step
 
-    def noted(self, *given, **options):
+    def noted(self, *args, **options):
         rates.extend(group["lr"] for group in self.param_groups)
-        return step(self, *given, **options)
+        return step(self, *args, **options)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
-    found = cost.probe(model, processor, stage(name), SHORT, precision, examples=2, steps=3)
+    probe = cost.probe(model, processor, stage(name), SHORT, precision, examples=2, steps=3)
     moved = {key.split(".")[0] for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
     assert moved == ({"projector"} if name == "pretrain" else {"projector", "language_model"})
-    assert len(found.losses) == len(found.seconds) == 3 and found.losses[-1] < found.losses[0]
+    assert len(probe.losses) == len(probe.seconds) == 3 and probe.losses[-1] < probe.losses[0]
     assert set(rates) == {2e-3}  # the stage's own
     assert cost.Probe(4, (9.0, 1.0, 2.0, 4.0), (1.0,) * 4).examples_per_second == 2.0  # the median without the first
     assert not model.training
 
 
-def test_the_made_up_row_has_the_length_and_what_is_learnt_at_its_end(model, processor):
+def test_the_random_row_has_the_length_and_its_supervised_tokens_at_its_end(model, processor):
     row = cost.random_example(model.config, SHORT)
     assert len(row.input_ids) == 20 and sum(label != -100 for label in row.labels) == 7
     assert row.labels[-7:] == row.input_ids[-7:] and row.input_ids.count(model.config.image_token_id) == 4

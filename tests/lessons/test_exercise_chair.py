@@ -13,11 +13,11 @@ from minivlm.scenes.language import noun_phrase
 def by_hand(mentioned, present):
     """A right answer, written as a reader would."""
     invented = mentions = liars = 0
-    for said, there in zip(mentioned, present, strict=True):
+    for named, there in zip(mentioned, present, strict=True):
         kinds = {kind for kind, _ in there}
-        untrue = [kind for kind, _ in said if kind not in kinds]
+        untrue = [kind for kind, _ in named if kind not in kinds]
         invented += len(untrue)
-        mentions += len(said)
+        mentions += len(named)
         liars += len(untrue) > 0
     return invented / max(1, mentions), liars / len(mentioned)
 
@@ -35,10 +35,10 @@ def test_the_measures_by_hand():
 
 def test_the_right_answer_is_the_packages_own():
     scenes, texts = [], []
-    for said, there in zip(MENTIONED, PRESENT, strict=True):
+    for named, there in zip(MENTIONED, PRESENT, strict=True):
         things = tuple(Thing(kind, colour, "left", "near", "medium") for kind, colour in there)
         scenes.append(Scene("park", things, 0))
-        texts.append(" ".join(f"There is {noun_phrase(kind, colour, 'en')}." for kind, colour in said))
+        texts.append(" ".join(f"There is {noun_phrase(kind, colour, 'en')}." for kind, colour in named))
     scored = score_descriptions(scenes, texts, "en")
     counted = [(scored[name]["numerator"], scored[name]["denominator"]) for name in ("chair_i", "chair_s")]
     assert counted == [(6, 18), (2, 7)]
@@ -47,8 +47,8 @@ def test_the_right_answer_is_the_packages_own():
 def test_no_two_formulas_agree():
     """Else a mistake would be told as another one."""
     for right, wrong in ((chair_i, WRONG_I), (chair_s, WRONG_S)):
-        found = [right(MENTIONED, PRESENT), *(formula(MENTIONED, PRESENT) for formula, _ in wrong)]
-        assert len({round(value, 5) for value in found}) == len(found), found
+        values = [right(MENTIONED, PRESENT), *(formula(MENTIONED, PRESENT) for formula, _ in wrong)]
+        assert len({round(value, 5) for value in values}) == len(values), values
     assert len({message for _, message in (*WRONG_I, *WRONG_S)}) == len(WRONG_I) + len(WRONG_S)
 
 
@@ -88,5 +88,5 @@ WRONG = {
 
 @pytest.mark.parametrize(("answer", "message"), WRONG.values(), ids=WRONG)
 def test_each_wrong_answer_gets_its_own_message(answer, message):
-    said = verdict("chair", answer)
-    assert said.startswith("Not yet: ") and message in said
+    output = verdict("chair", answer)
+    assert output.startswith("Not yet: ") and message in output

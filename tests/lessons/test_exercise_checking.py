@@ -53,7 +53,7 @@ def test_an_unknown_exercise_is_refused_with_the_names_of_all():
         verdict("nothing", right)
 
 
-def test_what_an_answer_raises_is_told_in_one_line():
+def test_what_an_answer_raises_is_reported_in_one_line():
     def fails(*_):
         raise KeyError("one\ntwo")
 
@@ -69,7 +69,7 @@ def test_what_an_answer_raises_is_told_in_one_line():
 
 
 @pytest.mark.parametrize("answer", [None, [5, 99, 99]])
-def test_a_result_in_place_of_the_function(answer):
+def test_a_result_instead_of_the_function(answer):
     assert verdict("doubling", answer).startswith("Not yet: give the function itself, without brackets behind its name")
 
 
@@ -77,30 +77,30 @@ class TestForbidden:
     OWN = "Not yet: this calls the package's own expand_placeholders; write the steps yourself"
 
     def test_by_name_from_its_module_and_by_another_name(self):
-        assert verdict("doubling", lambda *given: expand_placeholders(*given)) == self.OWN
-        assert verdict("doubling", lambda *given: placeholders.expand_placeholders(*given)) == self.OWN
+        assert verdict("doubling", lambda *args: expand_placeholders(*args)) == self.OWN
+        assert verdict("doubling", lambda *args: placeholders.expand_placeholders(*args)) == self.OWN
 
-        def imports_late(*given):
+        def imports_late(*args):
             from minivlm.placeholders import expand_placeholders as own
 
-            return own(*given)
+            return own(*args)
 
         assert verdict("doubling", imports_late) == self.OWN
 
     def test_the_function_itself(self):
         assert verdict("doubling", expand_placeholders) == self.OWN
 
-    def test_who_catches_the_refusal_is_found_out(self):
-        def catches(*given):
+    def test_catching_the_refusal_is_detected(self):
+        def catches(*args):
             try:
-                return expand_placeholders(*given)
+                return expand_placeholders(*args)
             except Exception:
-                return right(*given)
+                return right(*args)
 
         assert verdict("doubling", catches) == self.OWN
 
     def test_afterwards_everything_is_as_it_was(self):
-        verdict("doubling", lambda *given: expand_placeholders(*given))
+        verdict("doubling", lambda *args: expand_placeholders(*args))
         assert expand_placeholders(*ARGUMENTS) == placeholders.expand_placeholders(*ARGUMENTS) == [5, 99, 99]
 
     def test_an_error_inside_stays_itself_when_nothing_was_called(self):

@@ -17,20 +17,20 @@ def ids_of(conversation) -> list[int]:
     return [token for segment in conversation for token in segment.ids]
 
 
-def labels_where(learnt: Callable[[Segment], bool]) -> Callable:
-    """An answer that supervises the segments for which `learnt` says yes."""
+def labels_where(supervised: Callable[[Segment], bool]) -> Callable:
+    """An answer that supervises the segments for which `supervised` is true."""
 
     def answer(conversation):
-        return [token if learnt(s) else IGNORE_INDEX for s in conversation for token in s.ids]
+        return [token if supervised(s) else IGNORE_INDEX for s in conversation for token in s.ids]
 
     return answer
 
 
-def is_learnt(segment: Segment) -> bool:
+def is_supervised(segment: Segment) -> bool:
     return segment.role == "assistant" and segment.part in ("text", "end")
 
 
-right = labels_where(is_learnt)
+right = labels_where(is_supervised)
 
 
 def without_first(conversation, count: int = 1) -> list[int]:
@@ -38,37 +38,37 @@ def without_first(conversation, count: int = 1) -> list[int]:
     labels = []
     for segment in conversation:
         own = right([segment])
-        cut = count if is_learnt(segment) and segment.part == "text" else 0
+        cut = count if is_supervised(segment) and segment.part == "text" else 0
         labels += [IGNORE_INDEX] * cut + own[cut:]
     return labels
 
 
 def moved_mask(conversation, by: int) -> list[int]:
     """Supervision that begins and ends `by` tokens late."""
-    ids, learnt = ids_of(conversation), [label != IGNORE_INDEX for label in right(conversation)]
-    places = [0 <= place - by < len(ids) and learnt[place - by] for place in range(len(ids))]
-    return [token if yes else IGNORE_INDEX for token, yes in zip(ids, places, strict=True)]
+    ids, supervised = ids_of(conversation), [label != IGNORE_INDEX for label in right(conversation)]
+    mask = [0 <= i - by < len(ids) and supervised[i - by] for i in range(len(ids))]
+    return [token if yes else IGNORE_INDEX for token, yes in zip(ids, mask, strict=True)]
 
 
-def found_by_value(conversation) -> list[int]:
+def search_by_value(conversation) -> list[int]:
     """Looks for the answer's ids wherever they stand."""
-    answers = {token for segment in conversation if is_learnt(segment) for token in segment.ids}
+    answers = {token for segment in conversation if is_supervised(segment) for token in segment.ids}
     return [token if token in answers else IGNORE_INDEX for token in ids_of(conversation)]
 
 
 def first_answer_only(conversation) -> list[int]:
-    end = next(place for place, s in enumerate(conversation) if s.role == "assistant" and s.part == "end")
+    end = next(i for i, s in enumerate(conversation) if s.role == "assistant" and s.part == "end")
     return right(conversation[: end + 1]) + [IGNORE_INDEX] * len(ids_of(conversation[end + 1 :]))
 
 
 def last_answer_only(conversation) -> list[int]:
-    start = max(place for place, s in enumerate(conversation) if s.part == "head")
+    start = max(i for i, s in enumerate(conversation) if s.part == "head")
     return [IGNORE_INDEX] * len(ids_of(conversation[:start])) + right(conversation[start:])
 
 
 def changes_the_segments(conversation) -> list[int]:
     for segment in conversation:
-        if not is_learnt(segment):
+        if not is_supervised(segment):
             segment.ids[:] = [IGNORE_INDEX] * len(segment.ids)
     return ids_of(conversation)
 
@@ -92,14 +92,14 @@ WRONG = {
         labels_where(lambda s: s.role != "user" and s.part in ("text", "end")),
         "the system's text is supervised",
     ),
-    "user's end": (labels_where(lambda s: s.part == "end" or is_learnt(s)), "the end token of the user's turn"),
+    "user's end": (labels_where(lambda s: s.part == "end" or is_supervised(s)), "the end token of the user's turn"),
     "everything": (ids_of, "everything is supervised"),
     "all but the picture": (labels_where(lambda s: s.part != "image"), "the user's text is supervised"),
     "nothing": (lambda c: [IGNORE_INDEX] * len(ids_of(c)), "nothing is supervised"),
-    "image block": (labels_where(lambda s: is_learnt(s) or s.part == "image"), "the picture's placeholders"),
+    "image block": (labels_where(lambda s: is_supervised(s) or s.part == "image"), "the picture's placeholders"),
     "head": (labels_where(lambda s: s.role == "assistant" and s.part != "gap"), "the head of a turn"),
     "newline": (labels_where(lambda s: s.role == "assistant" and s.part != "head"), "the newline after an end token"),
-    "found by value": (found_by_value, "the user's text is supervised"),
+    "found by value": (search_by_value, "the user's text is supervised"),
     "only what is learnt": (lambda c: [label for label in right(c) if label != IGNORE_INDEX], "4 labels for 21 tokens"),
     "one token short": (lambda c: right(c)[:-1], "20 labels for 21 tokens"),
     "ids changed": (lambda c: [label + (label > 0) for label in right(c)], "label 16 is 42, but the token there is 41"),
@@ -124,8 +124,8 @@ def test_the_right_answer_is_right():
 @pytest.mark.parametrize("mistake", WRONG)
 def test_a_wrong_answer_hears_what_is_wrong(mistake):
     answer, message = WRONG[mistake]
-    said = verdict("build_labels", answer)
-    assert said.startswith("Not yet: ") and message in said
+    output = verdict("build_labels", answer)
+    assert output.startswith("Not yet: ") and message in output
 
 
 def test_mistakes_hear_different_things():
@@ -135,8 +135,8 @@ def test_mistakes_hear_different_things():
 class TestThePackagesOwn:
     def test_render_is_refused(self, processor):
         messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a car"}]
-        said = verdict("build_labels", lambda c: processor.encode(Sample(messages)).labels)
-        assert "calls the package's own encode" in said
+        output = verdict("build_labels", lambda c: processor.encode(Sample(messages)).labels)
+        assert "calls the package's own encode" in output
         assert processor.encode(Sample(messages)).labels  # and works again afterwards
 
     def test_the_checks_own_solution_is_refused(self):
@@ -155,14 +155,14 @@ class TestSegments:
 
     def test_a_rendered_row_falls_into_its_segments(self, processor: MiniVLMProcessor):
         row = processor.encode(Sample(list(self.CONVERSATION)))
-        found = segments(row, processor)
-        assert ids_of(found) == row.input_ids
-        assert expected(found) == row.labels  # an independent renderer says the same
+        result = segments(row, processor)
+        assert ids_of(result) == row.input_ids
+        assert expected(result) == row.labels  # an independent renderer says the same
         turn = ["head", "text", "end", "gap"]
         shown = ["head", "image", *turn[1:]]
-        assert [s.part for s in found] == [*turn, *shown, *turn, *turn, *turn]
-        assert [s.role for s in found if s.part == "end"] == ["system", "user", "assistant", "user", "assistant"]
-        assert [len(s.ids) for s in found if s.part == "image"] == [processor.num_image_tokens]
+        assert [s.part for s in result] == [*turn, *shown, *turn, *turn, *turn]
+        assert [s.role for s in result if s.part == "end"] == ["system", "user", "assistant", "user", "assistant"]
+        assert [len(s.ids) for s in result if s.part == "image"] == [processor.num_image_tokens]
 
     def test_what_was_not_rendered_is_refused(self, processor):
         row = processor.encode(Sample(list(self.CONVERSATION)))

@@ -90,7 +90,7 @@ def test_other_wrong_answers(name):
     assert message.startswith("Not yet: ") and expected in message and "\n" not in message
 
 
-def test_every_place_to_go_wrong_is_tried():
+def test_every_part_that_can_be_counted_wrong_is_tried():
     changed = set()
     for formula, _ in LANGUAGE_MODEL:
         fields = dataclasses.fields(Formula)

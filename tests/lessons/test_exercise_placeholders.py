@@ -32,8 +32,8 @@ def by_masked_scatter(embeds, ids, images, image):
 
 def by_loops(embeds, ids, images, image):
     queue, rows = iter(images.flatten(0, 1)), []
-    for row, places in zip(embeds, counted(ids, images, image), strict=True):
-        rows.append(torch.stack([next(queue) if hit else word for word, hit in zip(row, places, strict=True)]))
+    for row, mask in zip(embeds, counted(ids, images, image), strict=True):
+        rows.append(torch.stack([next(queue) if hit else word for word, hit in zip(row, mask, strict=True)]))
     return torch.stack(rows)
 
 
@@ -58,7 +58,7 @@ def on_mask(mask_of):
     return answer
 
 
-def with_pictures(change):
+def with_images(change):
     """An answer that changes the pictures before the swap."""
     return lambda embeds, ids, images, image: by_index_put(embeds, ids, change(images), image)
 
@@ -89,11 +89,11 @@ def counted_over_the_batch(embeds, ids, images, image):
 
 def missing_ones_repeated(embeds, ids, images, image):
     """Notices what is too much, and fills what is too little with what there is."""
-    places = int((ids == image).sum())
+    count = int((ids == image).sum())
     vectors = images.flatten(0, 1)
-    if len(vectors) > places:
+    if len(vectors) > count:
         raise ValueError("too many pictures")
-    return embeds.index_put((ids == image,), vectors.repeat(places + 1, 1)[:places] if places else vectors)
+    return embeds.index_put((ids == image,), vectors.repeat(count + 1, 1)[:count] if count else vectors)
 
 
 def row_not_named(embeds, ids, images, image):
@@ -104,7 +104,7 @@ def row_not_named(embeds, ids, images, image):
         raise ValueError("a row has too many or too few placeholders") from None
 
 
-def at_least_one_picture(embeds, ids, images, image):
+def at_least_one_image(embeds, ids, images, image):
     if len(images) == 0:
         raise ValueError("no picture")
     return by_index_put(embeds, ids, images, image)
@@ -124,25 +124,25 @@ WRONG = {
     ),
     "counted over the batch": (counted_over_the_batch, "row 1 swallows a patch of row 2's picture"),
     "row not named": (row_not_named, "does not say which row is wrong"),
-    "a picture demanded": (at_least_one_picture, "is right, but you raise: no picture"),
+    "a picture demanded": (at_least_one_image, "is right, but you raise: no picture"),
     "first row only": (
         on_mask(lambda mask: mask & (torch.arange(len(mask)) == 0)[:, None]),
         "only the first row has its picture",
     ),
     "first N of a row": (on_mask(lambda mask: mask & (mask.cumsum(1) <= 4)), "only its first N placeholders"),
-    "first picture everywhere": (with_pictures(lambda i: i[:1].expand_as(i)), "every picture is the first one"),
-    "patches reversed": (with_pictures(lambda i: i.flip(1)), "patches of each picture stand in reverse order"),
-    "pictures reversed": (with_pictures(lambda i: i.flip(0)), "the pictures stand in reverse order"),
-    "all reversed": (with_pictures(lambda i: i.flip(0, 1)), "all embeddings stand in reverse order"),
+    "first picture everywhere": (with_images(lambda i: i[:1].expand_as(i)), "every picture is the first one"),
+    "patches reversed": (with_images(lambda i: i.flip(1)), "patches of each picture stand in reverse order"),
+    "pictures reversed": (with_images(lambda i: i.flip(0)), "the pictures stand in reverse order"),
+    "all reversed": (with_images(lambda i: i.flip(0, 1)), "all embeddings stand in reverse order"),
     "column by column": (
-        with_pictures(lambda i: i.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2)),
+        with_images(lambda i: i.unflatten(1, (2, 2)).transpose(1, 2).flatten(1, 2)),
         "stand column by column",
     ),
     "pictures crossed": (
-        with_pictures(lambda i: i.transpose(0, 1).reshape_as(i)),
+        with_images(lambda i: i.transpose(0, 1).reshape_as(i)),
         "the pictures are shuffled together",
     ),
-    "mean of the patches": (with_pictures(lambda i: i.mean(1, keepdim=True).expand_as(i)), "mean of its picture's"),
+    "mean of the patches": (with_images(lambda i: i.mean(1, keepdim=True).expand_as(i)), "mean of its picture's"),
     "added": (
         lambda e, ids, i, image: by_index_put(e, ids, i, image) + e * (ids == image)[..., None],
         "is added to what was looked up",
@@ -160,20 +160,25 @@ WRONG = {
         lambda e, ids, i, image: e.index_put(((ids == image).roll(-1, dims=1),), i.flatten(0, 1)),
         "a word has changed, in row 0 at position 0",
     ),
+<<<<<<< HEAD
     "other numbers": (with_pictures(lambda i: i * 2), "a placeholder has the wrong embedding, first in row 0 at position"),
     "picture detached": (with_pictures(lambda i: i.detach()), "no gradient comes back to `image_embeds`"),
+=======
+    "other numbers": (with_images(lambda i: i * 2), "a placeholder has the wrong embedding, first in row 0 at place"),
+    "picture detached": (with_images(lambda i: i.detach()), "no gradient comes back to `image_embeds`"),
+>>>>>>> 6b52fa8b2705e818286a8749572941b99e8afed9
     "numpy": (on_numpy, "no gradient comes back to `image_embeds`"),
     "text detached": (lambda e, *rest: by_index_put(e.detach(), *rest), "no gradient comes back to `inputs_embeds`"),
     "longer": (
         lambda e, ids, i, image: torch.cat([by_index_put(e, ids, i, image), e[:, :1]], dim=1),
         r"the result has the shape (4, 12, 3); it has to have that of `inputs_embeds`, (B, T, Dl) = (4, 11, 3)",
     ),
-    "other type": (lambda *given: by_index_put(*given).double(), "the result is torch.float64"),
-    "nothing returned": (lambda *given: None, "returns nothing"),
-    "a list": (lambda *given: by_index_put(*given).tolist(), "returns list"),
-    "an error": (lambda *given: given[9], "your function raised IndexError: tuple index out of range"),
+    "other type": (lambda *args: by_index_put(*args).double(), "the result is torch.float64"),
+    "nothing returned": (lambda *args: None, "returns nothing"),
+    "a list": (lambda *args: by_index_put(*args).tolist(), "returns list"),
+    "an error": (lambda *args: args[9], "your function raised IndexError: tuple index out of range"),
     "the package's own": (
-        lambda *given: placeholders.replace_placeholders(*given),
+        lambda *args: placeholders.replace_placeholders(*args),
         "calls the package's own replace_placeholders",
     ),
     "handed in": (placeholders.replace_placeholders, "calls the package's own replace_placeholders"),

@@ -87,15 +87,15 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_typical_mistake_has_its_own_message(name):
     answer, message = WRONG[name]
-    said = verdict("choose_unfreezing", answer)
-    assert said.startswith("Not yet: ")
-    assert re.search(message, said), said
+    output = verdict("choose_unfreezing", answer)
+    assert output.startswith("Not yet: ")
+    assert re.search(message, output), output
 
 
-def test_no_two_mistakes_are_told_the_same():
+def test_no_two_mistakes_get_the_same_message():
     """Two mistakes are each made in two ways."""
-    said = {re.sub(r"[\d,]+|'[^']*'", "…", verdict("choose_unfreezing", answer)) for answer, _ in WRONG.values()}
-    assert len(said) == len(WRONG) - 2
+    messages = {re.sub(r"[\d,]+|'[^']*'", "…", verdict("choose_unfreezing", answer)) for answer, _ in WRONG.values()}
+    assert len(messages) == len(WRONG) - 2
 
 
 EVERYTHING, ALONE, TABLE_TOO, FIRST, LAST = unfreezing.CHOICES
@@ -109,14 +109,14 @@ def measured(monkeypatch) -> None:
     The last layer loses some, too, but no more than its seeds differ; the table wins some. W adds a tenth of a word,
     with every seed.
     """
-    talk = {EVERYTHING: (0.7, 0.72, 0.71), TABLE_TOO: (0.9, 0.9, 0.9), LAST: (0.7, 0.8, 0.85)}
+    translation = {EVERYTHING: (0.7, 0.72, 0.71), TABLE_TOO: (0.9, 0.9, 0.9), LAST: (0.7, 0.8, 0.85)}
     arms = {
         name: {
             "trains": ["W"] if name == ALONE else ["W", "embeddings"],
             "seeds": {
                 str(seed): {
                     "words": 13.1 if name == ALONE else 39 + seed,
-                    "translation": talk.get(name, (0.8,) * 3)[seed],
+                    "translation": translation.get(name, (0.8,) * 3)[seed],
                 }
                 for seed in range(3)
             },
@@ -150,9 +150,9 @@ class TestPrediction:
     @pytest.mark.parametrize("name", WRONGLY)
     def test_a_wrong_prediction_is_answered_with_the_measurement(self, measured, name):
         answer, message = WRONGLY[name]
-        said = verdict("predict_unfreezing", answer)
-        assert said.startswith("Not yet: ")
-        assert re.search(message, said), said
+        output = verdict("predict_unfreezing", answer)
+        assert output.startswith("Not yet: ")
+        assert re.search(message, output), output
 
     @pytest.mark.parametrize("nothing", [..., None, {"longer": ..., "forgets": ...}, {"longer": [], "forgets": ...}])
     def test_nothing_predicted_is_no_mistake(self, nothing):
@@ -163,5 +163,5 @@ class TestPrediction:
         results = unfreezing.read_results()
         for key, (measure, _) in unfreezing.PREDICTED.items():
             effects = [unfreezing.compared(results, name, measure) for name in unfreezing.CHOICES]
-            found = {unfreezing.happened(key, effect) for effect in effects}
-            assert found == {True, False}
+            answers = {unfreezing.happened(key, effect) for effect in effects}
+            assert answers == {True, False}

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 NAMED = {test for tests in TURNS_RED.values() for test in tests}
 
 
-class Hasty(faults.Listener):
+class StopAtFirstFailure(faults.Listener):
     """One failure of a test is enough: the rest of its parameters is skipped."""
 
     def pytest_runtest_setup(self, item) -> None:
@@ -28,12 +28,12 @@ def run_all() -> tuple[dict[str, str], dict[str, dict[str, str]]]:
     gc.freeze()  # pytest collects garbage at each end; what is imported is none
     healthy = faults.outcomes(sorted(NAMED))
     gc.freeze()
-    faults.Listener = Hasty
+    faults.Listener = StopAtFirstFailure
     return healthy, {fault: faults.outcomes_under(fault) for fault in TURNS_RED}
 
 
 @pytest.fixture(scope="module")
-def found():
+def outcomes():
     """In a process of its own, so that no fault can stay behind in this one."""
     with multiprocessing.Pool(1) as pool:
         return pool.apply(run_all)
@@ -43,13 +43,13 @@ def test_the_classic_faults_are_there():
     assert set(FAULTS) == set(TURNS_RED) and all(TURNS_RED.values())
 
 
-def test_without_a_fault_every_named_test_passes(found):
-    assert found[0] == dict.fromkeys(NAMED, "passed")
+def test_without_a_fault_every_named_test_passes(outcomes):
+    assert outcomes[0] == dict.fromkeys(NAMED, "passed")
 
 
 @pytest.mark.parametrize("fault", TURNS_RED)
-def test_a_fault_turns_its_tests_red(found, fault):
-    assert found[1][fault] == dict.fromkeys(TURNS_RED[fault], "failed")
+def test_a_fault_turns_its_tests_red(outcomes, fault):
+    assert outcomes[1][fault] == dict.fromkeys(TURNS_RED[fault], "failed")
 
 
 def test_a_fault_is_gone_after_its_block_whatever_happened_inside():

@@ -78,8 +78,8 @@ class TestLiveCurve:
         assert curve.losses == [5.0, 4.0, 3.0, 2.0, 1.0]
 
     def test_what_the_model_says_is_listed_where_it_changes(self, shown):
-        said = iter(["a <b>", "a <b>", "a car"])
-        curve = LiveCurve(steps=3, title="stage", every=1, say=lambda model: next(said))
+        answers = iter(["a <b>", "a <b>", "a car"])
+        curve = LiveCurve(steps=3, title="stage", every=1, say=lambda model: next(answers))
         for step in range(1, 4):
             curve(step, 1.0, model=None)
         assert curve.answers == {1: "a <b>", 2: "a <b>", 3: "a car"}
@@ -91,13 +91,13 @@ class TestLiveCurve:
 
 
 class TestPlates:
-    @pytest.mark.usefixtures("no_empty_boxes")
+    @pytest.mark.usefixtures("no_missing_glyphs")
     def test_diagrams_are_drawn_in_all_fonts_that_they_need(self):
-        picture = draw(sample_scene("dev", 0), 64)
+        image = draw(sample_scene("dev", 0), 64)
         values, is_image = np.random.default_rng(0).normal(size=(9, 6)), np.array([0, 0, 1, 1, 1, 1, 0, 0, 0]) == 1
         parameters = {"vision": 1, "projector": 2, "language_model": 3}
-        anatomy = lesson_01.anatomy(picture, values[:4], values[:4], values, is_image, parameters, "a red car")
-        for figure in (anatomy, lesson_02.swap(picture, ["a"] * 9, values, values, is_image)):
+        anatomy = lesson_01.anatomy(image, values[:4], values[:4], values, is_image, parameters, "a red car")
+        for figure in (anatomy, lesson_02.swap(image, ["a"] * 9, values, values, is_image)):
             assert Image.open(io.BytesIO(figures.png(figure))).mode == "P"
 
     def test_patches_are_cut_row_by_row(self):
@@ -106,34 +106,34 @@ class TestPlates:
         cut = figures.patches(Image.fromarray(pixels), 4)
         assert [int(patch.mean()) for patch in cut] == [0, 1, 2, 3]
 
-    def test_an_exact_zero_is_said_in_words(self):
+    def test_an_exact_zero_is_stated_in_words(self):
         texts = [text.get_text() for text in figures.bars({"a": 0.0, "b": 0.25}, "t", "l").axes[0].texts]
         assert texts == ["exactly 0: frozen", "25.0%"]
 
 
 class TestTables:
     def test_answers_are_text_not_html(self, shown):
-        picture = Image.new("RGB", (8, 8))
-        show_answers([picture], ["a black square"], {"before": [HOSTILE], "after": ["一辆汽车"]})
+        image = Image.new("RGB", (8, 8))
+        show_answers([image], ["a black square"], {"before": [HOSTILE], "after": ["一辆汽车"]})
         page = shown[0]["text/html"]
         assert "<script>" not in page and "&lt;script&gt;" in page and "一辆汽车" in page
         assert page.count("<img") == page.count('alt="a black square"') == 1
         assert shown[0]["text/plain"] == f"before: {HOSTILE}\nafter: 一辆汽车"
 
-    def test_pictures_without_words_are_refused(self):
+    def test_images_without_words_are_refused(self):
         with pytest.raises(ValueError, match="alternative text"):
             show_answers([Image.new("RGB", (8, 8))], [" "], {"a": ["b"]})
         with pytest.raises(ValueError, match="alternative text"):
             show_picture(Image.new("RGB", (8, 8)), "")
 
-    def test_a_picture_by_itself(self, shown):
+    def test_a_image_by_itself(self, shown):
         show_picture(Image.new("RGB", (8, 8)), "black & square")
         page = shown[0]["text/html"]
         assert page.count("<img") == page.count('alt="black &amp; square"') == 1
         assert re.findall(r"<figcaption[^>]*>(.*?)</figcaption></figure>", page) == ["black &amp; square"]
         assert shown[0]["text/plain"] == "black & square"
 
-    def test_what_is_learnt_is_underlined_and_counted(self, shown, processor):
+    def test_supervised_tokens_are_underlined_and_counted(self, shown, processor):
         content = [{"type": "image"}, {"type": "text", "text": "What <is> it?"}]
         messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "a red car"}]
         row = processor.encode(Sample(messages))
@@ -142,8 +142,8 @@ class TestTables:
         assert re.findall(r"<span style=[^>]*underline[^>]*>(.*?)</span>", page) == ["a red car&lt;|im_end|&gt;"]
         assert page.count("&lt;image&gt;") == page.count("&lt;image&gt; × 4") == 1
         assert "What &lt;is&gt; it?" in page
-        learnt = len(processor.tokenizer.encode("a red car")) + 1
-        assert shown[0]["text/plain"] == f"{learnt} of {len(row.labels)} tokens are supervised (underlined)."
+        supervised = len(processor.tokenizer.encode("a red car")) + 1
+        assert shown[0]["text/plain"] == f"{supervised} of {len(row.labels)} tokens are supervised (underlined)."
 
     def test_rows_of_several_kinds_with_their_masks(self, shown, processor):
         rows = {"with <one>": Example([5, 6], [-100, 6]), "without": Example([5, 6, 7], [-100, -100, 7])}
@@ -154,10 +154,10 @@ class TestTables:
         counted = "with <one>: 1 of 2 tokens are supervised; without: 1 of 3 tokens are supervised"
         assert shown[0]["text/plain"] == counted
 
-    @pytest.mark.parametrize("pictures", [[], [(Image.new("RGB", (8, 8)), " ")]])
-    def test_rows_need_their_pictures_and_these_a_text(self, processor, pictures):
+    @pytest.mark.parametrize("images", [[], [(Image.new("RGB", (8, 8)), " ")]])
+    def test_rows_need_their_images_and_these_a_text(self, processor, images):
         with pytest.raises(ValueError, match=r"alternative text|zip"):
-            show_taught({"a": Example([5, 6], [-100, 6])}, pictures, processor.tokenizer)
+            show_taught({"a": Example([5, 6], [-100, 6])}, images, processor.tokenizer)
 
 
 class TestRefresh:

@@ -79,7 +79,7 @@ class TestEnvironment:
         assert next(finding for finding in lesson_00.look() if finding.what == "torch").enough
 
     def test_missing_weights_and_a_closed_folder_are_found(self, monkeypatch, tmp_path):
-        def closed(**given):
+        def closed(**kwargs):
             raise PermissionError(13, "Permission denied")
 
         monkeypatch.setattr(lesson_00, "data_folder", lambda: tmp_path)
@@ -97,7 +97,7 @@ class TestEnvironment:
         assert page.index("torch") < page.index("Python") and "<details open>" in page
         assert "&lt;1&gt;" in page and shown[0]["text/plain"] == "1 of 2 things are as they should be."
 
-    def test_a_machine_without_chinese_letters_is_told(self, monkeypatch):
+    def test_a_machine_without_chinese_fonts_is_reported(self, monkeypatch):
         monkeypatch.setattr(lesson_00, "chinese_font", lambda: None)
         assert any("Chinese" in remark for remark in lesson_00.remarks())
 
@@ -122,17 +122,17 @@ def shipped():
 class TestDistance:
     def test_it_is_the_mahalanobis_distance_of_the_library(self, features):
         ours = lesson_00.fit(features)
-        seen = features.mean(dim=1).numpy().astype(np.float64)
-        count = len(seen)
+        means = features.mean(dim=1).numpy().astype(np.float64)
+        count = len(means)
         # the library divides by I, torch.cov by I - 1; a distance in the wider spread is shorter
-        theirs = ShrunkCovariance(shrinkage=lesson_00.SHRINKAGE).fit(seen).mahalanobis(seen) * (count - 1) / count
+        theirs = ShrunkCovariance(shrinkage=lesson_00.SHRINKAGE).fit(means).mahalanobis(means) * (count - 1) / count
         np.testing.assert_allclose(ours.distances(features).numpy(), np.sqrt(theirs / 6), rtol=1e-4)
 
-    def test_one_picture_is_measured_as_among_many(self, features):
+    def test_one_image_is_measured_as_among_many(self, features):
         familiar = lesson_00.fit(features)
         assert familiar.distance(features[3:4]) == pytest.approx(familiar.distances(features)[3].item(), rel=1e-6)
 
-    def test_far_is_beyond_the_threshold_and_is_said_with_both_numbers(self, features):
+    def test_far_is_beyond_the_threshold_and_is_reported_with_both_numbers(self, features):
         familiar = lesson_00.fit(features, threshold=2.0)
         assert [familiar.is_far(distance) for distance in (1.9, 2.0, 2.1)] == [False, False, True]
         assert familiar.warning(2.0) == ""
@@ -168,9 +168,9 @@ class TestShipped:
     def test_scenes_are_near_and_the_photograph_is_far(self, shipped):
         model, processor, familiar = shipped
         photograph = open_image(f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg")
-        pictures = [*(draw(sample_scene("exam", i)) for i in (1, 2, 3)), photograph]
+        images = [*(draw(sample_scene("exam", i)) for i in (1, 2, 3)), photograph]
         with torch.no_grad():
-            *scenes, photo = familiar.distances(model.vision(processor.pixels(pictures))).tolist()
+            *scenes, photo = familiar.distances(model.vision(processor.pixels(images))).tolist()
         assert [familiar.is_far(distance) for distance in (*scenes, photo)] == [False, False, False, True]
         report = lesson_00.read_report()
         assert scenes == pytest.approx(report["scenes"][1:4], abs=0.01)

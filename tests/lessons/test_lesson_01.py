@@ -22,16 +22,16 @@ def thing(kind="car", colour="red", place="left", distance="near", size="medium"
 
 class TestExamples:
     def test_depths_begin_before_the_first_layer_and_end_with_what_w_is_given(self, model):
-        pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-        tokens = probes.depths(model.vision, pictures)
+        images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+        tokens = probes.depths(model.vision, images)
         assert tokens.shape == (3, 3, 4, 16)  # the embeddings and two layers, I, N, Dv
-        assert np.allclose(tokens[-1], model.vision(normalised(pictures)).numpy(), atol=1e-6)
-        moved = probes.depths(model.vision, pictures[:, ::-1, ::-1])
+        assert np.allclose(tokens[-1], model.vision(normalised(images)).numpy(), atol=1e-6)
+        moved = probes.depths(model.vision, images[:, ::-1, ::-1])
         assert not np.allclose(tokens[0], moved[0])
 
-    def test_many_pictures_go_through_in_parts(self, model):
-        pictures = np.random.default_rng(0).integers(0, 256, (103, 8, 8, 3), dtype=np.uint8)
-        whole, last = (probes.depths(model.vision, some) for some in (pictures, pictures[100:]))
+    def test_many_images_go_through_in_parts(self, model):
+        images = np.random.default_rng(0).integers(0, 256, (103, 8, 8, 3), dtype=np.uint8)
+        whole, last = (probes.depths(model.vision, some) for some in (images, images[100:]))
         assert np.allclose(whole[:, 100:], last, atol=1e-6)
 
     def test_a_patch_that_two_things_share_is_nobodys(self):
@@ -41,15 +41,15 @@ class TestExamples:
         assert set(things_of_patches(scene, 8)) == both[0] ^ both[1]
         assert all(things_of_patches(scene, 8)[patch].kind == "car" for patch in both[0] - both[1])
 
-    def test_each_patch_is_told_its_thing(self, model):
+    def test_each_patch_is_labelled_with_its_thing(self, model):
         scenes = [Scene("park", (thing("panda", None),), 1), Scene("sky", (thing("kite", "blue", "right"),), 2)]
         examples = probes.patch_examples(model.vision, scenes)
         assert examples.features.shape[0] == 3 and examples.features.shape[2] == 16
         assert examples.of("kind").tolist() == ["panda" if index == 0 else "kite" for index in examples.pictures]
         assert set(examples.of("colour")) == {"no colour", "blue"}
         first = covered(layout(scenes[0])[0], 2)
-        pictures = np.stack([np.asarray(draw(scenes[0]).resize((8, 8), Image.Resampling.BICUBIC))])
-        assert np.allclose(examples.features[:, : len(first)], probes.depths(model.vision, pictures)[:, 0, first])
+        images = np.stack([np.asarray(draw(scenes[0]).resize((8, 8), Image.Resampling.BICUBIC))])
+        assert np.allclose(examples.features[:, : len(first)], probes.depths(model.vision, images)[:, 0, first])
 
 
 class TestProbe:
@@ -67,7 +67,7 @@ class TestProbe:
         assert fit_probe(self.examples(True), "kind", depth=0, held_out=10).accuracy < 0.75
         assert fit_probe(self.examples(False), "kind", depth=1, held_out=10).accuracy < 0.75
 
-    def test_held_out_pictures_fit_nothing(self):
+    def test_held_out_images_fit_nothing(self):
         """What only the last pictures would teach is not known, and they alone are counted."""
         examples = self.examples(True)
         examples.kinds[-50:] = "cat"
@@ -104,16 +104,16 @@ class TestTwins:
             assert (left.colour == right.colour) == ("colour" in alike)
             assert (left.place, right.place) == ("left", "right")
 
-    def test_an_encoder_that_sees_only_brightness_is_found_to_find_twins(self, monkeypatch, model):
+    def test_an_encoder_that_sees_only_brightness_finds_twins(self, monkeypatch, model):
         """On a black field two white things are each other's twins; with one of them gone there is none."""
         scenes, side = pairs(("kind", "colour"), 4), 8
 
         def white_at(boxes_of):
             tokens = torch.ones(len(scenes), side * side, 2) * torch.tensor([1.0, 0])
-            for place, scene in enumerate(scenes):
+            for i, scene in enumerate(scenes):
                 for box in boxes_of(layout(scene)):
-                    tokens[place, covered(box, side)] = torch.tensor([0.0, 1])
-            return lambda vision, pictures: tokens[None].numpy()
+                    tokens[i, covered(box, side)] = torch.tensor([0.0, 1])
+            return lambda vision, images: tokens[None].numpy()
 
         monkeypatch.setattr(probes, "depths", white_at(lambda boxes: boxes))
         assert probes.twin_rate(model.vision, scenes) == 1
@@ -122,7 +122,7 @@ class TestTwins:
 
 
 class TestFigures:
-    def test_the_cut_plate_is_drawn(self, no_empty_boxes):
+    def test_the_cut_plate_is_drawn(self, no_missing_glyphs):
         assert png(lesson_01.cut_plate(draw(sample_scene("dev", 0), 64), 8, (0, 1, 8, 9)))
 
     def test_areas_are_to_scale(self):
@@ -146,11 +146,11 @@ class TestFigures:
         axes = lesson_01.twin_plate([Twin(Image.new("RGB", (64, 64), "red"), cosine, 0, "red")]).axes[0]
         light = np.asarray(axes.images[0].get_array())
         assert light[60, 60].tolist() == [1, 0, 0] and light[30, 30].max() < 0.1
-        chosen, found = axes.patches
-        assert chosen.get_xy() == (0, 0) and found.get_xy() == (7, 7)
-        assert chosen.get_linestyle() != found.get_linestyle()
+        chosen, twin = axes.patches
+        assert chosen.get_xy() == (0, 0) and twin.get_xy() == (7, 7)
+        assert chosen.get_linestyle() != twin.get_linestyle()
 
-    def test_the_lines_of_the_curve_are_told_apart_without_colour(self):
+    def test_the_lines_of_the_curve_can_be_distinguished_without_colour(self):
         axes = lesson_01.probe_curve({"kind": [0.1, 0.9], "colour": [0.5, 0.8]}, {"kind": 0.1, "colour": 0.2}).axes[0]
         lines = [line for line in axes.lines if line.get_marker() not in ("", "None", None)]
         assert [(line.get_marker(), line.get_color()) for line in lines] == [("o", BLUE), ("s", ORANGE)]
@@ -164,9 +164,9 @@ class TestChooser:
         cosine[9, 63], cosine[17, 7] = 0.75, 0.5
         row, column, view = lesson_01.twin_chooser(draw(sample_scene("dev", 0), 64), cosine, 9).children
         assert (row.value, column.value) == (1, 1)
-        said = "Patch 9 (row 1, column 1): most like patch 63 (row 7, column 7), cosine 0.75."
-        assert f'<p role="status">{said}</p>' in view.value
-        assert re.search(r'<img src="data:image/png;base64,[^"]+" alt="[^"]*' + re.escape(said), view.value)
+        status = "Patch 9 (row 1, column 1): most like patch 63 (row 7, column 7), cosine 0.75."
+        assert f'<p role="status">{status}</p>' in view.value
+        assert re.search(r'<img src="data:image/png;base64,[^"]+" alt="[^"]*' + re.escape(status), view.value)
         row.value = 2
         assert "Patch 17 (row 2, column 1): most like patch 7 (row 0, column 7), cosine 0.50." in view.value
         column.value = 0

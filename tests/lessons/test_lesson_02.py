@@ -14,16 +14,16 @@ def bars(figure) -> list[tuple[int, int, float, float]]:
     return [(patch.get_y(), patch.get_x(), patch.get_width()) for patch in rows]
 
 
-def test_messages_prompts_and_answers(model, processor, picture):
-    asked = user("Look:", picture, "What is it?")
-    assert [part["type"] for part in asked[0]["content"]] == ["text", "image", "text"]
+def test_messages_prompts_and_answers(model, processor, image):
+    conversation = user("Look:", image, "What is it?")
+    assert [part["type"] for part in conversation[0]["content"]] == ["text", "image", "text"]
     assert user(None)[0]["content"] == [{"type": "image"}]
-    batch = prompts(processor, asked, user("What?"))
+    batch = prompts(processor, conversation, user("What?"))
     assert batch["images_per_row"].tolist() == [1, 0] and batch["attention_mask"][1, 0] == 0
     head = processor.tokenizer.encode("assistant\n")
     assert batch["input_ids"][:, -len(head) :].tolist() == [head, head]
     together = answers(model, processor, batch, tokens=5)
-    alone = answers(model, processor, prompts(processor, asked), tokens=5)
+    alone = answers(model, processor, prompts(processor, conversation), tokens=5)
     assert len(together) == 2 and together[0] == alone[0]
     shorter = prompts(processor, user("What?"), padding_side="right")
     assert torch.equal(shorter["attention_mask"], torch.ones_like(shorter["input_ids"]))
@@ -46,7 +46,7 @@ def test_an_image_token_at_padding_is_padding():
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_places_computed_with_and_without_a_cache(steps):
+def test_positions_computed_with_and_without_a_cache(steps):
     figure = cache_plate([False, True, True, False, False], steps)
     without, cached = figure.axes
     counts = [5 + step for step in range(steps)]

@@ -97,21 +97,21 @@ class TestWords:
             counts = lenses.facts_named(model, processor.tokenizer, RED_CAR, embedding(world, word).expand(N, -1))
             assert counts == dict.fromkeys((*lenses.FACTS, lenses.UNTRUE), 0) | {fact: total}
 
-    def test_a_picture_typed_in_words_is_read_as_these_words(self, world):
+    def test_a_image_typed_in_words_is_read_as_these_words(self, world):
         model, processor = world
         for scene in (RED_CAR, PANDA, sample_scene("dev", 3)):
-            typed = lenses.typed_image(model, processor.tokenizer, scene)
-            assert typed.shape == (N, 256)
-            counts = lenses.facts_named(model, processor.tokenizer, scene, typed)
+            features = lenses.typed_image(model, processor.tokenizer, scene)
+            assert features.shape == (N, 256)
+            counts = lenses.facts_named(model, processor.tokenizer, scene, features)
             # a patch on a border may carry the other thing's words
             assert counts[lenses.UNTRUE] <= 0.2 * counts.total()
 
     def test_reading_aloud_is_the_models_own_answer(self, world, patch_features):
         model, processor = world
-        said = lenses.read_aloud(model, processor, model.projector(patch_features), PROMPTS["en"], max_new_tokens=5)
-        asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPTS["en"]}]}]
-        ids = processor.apply_chat_template(asked, add_generation_prompt=True, tokenize=True, return_tensors="pt")
-        for features, text in zip(patch_features, said, strict=True):
+        texts = lenses.read_aloud(model, processor, model.projector(patch_features), PROMPTS["en"], max_new_tokens=5)
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPTS["en"]}]}]
+        ids = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_tensors="pt")
+        for features, text in zip(patch_features, texts, strict=True):
             out = model.generate(input_ids=ids, patch_features=features[None], max_new_tokens=5, do_sample=False)
             assert text == processor.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
@@ -180,15 +180,15 @@ class TestWidgets:
             album(step, 0.0, model)
         return StepExplorer(album, *world, [RED_CAR, PANDA], patch_features)
 
-    def test_a_patch_is_told_in_a_line_where_no_widget_lives(self, patches, capsys):
+    def test_a_patch_is_described_in_a_line_where_no_widget_is_shown(self, patches, capsys):
         patches.scene.value, patches.row.value, patches.column.value = 1, 2, 1
         patches.show()
         line = capsys.readouterr().out.splitlines()[0]  # below it the widget
         assert line == patches.in_words()
         assert line.startswith("Scene 1, patch in row 2, column 1; nearest words and their cosines: ")
-        told = line.split("cosines: ")[1].split(", ")
+        pairs = line.split("cosines: ")[1].split(", ")
         cells = re.findall(r'<td style="padding:1px 8px">(.*?)</td>', patches.page.value)
-        assert told == [f"{html.unescape(word)} {cosine}" for word, cosine in zip(cells[::2], cells[1::2], strict=True)]
+        assert pairs == [f"{html.unescape(word)} {value}" for word, value in zip(cells[::2], cells[1::2], strict=True)]
 
     def test_a_patch_is_chosen_by_row_and_column(self, world, patches, patch_features):
         model, processor = world
@@ -201,7 +201,7 @@ class TestWidgets:
         assert "stroke-dasharray" in page and 'x="201" y="101"' in page  # 50 units a patch
         assert "a panda; snow" in page
 
-    def test_a_step_shows_what_was_said_then(self, world, steps, patch_features):
+    def test_a_step_shows_the_answer_of_that_step(self, world, steps, patch_features):
         model, processor = world
         now = model.projector.weight.detach().clone()
         for step in steps.step.options:
@@ -225,7 +225,7 @@ class TestWidgets:
         assert page.count('font-weight="bold"') == 1
 
 
-@pytest.mark.usefixtures("no_empty_boxes")
+@pytest.mark.usefixtures("no_missing_glyphs")
 class TestFigures:
     def test_true_words_are_framed_and_bold(self):
         words = [lenses.PatchWord(word, word, word == "car") for word in ("red", "car", "far", "sky")]
@@ -245,7 +245,7 @@ class TestFigures:
         assert len(figures.border(np.array([1, 2]), 2)) == 8  # they touch at a corner only
 
     def test_only_true_patches_are_lit(self):
-        words = [lenses.PatchWord("a", "a", place == 2) for place in range(4)]
+        words = [lenses.PatchWord("a", "a", i == 2) for i in range(4)]
         axes = lesson_03.lighting_up(draw(RED_CAR, 64), {7: Moment(words, "a car")}).axes[0]
         assert [patch.get_xy() for patch in axes.patches] == [(0, 1)]
         assert [text.get_text() for text in axes.texts] == ["1 of 4 patches", "“a car”"]
@@ -256,7 +256,7 @@ class TestFigures:
         monkeypatch.setattr(figures, "display", lambda bundle, raw: bundles.append(bundle))
         return bundles
 
-    def test_words_are_shown_with_what_was_said_of_them(self, shown):
+    def test_words_are_shown_with_the_answer_and_their_counts(self, shown):
         true, other = lenses.PatchWord("汽车", "car", True), lenses.PatchWord("<", "<", False)
         panels = {"before": [other] * N, "after": [true, true, *[other] * (N - 2)]}
         lesson_03.show_words(draw(RED_CAR, 64), RED_CAR, panels, ["a boat", "a car"])
@@ -281,7 +281,7 @@ class TestFigures:
         )
 
     def test_moments_facts_and_shares_are_shown_in_words_too(self, shown):
-        words = [lenses.PatchWord("a", "a", place < 3) for place in range(4)]
+        words = [lenses.PatchWord("a", "a", i < 3) for i in range(4)]
         lesson_03.show_lighting_up(draw(RED_CAR, 64), {0: Moment(words[3:] * 4, "x"), 9: Moment(words, "y")})
         counts = {"before": (0, 9), "after": (1, 5)}
         lesson_03.show_facts({k: dict.fromkeys(lenses.FACTS, n) | {lenses.UNTRUE: m} for k, (n, m) in counts.items()})
@@ -296,6 +296,6 @@ class TestFigures:
         assert "Step 9: 3, “y”." in alts[0] and "after: kind 10%" in alts[1] and "grey, recall: 1 of 10" in alts[2]
 
     def test_counts_are_written_beside_the_points(self):
-        found = {"a": {"x": some_estimate(5, 10), "y": some_estimate(0, 0)}}
-        texts = [text.get_text() for text in lesson_03.intervals(found, "s").axes[0].texts]
+        shares = {"a": {"x": some_estimate(5, 10), "y": some_estimate(0, 0)}}
+        texts = [text.get_text() for text in lesson_03.intervals(shares, "s").axes[0].texts]
         assert texts == ["0.50   (5 of 10)", "nothing named"]

@@ -72,10 +72,10 @@ class TestEffect:
         variants = {name: {"seeds": {str(i): {"recall": v} for i, v in enumerate(row)}} for name, row in ROWS.items()}
         results = {"before": {"recall": 0.5}, "variants": variants}
         assert lesson_04.mean_of(results, WITH, "recall") == pytest.approx(0.8)
-        found = lesson_04.compared(results, WITH, "recall", WITHOUT)
-        assert found.difference == pytest.approx(0.6) and found.seed_range == pytest.approx(0.2) and found.claimed
-        found = lesson_04.compared(results, WITH, "recall")
-        assert found.difference == pytest.approx(0.3) and found.seed_range == pytest.approx(0.1)
+        effect = lesson_04.compared(results, WITH, "recall", WITHOUT)
+        assert effect.difference == pytest.approx(0.6) and effect.seed_range == pytest.approx(0.2) and effect.claimed
+        effect = lesson_04.compared(results, WITH, "recall")
+        assert effect.difference == pytest.approx(0.3) and effect.seed_range == pytest.approx(0.1)
 
 
 class TestShipped:
@@ -90,17 +90,17 @@ class TestShipped:
     def test_they_began_at_the_shipped_weights(self, shipped):
         assert shipped["parent"] == read_meta(data_folder() / "pretrain")["hashes"]["projector"]
 
-    def test_they_are_told_in_words(self, shipped, monkeypatch):
-        told = []
-        monkeypatch.setattr(lesson_04, "show", lambda figure, alt, summary: told.append((alt, summary)))
+    def test_they_are_described_in_words(self, shipped, monkeypatch):
+        shown = []
+        monkeypatch.setattr(lesson_04, "show", lambda figure, alt, summary: shown.append((alt, summary)))
         lesson_04.show_forgetting(shipped, dict.fromkeys(TEXT_TASKS, 0.4))
         before = shipped["before"]
         means = [lesson_04.mean_of(shipped, variant, "translation") for variant in (WITH, WITHOUT)]
         line = f"translation {before['translation']:.0%} before, {means[0]:.0%} after it with text rows, {means[1]:.0%}"
-        assert line in told[0][0] and line in told[0][1]
-        assert "A star for this run: translation 40%, small talk 40%, listed scene 40%." in told[0][0]
+        assert line in shown[0][0] and line in shown[0][1]
+        assert "A star for this run: translation 40%, small talk 40%, listed scene 40%." in shown[0][0]
         lesson_04.show_forgetting(shipped)
-        assert "star" not in told[1][0]
+        assert "star" not in shown[1][0]
         lesson_04.show_choices(shipped, {"words": "words an answer", "recall": "recall"})
-        assert f"where all began: words an answer {before['words']:.0f}, recall {before['recall']:.0%}." in told[2][0]
-        assert f"W alone {lesson_04.mean_of(shipped, 'W alone', 'words'):.0f};" in told[2][1]
+        assert f"where all began: words an answer {before['words']:.0f}, recall {before['recall']:.0%}." in shown[2][0]
+        assert f"W alone {lesson_04.mean_of(shipped, 'W alone', 'words'):.0f};" in shown[2][1]

@@ -63,47 +63,47 @@ class TestHiding:
         crowd = tuple(Thing("car", colour, place, "near", "medium") for place, colour in colours.items())
         assert not all(h.stands_alone(Scene("street", crowd, seed), 1) for seed in range(12))
 
-    def test_the_reach_stays_in_the_picture(self):
+    def test_the_reach_stays_in_the_image(self):
         assert h.reach((0.0, 0.0, 0.5, 0.99)) == (0, 0, 132, 224)
 
 
 class TestOcclusion:
     def test_drops_are_means_over_the_windows_that_hide_a_patch(self):
-        found = h.Occlusion("", "kite", 1.0, np.array([[1.0, 0.4], [1.0, 1.0]]), window=2)
-        assert found.drops.shape == (3, 3)
+        occlusion = h.Occlusion("", "kite", 1.0, np.array([[1.0, 0.4], [1.0, 1.0]]), window=2)
+        assert occlusion.drops.shape == (3, 3)
         # the top right window (its corner at row 0, column 1) takes 0.6; the middle patch is under all four windows
-        assert np.allclose(found.drops, [[0, 0.3, 0.6], [0, 0.15, 0.3], [0, 0, 0]])
+        assert np.allclose(occlusion.drops, [[0, 0.3, 0.6], [0, 0.15, 0.3], [0, 0, 0]])
 
-    def test_word_chances_are_those_of_the_model(self, model, processor, picture):
+    def test_word_chances_are_those_of_the_model(self, model, processor, image):
         prompt, text = "What is in this picture?", "a red car"
-        features = model.vision(processor.pixels([picture]))
-        found = h.word_chances(model, processor, features, prompt, text, (6, 9))
+        features = model.vision(processor.pixels([image]))
+        actual = h.word_chances(model, processor, features, prompt, text, (6, 9))
         options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-        batch = processor.apply_chat_template(ask(prompt, picture), **options)
+        batch = processor.apply_chat_template(ask(prompt, image), **options)
         tokens = processor.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         chance = 1.0
-        for place, (start, end) in enumerate(tokens["offset_mapping"]):  # one token after the other, by hand
+        for i, (start, end) in enumerate(tokens["offset_mapping"]):  # one token after the other, by hand
             if end > 6 and start < 9:
-                ids = torch.cat([batch["input_ids"], torch.tensor([tokens["input_ids"][:place]]).long()], dim=1)
+                ids = torch.cat([batch["input_ids"], torch.tensor([tokens["input_ids"][:i]]).long()], dim=1)
                 logits = model(input_ids=ids, pixel_values=batch["pixel_values"]).logits[0, -1]
-                chance *= logits.softmax(-1)[tokens["input_ids"][place]].item()
-        assert found == [pytest.approx(chance, rel=1e-4)]
+                chance *= logits.softmax(-1)[tokens["input_ids"][i]].item()
+        assert actual == [pytest.approx(chance, rel=1e-4)]
 
-    def test_occlude_hides_each_window_once(self, model, processor, picture, monkeypatch):
+    def test_occlude_hides_each_window_once(self, model, processor, image, monkeypatch):
         monkeypatch.setattr(h, "reply", lambda *_: "A red car.")
-        found = h.occlude(model, processor, picture, "What?", "car", window=1)
-        assert found.word == "car" and found.hidden.shape == (2, 2)
-        covered = picture.copy()
+        result = h.occlude(model, processor, image, "What?", "car", window=1)
+        assert result.word == "car" and result.hidden.shape == (2, 2)
+        covered = image.copy()
         covered.paste(h.GREY_BOX, (4, 0, 8, 4))  # the second patch of the first row
         features = model.vision(processor.pixels([covered]))
         alone = h.word_chances(model, processor, features, "What?", "A red car.", (6, 9))
-        assert found.hidden[0, 1] == pytest.approx(alone[0], rel=1e-4)
+        assert result.hidden[0, 1] == pytest.approx(alone[0], rel=1e-4)
 
-    def test_a_kind_that_is_not_named_is_refused(self, model, processor, picture):
-        said = reply(model, processor, ask("What?", picture))
+    def test_a_kind_that_is_not_named_is_refused(self, model, processor, image):
+        answer = reply(model, processor, ask("What?", image))
         with pytest.raises(ValueError, match="does not name a panda"):
-            h.occlude(model, processor, picture, "What?", "panda")
-        assert "panda" not in said
+            h.occlude(model, processor, image, "What?", "panda")
+        assert "panda" not in answer
 
 
 def some_results():
@@ -122,9 +122,9 @@ def some_results():
 class TestFigures:
     def test_intervals_show_every_value_or_say_that_there_is_none(self):
         one, none = estimate([(0, 1, 2), (1, 1, 1)]), estimate([])
-        made = intervals({"model": {"a": one}, "blank": {"a": none}}, {"a": "A"})
-        assert [text.get_text() for text in made.axes[0].texts] == ["0.67", "names nothing"]
-        assert [label.get_text() for label in made.axes[0].get_yticklabels()] == ["model", "blank"]
+        figure = intervals({"model": {"a": one}, "blank": {"a": none}}, {"a": "A"})
+        assert [text.get_text() for text in figure.axes[0].texts] == ["0.67", "names nothing"]
+        assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["model", "blank"]
 
     def test_by_mention_draws_the_mean_and_the_band_of_the_seeds(self):
         axes = h.by_mention({"noise": [[0.0, 0.2], [0.2, 0.4]], "none": [[0.0, None]]}).axes[0]
@@ -134,16 +134,16 @@ class TestFigures:
         assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2 and later"]
 
     def test_experiment_panels_show_all_seeds_and_the_live_run(self):
-        made = h.experiment_panels(some_results(), {"noise 30%": {"sampled chair_i": 0.5}})
-        assert len(made.axes) == 9
-        noise = made.axes[1]
+        figure = h.experiment_panels(some_results(), {"noise 30%": {"sampled chair_i": 0.5}})
+        assert len(figure.axes) == 9
+        noise = figure.axes[1]
         assert [label.get_text() for label in noise.get_xticklabels()] == ["long", "noise 10%", "noise 30%"]
         assert noise.lines[1].get_ydata() == pytest.approx([0.0, 0.01, 0.02])
         assert [line.get_ydata()[0] for line in noise.lines if line.get_marker() == "*"] == [0.5]
         assert [text.get_text() for text in noise.texts].count("≠") == 2
 
     def test_occlusion_plate(self):
-        found = h.Occlusion("a red kite", "kite", 1.0, np.full((6, 6), 0.5), 3)
-        made = h.occlusion_plate(BEACH, 0, found, {"whole": "a", "box": "b", "gone": "c"})
-        titles = [axes.get_title(loc="left") for axes in made.axes[:4]]
+        occlusion = h.Occlusion("a red kite", "kite", 1.0, np.full((6, 6), 0.5), 3)
+        figure = h.occlusion_plate(BEACH, 0, occlusion, {"whole": "a", "box": "b", "gone": "c"})
+        titles = [axes.get_title(loc="left") for axes in figure.axes[:4]]
         assert titles == ["whole", "box", "gone", "What “kite” hangs on"]

@@ -20,7 +20,7 @@ from minivlm.generate import ask
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "06_scaling_to_26m.ipynb"
 
 
-def test_the_picture_shown_is_the_one_that_goes_in(processor):
+def test_the_image_shown_is_the_one_that_goes_in(processor):
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
     assert np.array_equal(np.asarray(lesson_06.as_picture(processor, photo)), np.asarray(photo))  # already of that size
 
@@ -38,10 +38,10 @@ def test_the_frame_is_the_square_that_the_processor_keeps(processor):
 
 
 def test_patches_are_shown_apart_and_whole():
-    picture = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
-    apart = lesson_06._apart(picture, side=2, gap=1)
+    image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+    apart = lesson_06._apart(image, side=2, gap=1)
     assert apart.shape == (5, 5, 3) and (apart[2] == 255).all() and (apart[:, 2] == 255).all()
-    assert np.array_equal(np.delete(np.delete(apart, 2, 0), 2, 1), np.asarray(picture))
+    assert np.array_equal(np.delete(np.delete(apart, 2, 0), 2, 1), np.asarray(image))
 
 
 @pytest.mark.parametrize("kind", ["arithmetic", "memory"])
@@ -61,12 +61,12 @@ def test_bars_bear_their_parts_and_sums(kind):
 class TestNetwork:
     def test_offline_is_believed_without_asking(self, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        monkeypatch.setattr("urllib.request.urlopen", lambda *given, **options: pytest.fail("it asked"))
+        monkeypatch.setattr("urllib.request.urlopen", lambda *args, **options: pytest.fail("it asked"))
         assert lesson_06.reachable() is False
 
-    def test_a_place_that_answers_is_reachable_and_one_that_does_not_is_not(self, monkeypatch):
+    def test_an_address_that_answers_is_reachable_and_one_that_does_not_is_not(self, monkeypatch):
         server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
-        server.RequestHandlerClass.log_message = lambda *given: None
+        server.RequestHandlerClass.log_message = lambda *args: None
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
@@ -85,26 +85,26 @@ class TestNetwork:
         cells = ["".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"]]
         (cell,) = (source for source in cells if source.startswith("WEIGHTS ="))
         photo = f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg"
-        asked, seen = [], []
+        sources, calls = [], []
 
         def build(weights):
-            asked.append(weights)
+            sources.append(weights)
             if case == "gone":
                 raise CheckpointError(f"{weights}: neither a file here nor to be fetched")
             return model, processor, ["read"]
 
-        def reply(*given):
-            seen.append(given)
+        def reply(*args):
+            calls.append(args)
             return "一个穿制服的人。"
 
         monkeypatch.setattr(lesson_06, "reachable", lambda: case != "offline")
         monkeypatch.setattr(lesson_06, "build", build)
         names = {"lesson_06": lesson_06, "ask": ask, "reply": reply, "photo": open_image(photo), "PROMPTS": {"zh": "?"}}
         exec(cell.replace("PHOTOS = []", f"PHOTOS = [{photo!r}]"), names)
-        said = capsys.readouterr().out
+        output = capsys.readouterr().out
         if case == "online":
-            assert len(seen) == 2 and said.count("一个穿制服的人。") == 2 and said.startswith("read\n")
+            assert len(calls) == 2 and output.count("一个穿制服的人。") == 2 and output.startswith("read\n")
         else:
-            assert seen == [] and "random weights of the true shape" in said
-            assert ("no network here" if case == "offline" else "nor to be fetched") in said
-        assert asked == ([] if case == "offline" else ["jingyaogong/MiniMind2-V-PyTorch/sft_vlm_512.pth"])
+            assert calls == [] and "random weights of the true shape" in output
+            assert ("no network here" if case == "offline" else "nor to be fetched") in output
+        assert sources == ([] if case == "offline" else ["jingyaogong/MiniMind2-V-PyTorch/sft_vlm_512.pth"])

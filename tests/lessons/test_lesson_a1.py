@@ -30,8 +30,8 @@ CAR, TREE = Thing("car", "red", "left", "near", "medium"), Thing("tree", "green"
 def towers(config, tokenizer):
     config.vision_config.hidden_act = "gelu"
     scenes = [sample_scene("train", index) for index in range(8)]
-    pictures = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
-    return lesson_a1.Towers(config.vision_config, tokenizer, pictures, scenes, batch_size=4)
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+    return lesson_a1.Towers(config.vision_config, tokenizer, images, scenes, batch_size=4)
 
 
 class TestTowers:
@@ -55,17 +55,17 @@ class TestTowers:
 
     def test_cosines_do_not_depend_on_what_else_is_compared(self, towers):
         """A caption's padding, which depends on the longest one, changes nothing."""
-        pictures, whole = towers.pictures[:3], towers.cosines(towers.pictures[:3], CAPTIONS)
+        images, whole = towers.pictures[:3], towers.cosines(towers.pictures[:3], CAPTIONS)
         assert whole.shape == (3, 4) and np.abs(whole).max() <= 1 + 1e-6
-        alone = np.concatenate([towers.cosines(pictures, [one]) for one in CAPTIONS], axis=1)
+        alone = np.concatenate([towers.cosines(images, [one]) for one in CAPTIONS], axis=1)
         np.testing.assert_allclose(alone, whole, atol=1e-5)
 
-    def test_both_towers_learn_and_it_is_told(self, towers):
-        parts, told = (towers.encoder.embeddings.patch_embedding.weight, towers.text.embed.weight, towers.scale), []
+    def test_both_towers_learn_and_every_step_is_reported(self, towers):
+        parts, calls = (towers.encoder.embeddings.patch_embedding.weight, towers.text.embed.weight, towers.scale), []
         before = [part.detach().clone() for part in parts]
-        log = lesson_a1.train_briefly(towers, towers.step_loss, RECIPE, "towers", lambda *seen: told.append(seen))
+        log = lesson_a1.train_briefly(towers, towers.step_loss, RECIPE, "towers", lambda *args: calls.append(args))
         assert [row["step"] for row in log] == [0, 1, 2]
-        assert told == [(row["step"] + 1, pytest.approx(row["loss"]), None) for row in log]
+        assert calls == [(row["step"] + 1, pytest.approx(row["loss"]), None) for row in log]
         assert not any(torch.equal(part, old) for part, old in zip(parts, before, strict=True))
 
 
@@ -84,11 +84,11 @@ def test_plain_captions_stay_and_are_true():
         assert all(thing.kind in line for thing in scene.things)
 
 
-def test_halved_pictures_are_means_of_four():
-    pictures = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    small = lesson_a1.halved(pictures)
+def test_halved_images_are_means_of_four():
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    small = lesson_a1.halved(images)
     assert small.shape == (2, 2, 2, 3) and small.dtype == np.uint8
-    assert small[1, 0, 1].tolist() == [round(pictures[1, :2, 2:, c].mean()) for c in range(3)]
+    assert small[1, 0, 1].tolist() == [round(images[1, :2, 2:, c].mean()) for c in range(3)]
 
 
 def test_agreement_by_hand():
@@ -104,14 +104,14 @@ def test_agreement_by_hand():
 def test_hard_batches_are_of_one_setting_every_other_time(config, tokenizer, monkeypatch):
     config.vision_config.hidden_act = "gelu"
     scenes = [Scene(setting, (CAR,), seed) for seed in range(6) for setting in ("park", "snow")]
-    seen = []
-    monkeypatch.setattr(lesson_a1, "caption", lambda scene, lang, rng: seen.append(scene.setting) or scene.setting)
+    captioned = []
+    monkeypatch.setattr(lesson_a1, "caption", lambda scene, lang, rng: captioned.append(scene.setting) or scene.setting)
     towers = lesson_a1.Towers(config.vision_config, tokenizer, np.zeros((12, 8, 8, 3), np.uint8), scenes, 6, hard=True)
     settings = []
     for step in range(8):
-        seen.clear()
+        captioned.clear()
         towers.step_loss(step)
-        settings.append(set(seen))
+        settings.append(set(captioned))
     assert all(len(one) == 1 for one in settings[1::2]) and {"park", "snow"} == set().union(*settings[1::2])
     assert any(len(one) == 2 for one in settings[::2])
     with pytest.raises(ValueError, match="fewer than 7"):
@@ -132,9 +132,9 @@ class TestBytePairs:
         texts = lesson_a1.plain_captions([sample_scene("text", index) for index in range(500)])
         tokenizer = train_tokenizer(texts, 259 + 12)  # 256 bytes and three control tokens come before the merges
         mine = [pair for pair, _ in lesson_a1.learn_merges(lesson_a1.words_of(tokenizer, texts), 12)]
-        learnt = [token for token, place in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-                  if 259 <= place < 271]  # fmt: skip
-        assert ["".join(pair) for pair in mine] == learnt
+        merges = [token for token, id_ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+                  if 259 <= id_ < 271]  # fmt: skip
+        assert ["".join(pair) for pair in mine] == merges
 
     def test_cuts_can_be_read_and_lose_nothing(self, tokenizer):
         assert lesson_a1.visible("Ġcat") == "␣cat" and lesson_a1.visible("Ċ") == "↵"
@@ -181,7 +181,7 @@ class TestTypedBags:
     def test_shuffled_words_are_the_same_words_elsewhere(self, model, processor):
         kept = []
         for seed in range(6):
-            placed, dealt = (self.cells(model, processor, ORDERS[place], seed) for place in (0, 2))
+            placed, dealt = (self.cells(model, processor, ORDERS[i], seed) for i in (0, 2))
             torch.testing.assert_close(placed.sum(dim=0), dealt.sum(dim=0))
             kept.append(torch.allclose(placed[placed[:, 0].argsort()], dealt[dealt[:, 0].argsort()]))
         assert not all(kept), "of four cells, by chance, some keep their words; not all of six scenes do"
@@ -208,19 +208,19 @@ class TestWhatFiguresSay:
 
     @pytest.fixture(autouse=True)
     def shown(self, monkeypatch):
-        told = []
-        monkeypatch.setattr(lesson_a1, "show", lambda figure, alt, summary: told.append((alt, summary, figure)))
-        return told
+        figures = []
+        monkeypatch.setattr(lesson_a1, "show", lambda figure, alt, summary: figures.append((alt, summary, figure)))
+        return figures
 
-    def test_the_square(self, shown, picture):
-        lesson_a1.show_matching([picture] * 2, ["a car", "a cat"], np.array([[0.9, 0.1], [0.8, 0.5]]))
+    def test_the_square(self, shown, image):
+        lesson_a1.show_matching([image] * 2, ["a car", "a cat"], np.array([[0.9, 0.1], [0.8, 0.5]]))
         [(alt, summary, _)] = shown
         assert "“a car” chooses number 1." in alt and "“a cat” chooses number 1." in alt
         assert summary == (
             "1 of 2 pictures choose their own caption; in the mean the cosine to it is 0.70, to the others 0.45."
         )
 
-    def test_what_is_learnt_when_has_a_line_for_each_name(self, shown):
+    def test_what_is_learned_when_has_a_line_for_each_name(self, shown):
         steps = {0: {"a": 0.1, "b": 0.5}, 5: {"a": 0.4, "b": 0.5}, 9: {"a": 0.9, "b": 0.9}}
         lesson_a1.show_learnt_when(steps, "Learnt", "of the pictures")
         [(alt, summary, figure)] = shown

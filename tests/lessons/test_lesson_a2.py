@@ -81,8 +81,8 @@ class TestVariants:
     def test_the_old_loss_is_the_librarys_own_and_has_the_gradient_of_ours(self, model, batches):
         old, short = batches
         for batch in old:
-            learnt = int((batch["labels"] >= 0).sum())
-            there = model(**batch).loss * learnt  # the library's: a mean over learnt tokens
+            supervised = int((batch["labels"] >= 0).sum())
+            there = model(**batch).loss * supervised  # the library's: a mean over learnt tokens
             torch.testing.assert_close(loss_everywhere(model, batch), there)
         weight = model.projector.weight
         before = torch.autograd.grad(sum(loss_everywhere(model, batch) for batch in old), weight)[0]
@@ -103,7 +103,7 @@ class TestVariants:
 
     def test_the_best_turn_counts_and_for_one_row(self, model, batches, monkeypatch):
         taken = iter([(8.0, 1.0), (6.0, 1.0), (10.0, 1.0)])
-        monkeypatch.setattr(lesson_a2, "_forward_and_back", lambda *given: next(taken))
+        monkeypatch.setattr(lesson_a2, "_forward_and_back", lambda *args: next(taken))
         (height,) = lesson_a2.measure(model, [Variant("one", None, None, batches[1], 1)], rounds=3)
         assert height.seconds == 3.0 and height.loss == pytest.approx(1 / 14)
 
@@ -157,24 +157,24 @@ class TestMeter:
 
     def test_attention_is_two_products(self):
         query, key = torch.randn(2, 3, 8, 4), torch.randn(2, 3, 5, 4)
-        found = cost.measured_work(lesson_a2.attention_products, query, key, key)
-        assert found.operations == 2 * (2 * 2 * 3 * 8 * 5 * 4)
+        work = cost.measured_work(lesson_a2.attention_products, query, key, key)
+        assert work.operations == 2 * (2 * 2 * 3 * 8 * 5 * 4)
         with Meter() as meter:
             lesson_a2.attention_products(query, key, key)
-        assert meter.work[ATTENTION] == found
+        assert meter.work[ATTENTION] == work
 
     def test_every_kind_of_work_has_the_models_shape_and_a_marker(self):
         kinds = lesson_a2.kinds_of_work(CONFIG, 2, 10, torch.bfloat16, nn.Identity())
         assert set(kinds) == set(lesson_a2.SHAPES)
-        text, shapes = CONFIG.text_config, {name: [tuple(t.shape) for t in given] for name, (_, given) in kinds.items()}
+        text, shapes = CONFIG.text_config, {name: [tuple(t.shape) for t in args] for name, (_, args) in kinds.items()}
         assert shapes["large product"] == [(20, text.hidden_size), (text.intermediate_size, text.hidden_size)]
         assert shapes["softmax"] == [(2, text.num_attention_heads, 10, 10)]
-        assert all(tensor.dtype == torch.bfloat16 for _, given in kinds.values() for tensor in given)
+        assert all(tensor.dtype == torch.bfloat16 for _, args in kinds.values() for tensor in args)
         query = shapes["attention's products"][0]
         assert query[1] * query[2] == text.num_attention_heads * 10 and query[3] == text.head_dim
 
     def test_a_bandwidth_counts_what_is_read_and_what_is_written(self, monkeypatch):
-        monkeypatch.setattr(lesson_a2, "best_seconds", lambda *given: 0.5)
+        monkeypatch.setattr(lesson_a2, "best_seconds", lambda *args: 0.5)
         assert lesson_a2.bandwidth(2) == 2 * 2e6 / 0.5
 
 
@@ -216,6 +216,6 @@ def test_the_roofline_puts_every_mark_where_it_was_measured():
         if line.get_marker() in lesson_a2.SHAPES.values() and len(line.get_xdata()) == 1
     ]
     assert [shape for shape, *_ in marks] == ["s", "v", "v"]
-    assert [place for _, *place in marks] == [pytest.approx(at) for at in ([100, 100], [0.25, 1], [1, 2])]
+    assert [point for _, *point in marks] == [pytest.approx(at) for at in ([100, 100], [0.25, 1], [1, 2])]
     (ridge,) = (line for line in axes.lines if line.get_linestyle() == ":")
     assert list(ridge.get_xdata()) == [40, 40]  # 800 / 20

@@ -82,22 +82,22 @@ def test_they_took_no_longer_and_no_more_memory_than_a_class_has():
 
 
 def test_every_exercise_has_a_worked_answer_that_is_right():
-    asked = {(file.stem[:2], name) for file in FILES for name in CHECK.findall("\n".join(sources(file, "code")))}
+    exercises = {(file.stem[:2], name) for file in FILES for name in CHECK.findall("\n".join(sources(file, "code")))}
     solved = {(file.stem[:2], name) for file in SOLUTIONS for name in CHECK.findall("\n".join(sources(file, "code")))}
-    assert asked == solved and {number for number, _ in asked} == {"01", "02", "03", "04", "05"}
+    assert exercises == solved and {number for number, _ in exercises} == {"01", "02", "03", "04", "05"}
     for file in SOLUTIONS:
-        said = [text_of(output) for output in outputs(file)]
-        assert any(text.startswith("Right.") for text in said), file.name
+        texts = [text_of(output) for output in outputs(file)]
+        assert any(text.startswith("Right.") for text in texts), file.name
 
 
 def test_no_exercise_is_solved_in_its_notebook():
-    said = [
+    texts = [
         "".join(map(text_of, cell["outputs"]))
         for file in FILES
         for cell in load(file)["cells"]
         if CHECK.search("".join(cell["source"])) and cell["cell_type"] == "code"
     ]
-    assert len(said) == 6 and all("Not written yet." in text for text in said), said
+    assert len(texts) == 6 and all("Not written yet." in text for text in texts), texts
 
 
 @pytest.mark.parametrize("file", FILES + SOLUTIONS, ids=lambda file: file.stem)
@@ -147,10 +147,10 @@ class TestEveryNotebook:
         asserts = sum(len(re.findall(r"^\s*assert ", source, re.MULTILINE)) for source in sources(file, "code"))
         assert asserts >= 1
 
-    def test_every_picture_has_alternative_text(self, file):
-        pictures = [tag for output in outputs(file) for tag in re.findall(r"<img\b[^>]*>", html_of(output))]
-        assert pictures, "a notebook has at least one picture"
-        for tag in pictures:
+    def test_every_image_has_alternative_text(self, file):
+        images = [tag for output in outputs(file) for tag in re.findall(r"<img\b[^>]*>", html_of(output))]
+        assert images, "a notebook has at least one picture"
+        for tag in images:
             assert re.search(r'\balt="[^"]*\w[^"]*"', tag), tag[-300:]
             assert 'src="data:image/' in tag, "nothing is fetched"
         for output in outputs(file):
@@ -216,7 +216,7 @@ class TestEveryNotebook:
 
 
 @pytest.mark.parametrize("file", FILES + SOLUTIONS, ids=lambda file: file.stem)
-def test_imports_are_few_and_from_public_places(file):
+def test_imports_are_few_and_from_public_modules(file):
     """At most 20 names of the package, each from a face or the reading path, and three modules of the lessons."""
     nodes = [node for source in sources(file, "code") for node in ast.walk(ast.parse(source))]
     ours = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in OURS]

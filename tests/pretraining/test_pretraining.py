@@ -84,8 +84,8 @@ def test_corpus_is_true_and_reproducible():
 
 def test_answered_prompts_are_distinct_and_answered():
     turns = answered_prompts(sample_scene("text", 3), "zh", random_stream("t"), turns=4)
-    asked = [m["content"] for m in turns[::2]]
-    assert len(turns) == 8 and len(set(asked)) == 4
+    prompts = [m["content"] for m in turns[::2]]
+    assert len(turns) == 8 and len(set(prompts)) == 4
     assert all(m["role"] == "assistant" and m["content"] for m in turns[1::2])
 
 
@@ -105,7 +105,7 @@ def test_mosaic_says_what_stands_where(world_tokenizer):
     assert left > 60 and right == 0
 
 
-def test_a_drill_asks_for_what_is_true_and_learns_no_key(world_tokenizer, monkeypatch):
+def test_associative_recall_asks_for_what_is_true_and_supervises_no_key(world_tokenizer, monkeypatch):
     monkeypatch.setattr("minivlm.pretraining.reading_tasks.KEYS", 3)
     tree = Thing("tree", "green", "right", "far", "medium")
     lexicon = Lexicon.of(world_tokenizer)
@@ -116,15 +116,15 @@ def test_a_drill_asks_for_what_is_true_and_learns_no_key(world_tokenizer, monkey
         if label == IGNORE_INDEX and (not pieces or pieces[-1][1]):
             pieces.append([[], []])
         pieces[-1][label != IGNORE_INDEX].append(token)
-    said = [tuple(world_tokenizer.decode(part).strip() for part in piece) for piece in pieces]
+    pairs = [tuple(world_tokenizer.decode(part).strip() for part in piece) for piece in pieces]
     true = {
         ("car", "red left near"), ("red", "car left near"), ("left near", "red car"),
         ("tree", "green right far"), ("green", "tree right far"), ("right far", "green tree"),
     }  # fmt: skip
     no = world_tokenizer.decode([lexicon.no["en"]])
-    absent = [key for key, answer in said if answer == no]
-    assert len(said) == 8 and len(set(absent)) == 2 and not {"car", "tree"} & set(absent)
-    assert {item for item in said if item[1] != no} == true
+    absent = [key for key, answer in pairs if answer == no]
+    assert len(pairs) == 8 and len(set(absent)) == 2 and not {"car", "tree"} & set(absent)
+    assert {item for item in pairs if item[1] != no} == true
 
 
 def test_an_ordered_listing_names_every_thing_once_from_left_to_right(world_tokenizer):
@@ -156,12 +156,12 @@ def test_an_ambiguous_key_takes_more_words(world_tokenizer):
     for seed in range(10):
         ids, labels = associative_recall(scene, lexicon, "zh", random_stream("two cars", seed))
         car, colours = lexicon.kinds["zh"]["car"], set(lexicon.colours["zh"].values())
-        for place in range(1, len(ids)):
-            if ids[place - 1] == car and labels[place - 1] == IGNORE_INDEX and ids[place] in colours:
-                assert labels[place] == IGNORE_INDEX  # which of the two cars is not to be guessed
+        for i in range(1, len(ids)):
+            if ids[i - 1] == car and labels[i - 1] == IGNORE_INDEX and ids[i] in colours:
+                assert labels[i] == IGNORE_INDEX  # which of the two cars is not to be guessed
 
 
-def test_mosaic_fills_the_block_a_picture_will_fill(reader):
+def test_mosaic_fills_the_block_a_image_will_fill(reader):
     for kind in ("mosaic", "mosaic drill", "mosaic roll call"):
         row, scene = reader.row(kind, 0)
         batch = reader.processor.collate([row])
@@ -200,11 +200,11 @@ def test_random_model_captions_score_zero(reader):
 def test_naming_score_is_the_soft_maximum_over_patches():
     head = encoder.NamingHead(6)
     patches = torch.randn(2, 5, 6)
-    got = head(patches)
+    scores = head(patches)
     kinds, hues, places, distances = head.words(patches).split((16, 9, 3, 2), dim=-1)
     pair, slot = encoder.PAIRS.index(("dog", "pink")), encoder.SLOTS.index(("right", "far"))
     by_hand = (kinds[..., 1] + hues[..., 6] + places[..., 2] + distances[..., 1]).logsumexp(1)
-    torch.testing.assert_close(got[:, pair, slot], by_hand)
+    torch.testing.assert_close(scores[:, pair, slot], by_hand)
 
 
 def test_held_out_pairs_are_in_no_class_list():
@@ -213,13 +213,13 @@ def test_held_out_pairs_are_in_no_class_list():
 
 
 def test_training_pixels_are_the_image_processors():
-    pictures = np.stack([np.asarray(draw(sample_scene("dev", i)).resize((112, 112), 3)) for i in range(2)])
+    images = np.stack([np.asarray(draw(sample_scene("dev", i)).resize((112, 112), 3)) for i in range(2)])
     processor = CLIPImageProcessorPil(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112})
     wanted = processor([draw(sample_scene("dev", i)) for i in range(2)], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(encoder.normalised(pictures), wanted)
+    torch.testing.assert_close(encoder.normalised(images), wanted)
 
 
-def test_mirrored_facts_belong_to_the_mirrored_picture():
+def test_mirrored_facts_belong_to_the_mirrored_image():
     mirrored = encoder._mirrored(PARK)
     assert mirrored.things[0] == replace(RED_CAR, place="right")
     assert encoder._mirrored(mirrored) == PARK
@@ -240,10 +240,10 @@ def test_encoder_trains_probes_and_resumes(config, world_tokenizer, tmp_path, mo
     recipe = loop.Recipe(steps=4, batch_size=4, muon_lr=0.02, adam_lr=1e-3, warmup=2, save_every=2)
 
     def weights(folder, steps):
-        made, metrics = encoder.train(
+        trained, metrics = encoder.train(
             config.vision_config, world_tokenizer, folder, False, replace(recipe, steps=steps), pictures=16, workers=1
         )
-        return made.state_dict(), metrics
+        return trained.state_dict(), metrics
 
     whole, metrics = weights(tmp_path / "whole", 4)
     assert 0 <= metrics["setting"] <= 1 and "near, 1 in the picture" in metrics["kind"]
@@ -304,11 +304,11 @@ def test_a_tokenizer_is_whole_or_not_there(world_tokenizer, tmp_path, monkeypatc
         build._tokenizer(folder)
     assert not folder.exists()
     monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", real)
-    made = build._tokenizer(folder)
-    assert made.chat_template and made.eos_token == "<|im_end|>"
+    tokenizer = build._tokenizer(folder)
+    assert tokenizer.chat_template and tokenizer.eos_token == "<|im_end|>"
     assert [path.name for path in folder.parent.iterdir()] == ["tokenizer"]
     monkeypatch.setattr(build, "train_tokenizer", lambda texts: pytest.fail("made again"))
-    assert build._tokenizer(folder).get_vocab() == made.get_vocab()
+    assert build._tokenizer(folder).get_vocab() == tokenizer.get_vocab()
 
 
 def test_another_process_may_make_the_same_tokenizer(world_tokenizer, tmp_path, monkeypatch):
@@ -335,7 +335,7 @@ def test_programs_are_noted_as_they_were_at_each_start(tmp_path):
 
 
 @pytest.mark.parametrize("old", ["another program", "no key", "cut off"])
-def test_pictures_of_another_program_are_drawn_again(old, tmp_path, monkeypatch):
+def test_images_of_another_program_are_drawn_again(old, tmp_path, monkeypatch):
     file = tmp_path / "dev.npy"
     drawn = np.array(gallery.cached_pictures(file, "dev", 2, 28, workers=1))
     if old == "another program":
@@ -344,11 +344,11 @@ def test_pictures_of_another_program_are_drawn_again(old, tmp_path, monkeypatch)
         np.save(file, drawn)
     else:
         file.write_bytes(file.read_bytes()[:40])
-    asked = []
-    monkeypatch.setattr(gallery, "draw_many", lambda *given: asked.append(given) or 255 - drawn)
+    calls = []
+    monkeypatch.setattr(gallery, "draw_many", lambda *args: calls.append(args) or 255 - drawn)
     for _ in range(2):
         assert np.array_equal(gallery.cached_pictures(file, "dev", 2, 28), 255 - drawn)
-    assert len(asked) == 1
+    assert len(calls) == 1
 
 
 def test_the_drawing_key_follows_the_programs_text(tmp_path, monkeypatch):
@@ -368,11 +368,11 @@ def test_the_language_model_resumes(config, world_tokenizer, tmp_path, monkeypat
     processor = MiniVLMProcessor.for_config(config, world_tokenizer)
     recipe = loop.Recipe(steps=4, batch_size=3, muon_lr=0.02, adam_lr=1e-3, warmup=1, save_every=2)
     rounds = [(replace(recipe, seed=i), lessons) for i, (_, lessons) in enumerate(language_model.ROUNDS[:2])]
-    real, steps, deadly = language_model.LanguageModelTrainer.step_loss, [], None
+    real, steps, kill_at = language_model.LanguageModelTrainer.step_loss, [], None
 
     def noted(self, step):
         steps.append((self.recipe.seed + 1, step))
-        if steps[-1] == deadly:
+        if steps[-1] == kill_at:
             raise KeyboardInterrupt
         return real(self, step)
 
@@ -382,10 +382,10 @@ def test_the_language_model_resumes(config, world_tokenizer, tmp_path, monkeypat
     whole = weights(tmp_path / "whole")
     monkeypatch.setattr(language_model.LanguageModelTrainer, "step_loss", noted)
     for stop in (0, 3):
-        folder, deadly = tmp_path / f"stopped at {stop}", (2, stop)
+        folder, kill_at = tmp_path / f"stopped at {stop}", (2, stop)
         with pytest.raises(KeyboardInterrupt):
             weights(folder)
-        deadly = None
+        kill_at = None
         steps.clear()
         resumed = weights(folder)
         assert steps == [(2, step) for step in range(stop // 2 * 2, 4)]

@@ -24,7 +24,7 @@ from minivlm.scenes.drawing.table import TABLE
 from minivlm.scenes.facts import Scene, Thing
 from minivlm.scenes.vocabulary import QUESTION_TYPES
 
-EVIL = """<script>alert(1)</script>&"' | <img src=x onerror=alert(2)> <!-- [a](b) `c` *d* _e_ ~~f~~ # \\ &lt;"""
+HOSTILE = """<script>alert(1)</script>&"' | <img src=x onerror=alert(2)> <!-- [a](b) `c` *d* _e_ ~~f~~ # \\ &lt;"""
 
 # ---- reading pages
 
@@ -132,21 +132,21 @@ def markdown(folder) -> str:
 
 def table_of(page: Page, head: str) -> list[list[str]]:
     """The one table with this among its column titles or row titles."""
-    (found,) = (t for t in page.cells() if head in t[0] or head in [row[0] for row in t])
-    return found
+    (table,) = (t for t in page.cells() if head in t[0] or head in [row[0] for row in t])
+    return table
 
 
-def two(figure_: dict, digits: int = 3) -> str:
+def two_lines(figure_: dict, digits: int = 3) -> str:
     """A figure with its interval and counts, as the page's tables write it."""
-    places = min(digits, 2)
-    interval = f"{figure_['low']:.{places}f}–{figure_['high']:.{places}f}"
+    decimals = min(digits, 2)
+    interval = f"{figure_['low']:.{decimals}f}–{figure_['high']:.{decimals}f}"
     return f"{figure_['value']:.{digits}f} {interval} · {figure_['numerator']}/{figure_['denominator']}"
 
 
 # ---- what the page shows
 
 
-def test_the_table_has_seven_rows_of_picture_and_both_columns(page, run):
+def test_the_table_has_seven_rows_of_image_and_both_columns(page, run):
     head, *rows = table_of(page, "picture")
     assert head == ["picture", "Pretrain_vlm", "SFT_vlm"]
     assert len(rows) == 7
@@ -156,9 +156,9 @@ def test_the_table_has_seven_rows_of_picture_and_both_columns(page, run):
     assert rows[0][0] == "a red kite; a white boat, far away a beach at sunset"
 
 
-def test_the_pages_pictures_are_the_drawn_scenes_and_say_in_words_what_they_show(page):
-    *pictures, _ = page.images  # the last one shows the losses
-    for scene, image in zip(TABLE.values(), pictures, strict=True):
+def test_the_pages_images_are_the_drawn_scenes_and_say_in_words_what_they_show(page):
+    *images, _ = page.images  # the last one shows the losses
+    for scene, image in zip(TABLE.values(), images, strict=True):
         data = base64.b64decode(image["src"].removeprefix("data:image/png;base64,"), validate=True)
         assert Image.open(io.BytesIO(data)).tobytes() == draw(scene).tobytes()
     alternatives = [image.get("alt") for image in page.images]
@@ -178,10 +178,10 @@ def test_the_page_needs_nothing_but_itself(folder, page):
     assert "default-src 'none'" in policy and "img-src data:" in policy
 
 
-def test_smoothed_by_hand():
-    assert build.smoothed([1, 2, 3, 4, 5], share=0.8) == [2, 2.5, 3, 3.5, 4]  # two neighbours on each side
-    assert build.smoothed([3.0, 1.0]) == [3.0, 1.0]
-    hundred = build.smoothed(range(100))  # 3% of the steps around each
+def test_a_moving_average_by_hand():
+    assert build.moving_average([1, 2, 3, 4, 5], share=0.8) == [2, 2.5, 3, 3.5, 4]  # two neighbours on each side
+    assert build.moving_average([3.0, 1.0]) == [3.0, 1.0]
+    hundred = build.moving_average(range(100))  # 3% of the steps around each
     assert hundred[50] == 50 and hundred[0] == sum(range(3)) / 3 and hundred[99] == sum(range(97, 100)) / 3
 
 
@@ -205,8 +205,8 @@ def test_the_shipped_tables_are_those_of_the_shipped_results():
         assert text == (results / name).read_text("utf-8")
 
 
-@pytest.mark.parametrize(("another", "told_apart"), [(99, True), (60, False)])
-def test_questions_stand_beside_another_picture_and_the_best_of_three_blind(run, another, told_apart):
+@pytest.mark.parametrize(("another", "distinguished"), [(99, True), (60, False)])
+def test_questions_stand_beside_another_image_and_the_best_of_three_blind(run, another, distinguished):
     """Another picture is no blind guess, however good; where it beats chance by its interval, the page says so."""
     run = copy.deepcopy(run)
     for lang in LANGUAGES:
@@ -218,29 +218,29 @@ def test_questions_stand_beside_another_picture_and_the_best_of_three_blind(run,
     head, *rows = cells(table)
     assert [row[0] for row in rows] == ["all types", *QUESTION_TYPES]
     row = dict(zip(head, rows[1 + QUESTION_TYPES.index("colour")], strict=True))
-    assert row["English: model"] == two(figure(90, 100))
+    assert row["English: model"] == two_lines(figure(90, 100))
     level = CHANCE["questions"]["colour"]
-    assert row["English: another"] == f"{two(figure(another, 100))} chance level {level:.3f}"
-    assert dict(zip(head, rows[0], strict=True))["English: another"] == two(figure(0, 100))  # all types: no level
+    assert row["English: another"] == f"{two_lines(figure(another, 100))} chance level {level:.3f}"
+    assert dict(zip(head, rows[0], strict=True))["English: another"] == two_lines(figure(0, 100))  # all types: no level
     assert row["English: best blind"] == "0.550 blank · 55/100"
-    assert ("colour (English)" in table.note) == told_apart
-    assert ("no type of question" in table.note) != told_apart
+    assert ("colour (English)" in table.note) == distinguished
+    assert ("no type of question" in table.note) != distinguished
 
 
 def test_pope_and_the_holdout_are_shown_as_measured(page, run):
     _, *rows = table_of(page, "yes-ratio")
     assert len(rows) == 2 * 2 * 3
     pope = run["exam"]["sft"]["zh"]["pope"]
-    got = pope["model"]["adversarial"]
-    shown = [two(got[key]) for key in ("accuracy", "precision", "recall", "f1", "yes_ratio")]
+    scores = pope["model"]["adversarial"]
+    shown = [two_lines(scores[key]) for key in ("accuracy", "precision", "recall", "f1", "yes_ratio")]
     control = pope["alone"]["adversarial"]["accuracy"]  # figures grow in this fixture: the last is the best
     best = f"{control['value']:.3f} alone · {control['numerator']}/{control['denominator']}"
-    unreadable = f"{got['unreadable']['numerator']}/{got['unreadable']['denominator']}"
+    unreadable = f"{scores['unreadable']['numerator']}/{scores['unreadable']['denominator']}"
     assert rows[-1] == ["SFT_vlm, Chinese, adversarial", *shown, best, unreadable]
     _, *rows = table_of(page, "hold-out: precision")
     near = [run["exam"]["pretrain"]["en"]["holdout"], run["exam"]["pretrain"]["en"]["descriptions"]["model"]]
     near = [d["things"]["pair"]["near"]["any"] for d in near]
-    assert rows[0] == ["Pretrain_vlm, English", *(two(n[key]) for n in near for key in ("precision", "recall"))]
+    assert rows[0] == ["Pretrain_vlm, English", *(two_lines(n[key]) for n in near for key in ("precision", "recall"))]
 
 
 def test_controls_at_their_chance_level_are_counted(run):
@@ -249,12 +249,17 @@ def test_controls_at_their_chance_level_are_counted(run):
     for stage in STAGES:
         for lang in LANGUAGES:
             exam = run["exam"][stage][lang]
-            told = exam["descriptions"]["another"]
-            told |= {"things": {"pair": {"near": {"any": {"precision": wide, "recall": wide}}}}}
-            told |= dict.fromkeys(("setting", "chair_i", "chair_s"), wide)
+            descriptions = exam["descriptions"]["another"]
+            descriptions |= {"things": {"pair": {"near": {"any": {"precision": wide, "recall": wide}}}}}
+            descriptions |= dict.fromkeys(("setting", "chair_i", "chair_s"), wide)
             exam["questions"]["another"] |= dict.fromkeys(QUESTION_TYPES, wide)
+<<<<<<< HEAD
             exam["pope"]["another"] = {way: {"accuracy": wide} for way in POPE_SAMPLINGS}
     per_cell = 5 + len(QUESTION_TYPES) + len(POPE_SAMPLINGS)
+=======
+            exam["pope"]["another"] = {category: {"accuracy": wide} for category in POPE_WAYS}
+    per_cell = 5 + len(QUESTION_TYPES) + len(POPE_WAYS)
+>>>>>>> 6b52fa8b2705e818286a8749572941b99e8afed9
     assert held(run, "another") == tables.Held(4 * per_cell, 4 * per_cell, [], [])
     edge = {"low": CHANCE["questions"]["colour"]}
     run["exam"]["sft"]["zh"]["questions"]["another"]["colour"] = wide | edge  # an end belongs to the interval
@@ -263,13 +268,13 @@ def test_controls_at_their_chance_level_are_counted(run):
     run["exam"]["pretrain"]["en"]["descriptions"]["another"]["chair_s"] = wide | {"high": 0.9}
     near = run["exam"]["pretrain"]["en"]["descriptions"]["another"]["things"]["pair"]["near"]
     near["any"]["precision"] = figure(0, 0)
-    found = held(run, "another")
-    assert found.above == ["questions: colour (SFT_vlm, Chinese)"]
-    assert found.below == ["descriptions: chair_s (Pretrain_vlm, English)"]
-    assert (found.inside, found.of) == (4 * per_cell - 3, 4 * per_cell - 1)
-    said = build._paragraphs(run)[2]
-    assert f"another {found.inside} of {found.of}" in said
-    assert f"another, above: {found.above[0]}. another, below: {found.below[0]}." in said
+    counts = held(run, "another")
+    assert counts.above == ["questions: colour (SFT_vlm, Chinese)"]
+    assert counts.below == ["descriptions: chair_s (Pretrain_vlm, English)"]
+    assert (counts.inside, counts.of) == (4 * per_cell - 3, 4 * per_cell - 1)
+    paragraph = build._paragraphs(run)[2]
+    assert f"another {counts.inside} of {counts.of}" in paragraph
+    assert f"another, above: {counts.above[0]}. another, below: {counts.below[0]}." in paragraph
 
 
 def test_where_nothing_was_counted_a_dash_stands(run):
@@ -285,9 +290,9 @@ def test_the_ledger_and_the_making_are_on_the_page(page):
     _, *ledger = table_of(page, "trained")
     assert ledger[1] == ["Pretrain_vlm: W", "49,152", "49,152", "0", "trained"]
     assert ledger[2] == ["Pretrain_vlm: language model", "8,000,003", "0", "8,000,003", "frozen"]
-    made = dict(table_of(page, "command"))
-    assert made["command"] == "minivlm run --seed 7" and made["peak memory"] == "2.25 GB"
-    assert made["time: stage 2"] == "183 s"
+    cells = dict(table_of(page, "command"))
+    assert cells["command"] == "minivlm run --seed 7" and cells["peak memory"] == "2.25 GB"
+    assert cells["time: stage 2"] == "183 s"
 
 
 # ---- seeds
@@ -376,34 +381,34 @@ def test_what_an_answer_leaves_out_is_named_below(run, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def evil(tmp_path_factory):
+def hostile(tmp_path_factory):
     """A report whose model, machine and command all write what should never be obeyed."""
     run = make_run()
     for row in run["table"]:
-        row["answers"] = {stage: dict.fromkeys(LANGUAGES, f"{EVIL} a green cat {EVIL}") for stage in STAGES}
-    run |= {"command": EVIL, "base": EVIL, "versions": {EVIL: "1"}}
-    run["machine"]["system"] = EVIL
+        row["answers"] = {stage: dict.fromkeys(LANGUAGES, f"{HOSTILE} a green cat {HOSTILE}") for stage in STAGES}
+    run |= {"command": HOSTILE, "base": HOSTILE, "versions": {HOSTILE: "1"}}
+    run["machine"]["system"] = HOSTILE
     return write_report(tmp_path_factory.mktemp("evil"), run).parent
 
 
-def test_what_a_model_wrote_is_text_in_the_page(evil, page):
-    own, text = page, (evil / "index.html").read_text("utf-8")
+def test_what_a_model_wrote_is_text_in_the_page(hostile, page):
+    own, text = page, (hostile / "index.html").read_text("utf-8")
     page = Page(text)
     assert "<script" not in text and "<img src=x" not in text and "<!-- " not in text
     assert {tag for tag, _ in page.tags} <= {tag for tag, _ in own.tags}
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert len(page.images) == 8
-    assert tidy(page.text).count(EVIL) == 7 * 2 * 2 * 2 + 4  # every one of them, to the letter
+    assert tidy(page.text).count(HOSTILE) == 7 * 2 * 2 * 2 + 4  # every one of them, to the letter
 
 
-def test_what_a_model_wrote_is_text_in_markdown(evil):
-    text = (evil / "report.md").read_text("utf-8")
+def test_what_a_model_wrote_is_text_in_markdown(hostile):
+    text = (hostile / "report.md").read_text("utf-8")
     assert set(re.findall(r"<[^>]*>?", text)) <= {"<br>", "<sub>", "</sub>"}
-    found = markdown_tables(text)
-    assert all(len({len(row) for row in table}) == 1 for table in found)  # a bar opens no new column
-    assert len(found[0]) == 8
-    for row in found[0][1:]:
-        assert [cell.count(EVIL) for cell in row] == [0, 4, 4]
+    tables = markdown_tables(text)
+    assert all(len({len(row) for row in table}) == 1 for table in tables)  # a bar opens no new column
+    assert len(tables[0]) == 8
+    for row in tables[0][1:]:
+        assert [cell.count(HOSTILE) for cell in row] == [0, 4, 4]
     for written in ("[a](b)", "`c`", "*d*", "_e_", "~~f~~", "# \\ &lt;"):  # each sign of theirs is escaped
         assert written not in text
 
@@ -426,7 +431,7 @@ def test_markdown_and_html_agree_on_every_cell_of_every_table(page, markdown):
     assert bare[0] == bare[1]
 
 
-def test_markdowns_pictures_lie_beside_it(folder, markdown, page):
+def test_markdowns_images_lie_beside_it(folder, markdown, page):
     links = re.findall(r"!\[(.*?)\]\((.*?)\)", markdown)
     assert [alt for alt, _ in links] == [image["alt"] for image in page.images]
     for (_, name), image in zip(links, page.images, strict=True):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training import META, assert_unharmed, contents, deadly, in_a_child
+from training import META, assert_unharmed, contents, in_a_child, kill_at
 
 from minivlm.checkpoint import load_checkpoint, read_meta, require_place, save_checkpoint
 from minivlm.processor import MiniVLMProcessor
@@ -31,7 +31,7 @@ def saved(model, processor, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("where", "number", "said"),
+    ("where", "number", "message"),
     [
         ("write_bytes", errno.ENOSPC, "No space left on device"),
         ("mkdir", errno.EROFS, "Read-only file system"),
@@ -39,7 +39,7 @@ def saved(model, processor, tmp_path) -> Path:
         ("_sync", errno.EDQUOT, "quota exceeded"),
     ],
 )
-def test_disk_trouble_at_every_step(saved, make_model, processor, monkeypatch, where, number, said):
+def test_disk_trouble_at_every_step(saved, make_model, processor, monkeypatch, where, number, message):
     """Each step that touches the disk fails in turn, on its first, second, … call, until the save gets through."""
     before = contents(saved)
     changed = make_model(1)
@@ -63,7 +63,7 @@ def test_disk_trouble_at_every_step(saved, make_model, processor, monkeypatch, w
             except OSError as error:
                 assert error.errno == number
                 assert f"{saved} cannot be written" in str(error)
-                assert said.lower() in str(error).lower()
+                assert message.lower() in str(error).lower()
                 assert "unharmed" in str(error)
             else:
                 break
@@ -158,7 +158,7 @@ def killed_at_rename(number: int, folder: Path, model, processor) -> int:
     """Save in a forked process that is killed at that rename; its wait status."""
 
     def save_and_die():
-        Path.rename = deadly(Path.rename, number)
+        Path.rename = kill_at(Path.rename, number)
         save_checkpoint(folder, model, processor, {"stage": "pretrain"})
 
     return in_a_child(save_and_die)
@@ -252,7 +252,7 @@ def test_what_others_named_like_the_old_folder_is_never_deleted(saved, model, pr
     assert {file: file.read_bytes() for file in saved.parent.rglob("*") if file.is_file()} == before
 
 
-def test_only_what_a_save_put_aside_is_found_in_place_of_a_folder(saved):
+def test_only_a_folder_that_a_save_renamed_is_read_in_place_of_a_missing_one(saved):
     replaced = saved.with_name("sft.replaced")
     saved.rename(replaced)
     assert latest_folder(saved) == saved
@@ -272,12 +272,12 @@ def test_a_folder_that_appears_beside_it_during_a_save_is_unharmed(saved):
 def test_an_empty_folder_is_replaced_and_comes_back_after_a_failure(tmp_path, monkeypatch):
     out = tmp_path / "out"
     out.mkdir()
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no"), replace_folder(out) as aside:
-        (aside / "file").touch()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no"), replace_folder(out) as temporary:
+        (temporary / "file").touch()
         patch.setattr(files, "_sync", lambda path: os.listdir("/no") if path == tmp_path else None)
     assert list(tmp_path.rglob("*")) == [out]
-    with replace_folder(out) as aside:
-        (aside / "file").touch()
+    with replace_folder(out) as temporary:
+        (temporary / "file").touch()
     assert sorted(tmp_path.rglob("*")) == [out, out / "file"]
 
 

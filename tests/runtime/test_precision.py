@@ -47,16 +47,16 @@ def gradients(model) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-def plainly(model, batch) -> tuple[float, dict[str, torch.Tensor]]:
+def reference(model, batch) -> tuple[float, dict[str, torch.Tensor]]:
     """The loss and the gradients by the model itself: logits everywhere, the library's loss, its eager attention."""
     model.language_model.set_attn_implementation("eager")
     count = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
     loss = model(**batch).loss * count
     loss.backward()
-    found = loss.item(), gradients(model)
+    result = loss.item(), gradients(model)
     model.zero_grad()
     model.language_model.set_attn_implementation("sdpa")
-    return found
+    return result
 
 
 # ---- attention
@@ -75,14 +75,14 @@ def test_lean_attention_is_the_librarys_eager_one(groups, masked):
     mask[1, :, :, :3] = never  # padded on the left: the first queries see nothing at all
     module = nn.Module()
     module.num_key_value_groups = 4 // groups
-    found = []
+    results = []
     for attention in (lean_attention, eager_attention_forward):
         read, _ = attention(module, query, key, value, mask if masked else None, scaling=0.3, dropout=0.0)
         (read * torch.arange(8)).sum().backward()
-        found.append([read.detach(), *(tensor.grad for tensor in (query, key, value))])
+        results.append([read.detach(), *(tensor.grad for tensor in (query, key, value))])
         for tensor in (query, key, value):
             tensor.grad = None
-    for lean, eager in zip(*found, strict=True):
+    for lean, eager in zip(*results, strict=True):
         torch.testing.assert_close(lean, eager, rtol=1e-5, atol=1e-6)  # the library softens in 32 bits
 
 
@@ -96,8 +96,8 @@ def test_lean_attention_has_the_right_gradients_to_every_digit():
     mask = torch.zeros(2, 1, 3, 5, dtype=torch.float64)
     mask[0, :, 0, 2:] = -1e9
     torch.library.opcheck(torch.ops.minivlm.attend, (query, key, value, mask, 0.5))
-    given = [tensor.requires_grad_() for tensor in (query, key, value)]
-    assert torch.autograd.gradcheck(lambda *given: lean_attention(nn.Module(), *given, mask, 0.5)[0], given)
+    inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
+    assert torch.autograd.gradcheck(lambda *args: lean_attention(nn.Module(), *args, mask, 0.5)[0], inputs)
 
 
 def test_a_model_with_dropout_keeps_the_librarys_attention(model):
@@ -118,27 +118,27 @@ def test_a_model_with_dropout_keeps_the_librarys_attention(model):
 def test_in_32_bits_loss_and_gradient_are_the_models_own(model, processor, name):
     set_trainable(model, stage(name))
     batch = mixed_batch(model, processor)
-    loss, expected = plainly(model, batch)
+    loss, expected = reference(model, batch)
     working = WorkingCopy(model, "fp32")
-    found = supervised_loss(working.model, batch)
-    working.backward(found)
-    assert found.item() == pytest.approx(loss, rel=1e-5)
+    actual = supervised_loss(working.model, batch)
+    working.backward(actual)
+    assert actual.item() == pytest.approx(loss, rel=1e-5)
     assert gradients(model).keys() == expected.keys()
     for key, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[key], rtol=1e-4, atol=1e-5 * expected[key].abs().max().item())
 
 
 @pytest.mark.parametrize("name", ["pretrain", "sft"])
-def test_in_16_bits_the_gradient_points_the_same_way_and_adds_up_in_32(model, processor, name):
+def test_in_16_bits_the_gradient_has_the_same_direction_and_adds_up_in_32(model, processor, name):
     set_trainable(model, stage(name))
     batch = mixed_batch(model, processor)
-    loss, expected = plainly(model, batch)
+    loss, expected = reference(model, batch)
     working = WorkingCopy(model, "bf16")
     assert {p.dtype for p in working.model.parameters()} == {torch.bfloat16}
     assert working.model.language_model.config._attn_implementation == LEAN
-    found = supervised_loss(working.model, batch)
-    assert found.dtype == torch.float32 and found.item() == pytest.approx(loss, rel=0.02)
-    working.backward(found)
+    actual = supervised_loss(working.model, batch)
+    assert actual.dtype == torch.float32 and actual.item() == pytest.approx(loss, rel=0.02)
+    working.backward(actual)
     once = gradients(model)
     assert once.keys() == expected.keys() and {g.dtype for g in once.values()} == {torch.float32}
     one, other = (torch.cat([g[key].flatten() for key in expected]) for g in (once, expected))
@@ -177,12 +177,12 @@ def test_a_tied_head_stays_tied(model, precision):
 def test_compiled_layers_compute_the_same(model, processor, compiler):
     set_trainable(model, stage("sft"))
     batch = mixed_batch(model, processor)
-    loss, expected = plainly(model, batch)
+    loss, expected = reference(model, batch)
     working = WorkingCopy(model, "fp32", compiled=True)
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())  # nothing is left of the trial
-    found = supervised_loss(working.model, batch)
-    working.backward(found)
-    assert found.item() == pytest.approx(loss, rel=1e-5)
+    actual = supervised_loss(working.model, batch)
+    working.backward(actual)
+    assert actual.item() == pytest.approx(loss, rel=1e-5)
     one, other = (torch.cat([g[key].flatten() for key in expected]) for g in (gradients(model), expected))
     assert 1 - torch.cosine_similarity(one, other, dim=0) < 5e-6
 
@@ -193,8 +193,8 @@ def test_a_compiled_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not
     base = save_base(tmp_path / "base", model, processor)
 
     def start(out, on_step=None, compiled=None):
-        given = {"parent": base, "precision": "bf16", "compiled": compiled, "on_step": on_step}
-        return Trainer(*load_checkpoint(base)[:2], some_rows(), stage("pretrain"), tmp_path / out, **given).fit()
+        options = {"parent": base, "precision": "bf16", "compiled": compiled, "on_step": on_step}
+        return Trainer(*load_checkpoint(base)[:2], some_rows(), stage("pretrain"), tmp_path / out, **options).fit()
 
     torch.compiler.reset()
     log, plain = start("whole", compiled=True), start("plain", compiled=False)
@@ -252,9 +252,9 @@ def test_precision_is_what_was_measured_to_be_faster(bf16, choice, model, monkey
     clock = [0.0]
     linear = torch.nn.functional.linear
 
-    def slow(given, *others):
-        clock[0] += bf16 if given.dtype == torch.bfloat16 else 1.0
-        return linear(given, *others)
+    def slow(inputs, *args):
+        clock[0] += bf16 if inputs.dtype == torch.bfloat16 else 1.0
+        return linear(inputs, *args)
 
     monkeypatch.setattr(minivlm.runtime.precision.F, "linear", slow)
     monkeypatch.setattr(minivlm.runtime.precision.time, "perf_counter", lambda: clock[0])

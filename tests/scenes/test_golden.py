@@ -19,8 +19,8 @@ TEXTS = "a5fa2c481c130ce9b766229b006409c1c4bfecc79855100524b0c373ebf2789d"
 
 def test_pixels_are_those_that_the_weights_were_trained_on():
     scenes = [sample_scene(split, i) for split in ("base", "train", "exam", "holdout") for i in range(50)]
-    pictures = [draw(scene).tobytes() for scene in (*scenes, *TABLE.values())]
-    assert hashlib.sha256(b"".join(pictures)).hexdigest() == PIXELS
+    images = [draw(scene).tobytes() for scene in (*scenes, *TABLE.values())]
+    assert hashlib.sha256(b"".join(images)).hexdigest() == PIXELS
 
 
 def test_texts_are_those_that_the_weights_were_trained_on():

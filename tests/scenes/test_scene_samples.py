@@ -19,7 +19,7 @@ def samples(*args, **kwargs) -> SceneSamples:
     return SceneSamples(*args, features=NUMBERS, **kwargs)
 
 
-def said(message) -> str:
+def text_of(message) -> str:
     """A message's text, with `<image>` where its picture stands."""
     return "".join(part.get("text", "<image>") for part in message["content"])
 
@@ -29,7 +29,7 @@ def number(row) -> int:
 
 
 def language(row) -> str:
-    return "zh" if re.search(r"[\u4e00-\u9fff]", said(row.messages[-1])) else "en"
+    return "zh" if re.search(r"[\u4e00-\u9fff]", text_of(row.messages[-1])) else "en"
 
 
 def truth(row):
@@ -54,18 +54,18 @@ def test_a_row_depends_on_its_index_and_the_seed_alone(stage):
 def test_a_stage_1_row_is_the_prompt_and_a_true_caption():
     for row in samples("pretrain", pictures=9, count=40):
         user, assistant = row.messages
-        assert said(user) == f"<image>{PROMPTS[language(row)]}"
+        assert text_of(user) == f"<image>{PROMPTS[language(row)]}"
         scene, things = truth(row)
-        read = read_facts(said(assistant))
+        read = read_facts(text_of(assistant))
         assert set(read.things) == things and read.setting == scene.setting
 
 
-def test_every_picture_is_shown_in_both_languages_and_languages_are_even():
-    for pictures in (6, 7):
-        rows = list(samples("pretrain", pictures, count=2 * pictures))
-        assert Counter(number(row) for row in rows) == dict.fromkeys(range(pictures), 2)
-        assert len({(number(row), language(row)) for row in rows}) == 2 * pictures
-        assert abs(Counter(map(language, rows))["en"] - pictures) == 0
+def test_every_image_is_shown_in_both_languages_and_languages_are_even():
+    for count in (6, 7):
+        rows = list(samples("pretrain", count, count=2 * count))
+        assert Counter(number(row) for row in rows) == dict.fromkeys(range(count), 2)
+        assert len({(number(row), language(row)) for row in rows}) == 2 * count
+        assert abs(Counter(map(language, rows))["en"] - count) == 0
     one, other = (SceneSamples("pretrain", 6, 3, seed) for seed in (0, 1))
     assert [one.language(i) for i in range(3)] != [other.language(i) for i in range(3)]
 
@@ -86,14 +86,14 @@ def test_stage_2_says_what_is_true():
         roles = [turn["role"] for turn in row.messages]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
         if kind(row) == "text":
-            assert row.patch_features is None and not any("<image>" in said(turn) for turn in row.messages)
+            assert row.patch_features is None and not any("<image>" in text_of(turn) for turn in row.messages)
             continue
         scene, things = truth(row)
-        assert said(row.messages[0]).startswith("<image>")
-        assert not any("<image>" in said(turn) for turn in row.messages[1:])
+        assert text_of(row.messages[0]).startswith("<image>")
+        assert not any("<image>" in text_of(turn) for turn in row.messages[1:])
         if kind(row) == "description":
-            assert said(row.messages[0]) == f"<image>{PROMPTS[language(row)]}"
-            read = read_facts(said(row.messages[1]))
+            assert text_of(row.messages[0]) == f"<image>{PROMPTS[language(row)]}"
+            read = read_facts(text_of(row.messages[1]))
             assert set(read.things) == things and read.setting == scene.setting
         else:
             assert len(roles) // 2 in TURNS
@@ -101,15 +101,15 @@ def test_stage_2_says_what_is_true():
     assert turns["conversation"] == set(TURNS) and turns["description"] == {1 + more for more in FOLLOW_UPS}
 
 
-def test_the_questions_are_those_of_the_picture():
+def test_the_questions_are_those_of_the_image():
     row = next(row for row in samples("sft", pictures=50, count=50) if kind(row) == "conversation")
     scene, _ = truth(row)
-    found = []
+    pairs = []
     for seed in range(200):
-        found += [(q.text, q.answer) for q in questions(scene, language(row), random_stream(seed))]
-    asked = [said(turn).removeprefix("<image>") for turn in row.messages[::2]]
-    answered = [said(turn) for turn in row.messages[1::2]]
-    assert set(zip(asked, answered, strict=True)) <= set(found)
+        pairs += [(q.text, q.answer) for q in questions(scene, language(row), random_stream(seed))]
+    texts = [text_of(turn).removeprefix("<image>") for turn in row.messages[::2]]
+    answered = [text_of(turn) for turn in row.messages[1::2]]
+    assert set(zip(texts, answered, strict=True)) <= set(pairs)
 
 
 def test_noise_adds_what_is_not_there_to_descriptions_alone():
@@ -120,11 +120,11 @@ def test_noise_adds_what_is_not_there_to_descriptions_alone():
             continue
         assert before.messages[2:] == after.messages[2:]
         _, things = truth(after)
-        named = {thing for thing, _ in read_facts(said(after.messages[1])).things}
+        named = {thing for thing, _ in read_facts(text_of(after.messages[1])).things}
         assert named > {thing for thing, _ in things}
 
 
-def test_without_features_the_picture_is_drawn(processor):
+def test_without_features_the_image_is_drawn(processor):
     for stage in ("pretrain", "sft"):
         for known, row in zip(samples(stage, 3, 6), SceneSamples(stage, 3, 6), strict=True):
             example = processor.encode(row)

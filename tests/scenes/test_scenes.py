@@ -70,7 +70,7 @@ def test_the_world_is_as_large_as_promised():
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_the_things_of_a_scene_can_be_told_apart(split):
+def test_the_things_of_a_scene_can_be_distinguished(split):
     """By their place and distance, and by their name; only the panda has no colour."""
     for scene in scenes_of(split, 300):
         assert len({(thing.place, thing.distance) for thing in scene.things}) == len(scene.things)
@@ -100,10 +100,10 @@ def test_an_unknown_split_and_an_impossible_number_are_refused():
 CRITICAL = {2: 9.21, 7: 18.48, 9: 21.67, 15: 30.58}
 
 
-def chi_square(seen: Counter, values) -> float:
-    assert set(seen) <= set(values)
-    expected = sum(seen.values()) / len(values)
-    return sum((seen[value] - expected) ** 2 / expected for value in values)
+def chi_square(counts: Counter, values) -> float:
+    assert set(counts) <= set(values)
+    expected = sum(counts.values()) / len(values)
+    return sum((counts[value] - expected) ** 2 / expected for value in values)
 
 
 def is_uniform(values: list[str], among) -> bool:
@@ -144,20 +144,20 @@ def test_a_third_of_the_things_is_far_whatever_their_number(number):
 
 
 @pytest.mark.parametrize("split", ["base", "train", "dev", "exam"])
-def test_held_out_pairs_are_in_no_picture_of_a_split_that_learns_or_decides(split):
+def test_held_out_pairs_are_in_no_image_of_a_split_that_learns_or_decides(split):
     scenes = scenes_of(split, LONG if split == "train" else 2000)
     assert not HELD_OUT_COLOURS & {(thing.kind, thing.colour) for thing in things_of(scenes)}
     assert not HELD_OUT_SETTINGS & {(thing.kind, scene.setting) for scene in scenes for thing in scene.things}
 
 
-def test_every_picture_of_the_holdout_has_a_held_out_pair_and_every_pair_comes_up():
-    seen = Counter()
+def test_every_image_of_the_holdout_has_a_held_out_pair_and_every_pair_comes_up():
+    counts = Counter()
     for scene in scenes_of("holdout", EXAM):
         pairs = {(t.kind, t.colour) for t in scene.things} | {(t.kind, scene.setting) for t in scene.things}
         pairs &= HELD_OUT_COLOURS | HELD_OUT_SETTINGS
         assert pairs
-        seen.update(pairs)
-    assert set(seen) == HELD_OUT_COLOURS | HELD_OUT_SETTINGS
+        counts.update(pairs)
+    assert set(counts) == HELD_OUT_COLOURS | HELD_OUT_SETTINGS
 
 
 def test_what_is_held_out_is_made_of_parts_that_training_shows():
@@ -211,9 +211,9 @@ def test_a_thing_stands_where_its_place_says():
 HUES = {"red": 0, "orange": 28, "yellow": 50, "green": 130, "blue": 218, "purple": 277, "pink": 334}
 
 
-def painted(scene: Scene, picture: Image.Image, threshold: int = 24) -> np.ndarray:
+def changed_pixels(scene: Scene, image: Image.Image, threshold: int = 24) -> np.ndarray:
     """Which pixels differ from the same scene without its things."""
-    return np.abs(np.asarray(picture, dtype=int) - np.asarray(blank(scene), dtype=int)).max(axis=-1) > threshold
+    return np.abs(np.asarray(image, dtype=int) - np.asarray(blank(scene), dtype=int)).max(axis=-1) > threshold
 
 
 def blank(scene: Scene) -> Image.Image:
@@ -221,9 +221,9 @@ def blank(scene: Scene) -> Image.Image:
     return draw(Scene(scene.setting, (), scene.seed))
 
 
-def dominant_colour(picture: Image.Image, where: np.ndarray) -> str | None:
+def dominant_colour(image: Image.Image, where: np.ndarray) -> str | None:
     """The colour word that most of these pixels would be called by; None if there are none."""
-    hue, saturation, value = np.moveaxis(np.asarray(picture.convert("HSV"), dtype=float)[where], -1, 0) / 255
+    hue, saturation, value = np.moveaxis(np.asarray(image.convert("HSV"), dtype=float)[where], -1, 0) / 255
     distance = np.abs((hue[:, None] * 360 - np.array([*HUES.values()]) + 180) % 360 - 180)
     names = np.array([*HUES])[distance.argmin(axis=1)]
     counts = Counter(names[(saturation >= 0.3) & (value >= 0.3)].tolist())
@@ -232,14 +232,14 @@ def dominant_colour(picture: Image.Image, where: np.ndarray) -> str | None:
     return word if count else None
 
 
-def inside(box, side: int = 224) -> np.ndarray:
+def box_mask(box, side: int = 224) -> np.ndarray:
     left, top, right, bottom = (round(edge * side) for edge in box)
     mask = np.zeros((side, side), dtype=bool)
     mask[top:bottom, left:right] = True
     return mask
 
 
-def alone(kind, colour, number, distance="near", setting=None):
+def single_thing(kind, colour, number, distance="near", setting=None):
     size = "small" if distance == "far" else "medium"
     place = PLACES[number % 3]
     return Scene(setting or SETTINGS[number % len(SETTINGS)], (Thing(kind, colour, place, distance, size),), number)
@@ -253,34 +253,34 @@ def test_a_thing_has_its_colour_in_its_box(colour):
     """
     for number, kind in enumerate(kind for kind in KINDS if kind not in COLOURLESS):
         distance = ("near", "far")[(number + COLOURS.index(colour)) % 2]
-        scene = alone(kind, colour, 31 * COLOURS.index(colour) + number, distance)
-        picture, box = draw(scene), inside(*layout(scene))
-        there = painted(scene, picture) & box
+        scene = single_thing(kind, colour, 31 * COLOURS.index(colour) + number, distance)
+        image, box = draw(scene), box_mask(*layout(scene))
+        there = changed_pixels(scene, image) & box
         assert there.sum() > 0.2 * box.sum()
-        assert dominant_colour(picture, there) == colour
-    assert dominant_colour(blank(scene), painted(scene, blank(scene)) & box) is None
+        assert dominant_colour(image, there) == colour
+    assert dominant_colour(blank(scene), changed_pixels(scene, blank(scene)) & box) is None
     other = COLOURS[(COLOURS.index(colour) + 3) % len(COLOURS)]
-    wrong = draw(alone(kind, other, scene.seed, distance))
-    assert dominant_colour(wrong, painted(scene, wrong) & box) == other != colour
+    wrong = draw(single_thing(kind, other, scene.seed, distance))
+    assert dominant_colour(wrong, changed_pixels(scene, wrong) & box) == other != colour
 
 
 def test_a_panda_is_black_and_white():
     for number in range(6):
-        scene = alone("panda", None, number)
-        picture = draw(scene)
-        there = painted(scene, picture) & inside(*layout(scene))
-        value = np.asarray(picture.convert("HSV"), dtype=float)[there][:, 2] / 255
+        scene = single_thing("panda", None, number)
+        image = draw(scene)
+        there = changed_pixels(scene, image) & box_mask(*layout(scene))
+        value = np.asarray(image.convert("HSV"), dtype=float)[there][:, 2] / 255
         assert (value < 0.35).mean() > 0.1
-        assert dominant_colour(picture, there) == "white"
+        assert dominant_colour(image, there) == "white"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_thing_fills_its_box_and_stays_in_it(kind):
     """Measured in space, where nothing casts a shadow: the longer side is the box's, to three pixels."""
     for number, distance in enumerate(("near", "far")):
-        scene = alone(kind, None if kind in COLOURLESS else "pink", number, distance, "space")
+        scene = single_thing(kind, None if kind in COLOURLESS else "pink", number, distance, "space")
         ((left, top, right, bottom),) = layout(scene)
-        rows, columns = np.nonzero(painted(scene, draw(scene), threshold=8))
+        rows, columns = np.nonzero(changed_pixels(scene, draw(scene), threshold=8))
         extent = max(np.ptp(rows), np.ptp(columns)) + 1
         assert extent == pytest.approx(224 * (right - left), abs=3)
         assert 224 * left - 2 <= columns.min() and columns.max() <= 224 * right + 2
@@ -292,31 +292,31 @@ def test_a_thing_fills_its_box_and_stays_in_it(kind):
 def test_near_things_cover_far_ones_and_what_stands_lower_covers_what_stands_higher(monkeypatch):
     boxes = ((0.3, 0.3, 0.6, 0.6), (0.4, 0.4, 0.8, 0.8), (0.2, 0.2, 0.5, 0.5))
     paints = {"cat": (255, 0, 0), "car": (0, 255, 0), "dog": (0, 0, 255)}
-    painted = {kind: (*colour, 255) for kind, colour in paints.items()}
+    fills = {kind: (*colour, 255) for kind, colour in paints.items()}
     monkeypatch.setattr(f"{draw.__module__}.layout", lambda scene: boxes)
     monkeypatch.setattr(
-        f"{draw.__module__}.paint_thing", lambda kind, colour, rng, side: Image.new("RGBA", (side, side), painted[kind])
+        f"{draw.__module__}.paint_thing", lambda kind, colour, rng, side: Image.new("RGBA", (side, side), fills[kind])
     )
     cat, car = Thing("cat", "red", "left", "near", "medium"), Thing("car", "red", "middle", "near", "medium")
     far = Thing("dog", "red", "middle", "far", "small")
-    picture = draw(Scene("space", (cat, car, far), 1), 100)
-    assert picture.getpixel((35, 35)) == paints["cat"]  # over the far dog
-    assert picture.getpixel((45, 45)) == paints["car"]  # over both
-    assert picture.getpixel((25, 25)) == paints["dog"]
+    image = draw(Scene("space", (cat, car, far), 1), 100)
+    assert image.getpixel((35, 35)) == paints["cat"]  # over the far dog
+    assert image.getpixel((45, 45)) == paints["car"]  # over both
+    assert image.getpixel((25, 25)) == paints["dog"]
 
 
-def test_settings_can_be_told_apart_at_a_glance():
+def test_settings_can_be_distinguished_at_a_glance():
     """By the nearest of the other pictures, on thumbnails of 8 x 8 pixels; by chance one in ten would be right."""
     labels = [setting for setting in SETTINGS for _ in range(4)]
     empty = [Scene(setting, (), number) for number, setting in enumerate(labels)]
-    seen = np.stack([np.asarray(draw(s).resize((8, 8), Image.Resampling.BOX), dtype=float).ravel() for s in empty])
-    apart = ((seen[:, None] - seen[None]) ** 2).sum(axis=-1)
+    pixels = np.stack([np.asarray(draw(s).resize((8, 8), Image.Resampling.BOX), dtype=float).ravel() for s in empty])
+    apart = ((pixels[:, None] - pixels[None]) ** 2).sum(axis=-1)
     np.fill_diagonal(apart, np.inf)
     right = [labels[i] == labels[j] for i, j in enumerate(apart.argmin(axis=1))]
     assert np.mean(right) >= 0.9
 
 
-def test_pictures_are_drawn_once_and_then_read(tmp_path, monkeypatch):
+def test_images_are_drawn_once_and_then_read(tmp_path, monkeypatch):
     file = tmp_path / "dev.npy"
     drawn = gallery.cached_pictures(file, "dev", 3, 112, workers=1)
     expected = [draw(sample_scene("dev", i)).resize((112, 112), Image.Resampling.BICUBIC) for i in range(3)]
@@ -360,13 +360,13 @@ def test_ctrl_c_while_workers_start_ends_all_without_a_workers_traceback():
     assert "Traceback" not in done.stderr and "KeyboardInterrupt" not in done.stderr
 
 
-def test_a_contact_sheet_holds_the_pictures_in_order():
+def test_a_contact_sheet_holds_the_images_in_order():
     sheet = gallery.contact_sheet("dev", first=4, across=2, gap=6)
     assert sheet.size == (2 * 230 + 6,) * 2
-    for place in range(4):
-        left, top = 6 + place % 2 * 230, 6 + place // 2 * 230
+    for i in range(4):
+        left, top = 6 + i % 2 * 230, 6 + i // 2 * 230
         cell = sheet.crop((left, top, left + 224, top + 224))
-        assert cell.tobytes() == draw(sample_scene("dev", 4 + place)).tobytes()
+        assert cell.tobytes() == draw(sample_scene("dev", 4 + i)).tobytes()
 
 
 # ---- words
@@ -414,18 +414,18 @@ def test_articles_and_measure_words_are_right():
 @pytest.mark.parametrize("split", ["exam", "train", "text"])
 def test_captions_and_descriptions_are_read_back_exactly(write, lang, split):
     for number, scene in enumerate(scenes_of(split, 250)):
-        said = read_facts(write(scene, lang, random_stream("test", number)))
-        assert (said.things, said.setting) == (facts_of(scene), scene.setting)
+        facts = read_facts(write(scene, lang, random_stream("test", number)))
+        assert (facts.things, facts.setting) == (facts_of(scene), scene.setting)
 
 
 def sentences(text: str, lang: str) -> list[str]:
     return re.split(r"(?<=\.) ", text) if lang == "en" else [f"{part}。" for part in text.split("。") if part]
 
 
-def only(words: dict[str, str], text: str) -> str:
+def only_key(words: dict[str, str], text: str) -> str:
     """Which one of these words is in a text; the test fails where it is none or several."""
-    (found,) = (name for name, word in words.items() if word in text.lower())
-    return found
+    (match,) = (name for name, word in words.items() if word in text.lower())
+    return match
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
@@ -435,8 +435,8 @@ def test_a_description_says_of_each_thing_where_it_is_how_far_and_whether_it_is_
         assert read_facts(opening).setting == scene.setting
         for thing, sentence in zip(in_reading_order(scene), middle, strict=True):
             assert read_facts(sentence).things == ((thing.kind, thing.colour),)
-            assert only(w.PLACE_WORDS[lang], sentence) == thing.place
-            assert only(w.DISTANCE_WORDS[lang], sentence) == thing.distance
+            assert only_key(w.PLACE_WORDS[lang], sentence) == thing.place
+            assert only_key(w.DISTANCE_WORDS[lang], sentence) == thing.distance
             big = re.search(r"\bbig\b|大", sentence) is not None
             assert big == (thing.size == "big" and thing.kind not in w.PEOPLE)
         if "in all" in closing or "一共" in closing:
@@ -447,10 +447,10 @@ def test_a_description_says_of_each_thing_where_it_is_how_far_and_whether_it_is_
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
-def test_without_noise_nothing_untrue_is_said_and_with_full_noise_exactly_one_thing(lang):
+def test_without_noise_nothing_is_untrue_and_with_full_noise_exactly_one_thing(lang):
     for number, scene in enumerate(scenes_of("train", 300)):
-        said = [description(scene, lang, random_stream("noise", number), noise) for noise in (0.0, 1.0)]
-        clean, noisy = map(read_facts, said)
+        texts = [description(scene, lang, random_stream("noise", number), noise) for noise in (0.0, 1.0)]
+        clean, noisy = map(read_facts, texts)
         assert clean.things == facts_of(scene)
         assert noisy.things[:-1] == facts_of(scene) and noisy.setting == scene.setting
         kind, colour = noisy.things[-1]
@@ -475,14 +475,14 @@ def test_noise_is_the_share_of_descriptions_with_something_untrue(noise):
 
 
 @cache
-def asked(lang: str) -> dict[str, list]:
+def questions_by_type(lang: str) -> dict[str, list]:
     """type -> (scene, question), over 300 scenes of each of two splits."""
-    found = {type_: [] for type_ in w.QUESTION_TYPES}
+    by_type = {type_: [] for type_ in w.QUESTION_TYPES}
     for split in ("exam", "train"):
         for i, scene in enumerate(scenes_of(split, 300)):
             for question in questions(scene, lang, random_stream("asked", split, i)):
-                found[question.type].append((scene, question))
-    return found
+                by_type[question.type].append((scene, question))
+    return by_type
 
 
 TIMES_OF_DAY = {
@@ -491,17 +491,17 @@ TIMES_OF_DAY = {
 }
 
 
-def answers(scene: Scene, type_: str, text: str, answer: str, lang: str) -> bool:
+def is_right(scene: Scene, type_: str, text: str, answer: str, lang: str) -> bool:
     """Whether an answer is right, worked out from the question's text and the facts alone."""
-    named, said = read_facts(text).things, read_facts(answer)
+    named, stated = read_facts(text).things, read_facts(answer)
     if type_ == "what":
-        place = only(w.PLACE_WORDS[lang], text)
+        place = only_key(w.PLACE_WORDS[lang], text)
         here = {(thing.kind, thing.colour) for thing in scene.things if thing.place == place}
-        return set(said.things) == here and (bool(here) or answer == w.NOTHING[lang])
+        return set(stated.things) == here and (bool(here) or answer == w.NOTHING[lang])
     if type_ == "setting":
-        return said.setting == scene.setting
+        return stated.setting == scene.setting
     if type_ == "time":
-        return only(TIMES_OF_DAY[lang], answer) == (scene.setting if scene.setting in TIMES_OF_DAY[lang] else "day")
+        return only_key(TIMES_OF_DAY[lang], answer) == (scene.setting if scene.setting in TIMES_OF_DAY[lang] else "day")
     if type_ == "total":
         return answer == _counted(len(scene.things), "样", lang)
     if type_ == "count":
@@ -516,7 +516,7 @@ def answers(scene: Scene, type_: str, text: str, answer: str, lang: str) -> bool
     meant = [_meant(scene, kind, colour) for kind, colour in named]
     if type_ == "compare":
         first = min(meant, key=lambda thing: PLACES.index(thing.place))
-        return said.things == ((first.kind, first.colour),)
+        return stated.things == ((first.kind, first.colour),)
     (thing,) = meant
     if type_ == "colour":
         return answer.lower().rstrip(".。") == w.COLOUR_WORDS[lang][thing.colour]
@@ -540,23 +540,23 @@ def _meant(scene: Scene, kind: str, colour: str | None) -> Thing:
 @pytest.mark.parametrize("lang", w.LANGUAGES)
 @pytest.mark.parametrize("type_", w.QUESTION_TYPES)
 def test_the_answer_to_a_question_is_what_its_text_and_the_facts_give(type_, lang):
-    found = asked(lang)[type_]
-    assert len(found) > 300
-    for scene, question in found:
-        assert answers(scene, type_, question.text, question.answer, lang)
+    pairs = questions_by_type(lang)[type_]
+    assert len(pairs) > 300
+    for scene, question in pairs:
+        assert is_right(scene, type_, question.text, question.answer, lang)
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
 @pytest.mark.parametrize("type_", w.QUESTION_TYPES)
 def test_any_other_answer_to_a_question_is_wrong(type_, lang):
-    found = asked(lang)[type_][:60]
-    given = sorted({question.answer for _, question in found})
-    assert len(given) > 1
-    for scene, question in found:
-        for other in given:
+    pairs = questions_by_type(lang)[type_][:60]
+    answers = sorted({question.answer for _, question in pairs})
+    assert len(answers) > 1
+    for scene, question in pairs:
+        for other in answers:
             same = type_ == "what" and set(read_facts(other).things) == set(read_facts(question.answer).things)
             if other != question.answer and not same:
-                assert not answers(scene, type_, question.text, other, lang)
+                assert not is_right(scene, type_, question.text, other, lang)
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
@@ -567,11 +567,11 @@ def test_what_has_no_exact_answer_is_not_asked(lang):
     unasked = {cars: {"where", "colour", "distance", "compare"}, panda[:1]: {"colour", "compare"}, panda: {"compare"}}
     for things, types in unasked.items():
         for number in range(20):
-            asked = {question.type for question in questions(Scene("park", things, 1), lang, random_stream(number))}
-            assert asked == set(w.QUESTION_TYPES) - types
+            actual = {question.type for question in questions(Scene("park", things, 1), lang, random_stream(number))}
+            assert actual == set(w.QUESTION_TYPES) - types
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
 def test_half_of_the_yes_or_no_questions_are_to_be_answered_with_yes(lang):
-    found = [question.answer for _, question in asked(lang)["exists"]]
-    assert found.count(w.YES[lang]) / len(found) == pytest.approx(0.5, abs=3 * (0.25 / len(found)) ** 0.5)
+    answers = [question.answer for _, question in questions_by_type(lang)["exists"]]
+    assert answers.count(w.YES[lang]) / len(answers) == pytest.approx(0.5, abs=3 * (0.25 / len(answers)) ** 0.5)
