@@ -50,11 +50,7 @@ def exam_results(start: int) -> dict:
         "holdout": description_scores(next_),
         "questions": {who: {t: next_() for t in ("all", *QUESTION_TYPES)} for who in (*EVERYONE, "guess")},
         "guesses": dict.fromkeys(QUESTION_TYPES, "Two."),
-<<<<<<< HEAD
-        "pope": {who: {way: {key: next_() for key in ways} for way in POPE_SAMPLINGS} for who in EVERYONE},
-=======
-        "pope": {who: {category: {key: next_() for key in keys} for category in POPE_WAYS} for who in EVERYONE},
->>>>>>> 6b52fa8b2705e818286a8749572941b99e8afed9
+        "pope": {who: {category: {key: next_() for key in keys} for category in POPE_SAMPLINGS} for who in EVERYONE},
         "chance": {who: {group: dict(levels) for group, levels in CHANCE.items()} for who in CONTROLS},
     }
 
@@ -62,11 +58,7 @@ def exam_results(start: int) -> dict:
 CHANCE = {
     "descriptions": {"precision": 0.011, "recall": 0.012, "setting": 0.113, "chair_i": 0.814, "chair_s": 0.915},
     "questions": {type_: 0.201 + i / 1000 for i, type_ in enumerate(QUESTION_TYPES)},
-<<<<<<< HEAD
-    "pope": {way: 0.501 + i / 1000 for i, way in enumerate(POPE_SAMPLINGS)},
-=======
-    "pope": {category: 0.501 + i / 1000 for i, category in enumerate(POPE_WAYS)},
->>>>>>> 6b52fa8b2705e818286a8749572941b99e8afed9
+    "pope": {category: 0.501 + i / 1000 for i, category in enumerate(POPE_SAMPLINGS)},
 }
 
 

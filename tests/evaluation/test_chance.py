@@ -101,15 +101,9 @@ def test_pope_is_compared_with_other_images_of_which_the_same_kind_was_asked(lan
     items = evaluation.pope_questions(SCENES, lang)
     pope = [evaluation.Reply(item, forms[int(rng.choice(3, p=(0.3, 0.5, 0.2)))]) for item in items]
     level = evaluation.chance.chance_levels(SCENES, [""] * len(SCENES), replies(lang, lambda i: i), pope)["pope"]
-<<<<<<< HEAD
     assert len(set(level.values())) == len(evaluation.POPE_SAMPLINGS)
-    for way in evaluation.POPE_SAMPLINGS:
-        group = [reply for reply in pope if reply.item.group in (way, PRESENT)]
-=======
-    assert len(set(level.values())) == len(evaluation.POPE_WAYS)
-    for category in evaluation.POPE_WAYS:
+    for category in evaluation.POPE_SAMPLINGS:
         group = [reply for reply in pope if reply.item.group in (category, PRESENT)]
->>>>>>> 6b52fa8b2705e818286a8749572941b99e8afed9
         shares = []
         for one in group:
             (kind, _), *_ = read_facts(one.item.question.text).things

@@ -253,13 +253,8 @@ def test_controls_at_their_chance_level_are_counted(run):
             descriptions |= {"things": {"pair": {"near": {"any": {"precision": wide, "recall": wide}}}}}
             descriptions |= dict.fromkeys(("setting", "chair_i", "chair_s"), wide)
             exam["questions"]["another"] |= dict.fromkeys(QUESTION_TYPES, wide)
-<<<<<<< HEAD
-            exam["pope"]["another"] = {way: {"accuracy": wide} for way in POPE_SAMPLINGS}
+            exam["pope"]["another"] = {category: {"accuracy": wide} for category in POPE_SAMPLINGS}
     per_cell = 5 + len(QUESTION_TYPES) + len(POPE_SAMPLINGS)
-=======
-            exam["pope"]["another"] = {category: {"accuracy": wide} for category in POPE_WAYS}
-    per_cell = 5 + len(QUESTION_TYPES) + len(POPE_WAYS)
->>>>>>> 6b52fa8b2705e818286a8749572941b99e8afed9
     assert held(run, "another") == tables.Held(4 * per_cell, 4 * per_cell, [], [])
     edge = {"low": CHANCE["questions"]["colour"]}
     run["exam"]["sft"]["zh"]["questions"]["another"]["colour"] = wide | edge  # an end belongs to the interval
