@@ -1,210 +1,206 @@
-"""How fast the engine is, beside the recipe that this course grew from, on the same rows in one interleaved run.
+"""Training speed of this package beside the reference recipe, on the same samples in one interleaved run:
 
-The old recipe (`old_loss`) pads every row to one fixed length, runs the frozen encoder in every step, and computes
-logits at every place, on a CPU in float32. The engine (`new_loss`) is what `train` does: rows of like length together,
-padded to the longest; features of the encoder kept from before; logits where something is learnt; and 16 bits, and
-compiled layers, where these are faster. All begin with the same weights, have the same loss, and take the same
-optimizer's steps with the same threads and the library's own attention; only where the engine computes in 16 bits on a
-CPU does it have another one (`runtime.attention`). The old recipe also takes its steps in mixed precision, so that
-what 16 bits gain can be told from the rest. Letters as in `config.py`.
+    `python tests/benchmarks/bench.py`, or with `--preset scenes`.
+
+The reference is the recipe that this course grew from: every sample padded to one fixed length, the frozen encoder in
+every step, logits at every position, float32 on a CPU. Ours is what `train` does: samples of like length together,
+padded to the longest; encoder features computed before; logits only at supervised positions; and bfloat16 and compiled
+layers. All variants share weights, loss and optimizer, and use the library's attention, except ours in bfloat16 on a
+CPU (`runtime.attention`). The reference is measured in mixed precision, too, so that the effect of bfloat16 can be
+told from the rest. Letters as in `config.py`.
 """
 
 import argparse
-import json
 import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from lessons.cost import LENGTHS, Length, flops, random_example, saved_bytes
-from matplotlib.figure import Figure
-from torch.nn import functional as F
+from lessons.lesson_a2 import loss_everywhere
 
 from minivlm.checkpoint import load_checkpoint
-from minivlm.config import IGNORE_INDEX, PRESETS, STAGES, Stage
+from minivlm.config import IGNORE_INDEX, PRESETS, STAGES, MiniVLMConfig, Stage
 from minivlm.convert.hub import RANDOM, build
 from minivlm.data.features import encode
 from minivlm.data.order import WINDOW
 from minivlm.data.samples import Example
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 from minivlm.processor import MiniVLMProcessor
-from minivlm.runtime.files import versions
+from minivlm.runtime.files import versions, write_json
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
 from minivlm.runtime.precision import PRECISIONS, WorkingCopy, give_back_memory, why_not_compiled
 from minivlm.scenes.samples import SceneSamples
 from minivlm.train import PAD_TO, adamw, supervised_loss
 
-# Tokens to which every row is padded: MiniMind-V's for clip-26m; for scenes about as many times the usual row.
+# The reference's fixed lengths in tokens: MiniMind-V's for clip-26m; for scenes as many times the typical length.
 PADDED = {"clip-26m": {"pretrain": 640, "sft": 1536}, "scenes": {"pretrain": 256, "sft": 512}}
-SPREAD = 0.15  # of made-up lengths around the typical one: rows are seldom alike
+LENGTH_RANGE = 0.15  # random lengths differ from the typical one by up to this share
 CLEAR_REFS = Path("/proc/self/clear_refs")
-PRODUCT, TIMES = 4096, 10  # the matrix product that a machine's rate is measured with
+MATRIX_SIZE, REPEATS = 4096, 10  # of the matrix product that measures a machine's rate
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way of taking a step."""
+class Variant:
+    """One variant of a training step."""
 
-    old: bool
+    reference: bool
     precision: str
     compiled: bool = False
 
     def __str__(self) -> str:
-        """For a table."""
-        return ("old recipe, " if self.old else "engine, ") + self.precision + (" compiled" if self.compiled else "")
+        """Its name in tables and in JSON, such as "ours_bf16_compiled"."""
+        return "_".join(["reference" if self.reference else "ours", self.precision, *["compiled"] * self.compiled])
 
 
-OLD = Way(True, "fp32")  # as it ran on a CPU
-OLD_IN_BF16 = Way(True, "bf16")  # mixed precision, as it ran on a GPU
-NEW = (Way(False, "fp32"), Way(False, "bf16"), Way(False, "fp32", True), Way(False, "bf16", True))
+REFERENCE = Variant(True, "fp32")  # as it ran on a CPU
+REFERENCE_BF16 = Variant(True, "bf16")  # mixed precision, as it ran on a GPU
+OURS = (Variant(False, "fp32"), Variant(False, "bf16"), Variant(False, "fp32", True), Variant(False, "bf16", True))
 
 
-class Product:
-    """The matrix product that a machine's rate is measured with, in one precision; it has warmed up."""
+def variants_for(device: torch.device, compiled: bool) -> tuple[Variant, ...]:
+    """The variants to compare on a device; first the reference in the precision it ran in there."""
+    references = (REFERENCE, REFERENCE_BF16) if device.type == "cpu" else (REFERENCE_BF16, REFERENCE)
+    return *references, *(variant for variant in OURS if compiled or not variant.compiled)
 
-    def __init__(self, precision: str, device: torch.device | str = "cpu", size: int | None = None):
-        size = size or PRODUCT
+
+class MatrixProduct:
+    """The matrix product that measures a machine's rate in one precision; warmed up."""
+
+    def __init__(self, precision: str, device: torch.device | str = "cpu"):
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.one, self.other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        self.operations = 2 * size**3
+        self.factors = [torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device).to(dtype) for _ in range(2)]
+        self.operations = 2 * MATRIX_SIZE**3
         self.times: list[float] = []
-        self.take()
+        self.seconds()
         self.times.clear()
 
-    def take(self) -> float:
-        """Compute it, and note and return the seconds."""
-        began = time.perf_counter()
-        (self.one @ self.other)[0, 0].item()  # waits for a GPU
-        self.times.append(time.perf_counter() - began)
+    def seconds(self) -> float:
+        """Compute it once; the seconds are also appended to `times`."""
+        start = time.perf_counter()
+        (self.factors[0] @ self.factors[1])[0, 0].item()  # waits for a GPU
+        self.times.append(time.perf_counter() - start)
         return self.times[-1]
 
     @property
     def rate(self) -> float:
-        """Operations a second, by the median of all times, which are made ten if they are fewer."""
-        while len(self.times) < TIMES:
-            self.take()
+        """Operations a second by the median of all times, at least `REPEATS`."""
+        while len(self.times) < REPEATS:
+            self.seconds()
         return self.operations / statistics.median(self.times)
 
 
-def matmul_rate(precision: str, device: torch.device | str = "cpu", size: int | None = None) -> float:
-    """Operations a second of a warmed-up product of square matrices, `PRODUCT` wide or `size`: the median of ten."""
-    return Product(precision, device, size).rate
+def bench_rows(
+    config: MiniVLMConfig, processor: MiniVLMProcessor, preset: str, name: str, count: int, seed: int = 0
+) -> list[Example]:
+    """Examples of a stage, the shortest first.
 
-
-def bench_rows(config, processor: MiniVLMProcessor, preset: str, name: str, count: int, seed: int = 0) -> list[Example]:
-    """Rows of a stage, the shortest first, with grey pictures.
-
-    Those of scenes are the course's own; for clip-26m they are made up, lengths spread evenly around the typical one.
+    Those of scenes are the course's own. For clip-26m they are random tokens with a grey image, with lengths spread
+    evenly around the typical one.
     """
     if preset == "scenes":
-        grey = random_example(config, Length(config.num_image_tokens + 2, 1)).images
-        rows = [processor.encode(row) for row in SceneSamples(name, count, count, seed)]
-        rows = [replace(row, images=grey * len(row.images)) for row in rows]
+        rows = [processor.encode(sample) for sample in SceneSamples(name, count, count, seed)]
         return sorted(rows, key=lambda row: len(row.input_ids))
     random, typical, rows = np.random.default_rng(seed), LENGTHS[name], []
     for index in range(count):
-        share = 1 + SPREAD * random.uniform(-1, 1)
-        learnt = round(typical.supervised * share)
-        tokens = max(round(typical.tokens * share), config.num_image_tokens + learnt + 8)
-        rows.append(random_example(config, Length(tokens, learnt), seed + index))
+        factor = 1 + LENGTH_RANGE * random.uniform(-1, 1)
+        supervised = round(typical.supervised * factor)
+        tokens = max(round(typical.tokens * factor), config.num_image_tokens + supervised + 8)
+        rows.append(random_example(config, Length(tokens, supervised), seed + index))
     return sorted(rows, key=lambda row: len(row.input_ids))
 
 
 @dataclass(frozen=True)
 class Step:
-    """The rows of one step, as both recipes are given them: read, tokenized and on the device before any clock runs."""
+    """The examples of one step and both batches of them, on the device before any clock runs."""
 
     rows: list[Example]
-    old: dict[str, torch.Tensor]  # pixel_values, padded to a fixed length
-    new: dict[str, torch.Tensor]  # patch_features, padded to the longest
+    reference: dict[str, torch.Tensor]  # pixel_values, padded to a fixed length
+    ours: dict[str, torch.Tensor]  # patch_features, padded to the longest
 
     @property
-    def learnt(self) -> int:
-        """How many tokens have a label."""
-        return sum(label != IGNORE_INDEX for row in self.rows for label in row.labels)
+    def supervised(self) -> int:
+        """The number of supervised tokens."""
+        return sum(map(supervised_tokens, self.rows))
+
+
+def supervised_tokens(row: Example) -> int:
+    """The number of an example's tokens that have a label."""
+    return sum(label != IGNORE_INDEX for label in row.labels)
 
 
 def prepare(
     model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, rows: Sequence[Example], padded: int
 ) -> Step:
-    """Both batches of the same rows."""
-    pixels = processor.pixels([picture for row in rows for picture in row.images])  # (I, 3, H, W)
+    """Both batches of the same examples."""
+    pixels = processor.pixels([image for row in rows for image in row.images])  # (I, 3, H, W)
     features = encode(model, [pixels], len(pixels), title="")  # (I, N, Dv)
-    shares = features.split([len(row.images) for row in rows])
-    known = [replace(row, images=[], patch_features=share) for row, share in zip(rows, shares, strict=True)]
-    device = model.device
-    old, new = (
-        {name: tensor.to(device) for name, tensor in batch.items()}
+    parts = features.split([len(row.images) for row in rows])
+    encoded = [replace(row, images=[], patch_features=part) for row, part in zip(rows, parts, strict=True)]
+    reference, ours = (
+        {name: tensor.to(model.device) for name, tensor in batch.items()}
         for batch in (
             processor.collate(list(rows), pad_to_multiple_of=padded),
-            processor.collate(known, pad_to_multiple_of=PAD_TO),
+            processor.collate(encoded, pad_to_multiple_of=PAD_TO),
         )
     )
-    return Step(list(rows), old, new)
+    return Step(list(rows), reference, ours)
 
 
-def loss_everywhere(model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What `supervised_loss` computes, the old way: logits at every place, most of which have nothing to learn."""
-    inputs = {name: batch[name] for name in batch if name not in ("labels", "attention_mask")}
-    logits = model(**inputs, use_cache=False).logits  # (B, T, V), all of them
-    targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T) what comes next
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
-
-
-def old_loss(model: MiniVLMForConditionalGeneration, step: Step, precision: str = "fp32") -> torch.Tensor:
-    """The old recipe's loss, a mean over learnt tokens: fixed padding, encoder in the step, logits everywhere."""
+def reference_loss(model: MiniVLMForConditionalGeneration, step: Step, precision: str = "fp32") -> torch.Tensor:
+    """The reference's loss, a mean over supervised tokens: fixed padding, encoder in the step, logits everywhere."""
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return loss_everywhere(model, step.old) / step.learnt
+        return loss_everywhere(model, step.reference) / step.supervised
 
 
-def new_loss(model: MiniVLMForConditionalGeneration, step: Step) -> torch.Tensor:
-    """The engine's loss on the same rows, their features known from before: what `train` does in a step."""
-    return supervised_loss(model, step.new) / step.learnt
+def our_loss(model: MiniVLMForConditionalGeneration, step: Step) -> torch.Tensor:
+    """Our loss of the same examples from their features: what `train` computes in a step."""
+    return supervised_loss(model, step.ours) / step.supervised
 
 
-class Taker:
-    """Takes optimizer steps of a stage in one way, from weights that all ways share."""
+class StepRunner:
+    """Takes optimizer steps in one variant; all variants share the model's weights."""
 
-    def __init__(self, way: Way, model: MiniVLMForConditionalGeneration, optimizer: torch.optim.Optimizer):
-        # the old recipe mixes precisions by itself, where it does
-        self.way, self.optimizer = way, optimizer
-        self.working = WorkingCopy(model, "fp32" if way.old else way.precision, way.compiled, encoder=way.old)
+    def __init__(self, variant: Variant, model: MiniVLMForConditionalGeneration, optimizer: torch.optim.Optimizer):
+        self.variant, self.optimizer = variant, optimizer
+        precision = "fp32" if variant.reference else variant.precision  # the reference's loss mixes precisions itself
+        self.working = WorkingCopy(model, precision, variant.compiled, encoder=variant.reference)
 
     def loss(self, step: Step) -> torch.Tensor:
-        """The loss of a step's rows."""
-        if self.way.old:
-            return old_loss(self.working.model, step, self.way.precision)
-        return new_loss(self.working.model, step)
+        """The loss of a step's examples."""
+        if self.variant.reference:
+            return reference_loss(self.working.model, step, self.variant.precision)
+        return our_loss(self.working.model, step)
 
     def seconds(self, step: Step) -> float:
-        """Take the step and say how long that took."""
-        began = time.perf_counter()
+        """Take a step; the seconds it took."""
+        start = time.perf_counter()
         self.working.refresh()
         loss = self.loss(step)
         self.working.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
         loss.item()  # waits for a GPU
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
-    def saved_bytestes(self, step: Step) -> int:
-        """What a step keeps from its way forward for its way back, weights and inputs apart."""
-        own = (*self.working.model.parameters(), *step.old.values(), *step.new.values())
-        return saved_bytes(lambda: self.loss(step), own)
+    def activation_bytes(self, step: Step) -> int:
+        """The activation memory that a step saves for backward, without weights and inputs."""
+        inputs = (*self.working.model.parameters(), *step.reference.values(), *step.ours.values())
+        return saved_bytes(lambda: self.loss(step), inputs)
 
     def peak_bytes(self, step: Step) -> int | None:
-        """The most memory that a step takes beside what lies there between steps; None where no system tells."""
+        """The peak memory of a step above what is allocated between steps; None where the system does not tell."""
         return peak_bytes(lambda: self.seconds(step), self.working.model.device)
 
 
 def peak_bytes(compute: Callable[[], Any], device: torch.device) -> int | None:
-    """The most memory that a computation holds beside what was held before; on a CPU only Linux tells that."""
+    """The peak memory of a computation above what was allocated before; on a CPU only Linux tells it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -213,7 +209,7 @@ def peak_bytes(compute: Callable[[], Any], device: torch.device) -> int | None:
     if not CLEAR_REFS.exists():
         return None
     give_back_memory()
-    CLEAR_REFS.write_text("5", "ascii")  # proc(5): the peak begins anew
+    CLEAR_REFS.write_text("5", "ascii")  # proc(5): resets the peak
     before = _status("VmRSS")
     compute()
     return _status("VmHWM") - before
@@ -225,43 +221,67 @@ def _status(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name + ":"))
 
 
-@dataclass(frozen=True)
-class Arm:
-    """What one way of taking a step came to, in one stage. Times are of the median round, and of the extremes.
+class Stat(NamedTuple):
+    """The median over the rounds, and the lowest and the highest value."""
 
-    So are the shares of the processor's rate, and the ratios to the old recipe; both compare what was measured next to
-    each other: a step with the matrix products just before and after it, two ways within a round. `ratio` is to the old
-    recipe in the precision it ran in, `ratio_equal` to the old recipe in this way's precision. `share_of_matmul_rate`
-    is the median step's of the median product's rate, `share_nearby` the median of what each step has of the products
-    beside it; what a step keeps for its way back is a part of its peak.
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Stat":
+        """Of these values."""
+        return cls(statistics.median(values), min(values), max(values))
+
+    def flat(self, name: str) -> dict[str, float]:
+        """Three entries of a JSON object."""
+        return {name: self.median, f"{name}_from": self.low, f"{name}_to": self.high}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of a variant in a stage.
+
+    Attributes:
+        seconds_per_row: of a step, divided by its examples.
+        share_of_matmul_rate: operations a second of the median step, as a share of the median matrix product's.
+        share_nearby: the same for each step and the products just before and after it.
+        activation_megabytes_per_row: saved for backward; a part of the peak.
+        loss: of the first step, before any weight moved.
+        ratio: how many times as fast as the reference in the precision it ran in, in the same round.
+        ratio_equal: how many times as fast as the reference in this variant's precision.
     """
 
     precision: str
-    seconds_per_row: float
-    fastest: float
-    slowest: float
-    rows_per_second: float
-    learnt_tokens_per_second: float
+    seconds_per_row: Stat
+    supervised_tokens_per_second: float
     share_of_matmul_rate: float
-    share_nearby: float
-    share_nearby_from: float
-    share_nearby_to: float
+    share_nearby: Stat
     matmul_gflops: float
-    kept_megabytes_per_row: float
+    activation_megabytes_per_row: float
     peak_megabytes_per_row: float | None
     loss: float
-    ratio: float
-    ratio_from: float
-    ratio_to: float
-    ratio_equal: float
-    ratio_equal_from: float
-    ratio_equal_to: float
+    ratio: Stat
+    ratio_equal: Stat
 
-
-def ways_for(device: torch.device, compiled: bool) -> tuple[Way, ...]:
-    """What is compared on a device; the old recipe comes first, in the precision it ran in there."""
-    old = (OLD, OLD_IN_BF16) if device.type == "cpu" else (OLD_IN_BF16, OLD)
-    return *old, *(way for way in NEW if compiled or not way.compiled)
+    def flat(self) -> dict[str, Any]:
+        """As `bench.json` has it."""
+        return {
+            "precision": self.precision,
+            "seconds_per_row": self.seconds_per_row.median,
+            "fastest": self.seconds_per_row.low,
+            "slowest": self.seconds_per_row.high,
+            "rows_per_second": 1 / self.seconds_per_row.median,
+            "learnt_tokens_per_second": self.supervised_tokens_per_second,
+            "share_of_matmul_rate": self.share_of_matmul_rate,
+            **self.share_nearby.flat("share_nearby"),
+            "matmul_gflops": self.matmul_gflops,
+            "kept_megabytes_per_row": self.activation_megabytes_per_row,
+            "peak_megabytes_per_row": self.peak_megabytes_per_row,
+            "loss": self.loss,
+            **self.ratio.flat("ratio"),
+            **self.ratio_equal.flat("ratio_equal"),
+        }
 
 
 def bench(
@@ -272,193 +292,156 @@ def bench(
     rows: int = 8,
     rounds: int = 4,
     compiled: bool | None = None,
-) -> dict[str, Arm]:
-    """Take steps of a stage in all ways by turns, on the same rows and the same weights, which move a little.
+) -> dict[str, Measurement]:
+    """Take steps of a stage in all variants in turn, on the same examples and weights, which move a little.
 
     Args:
-        preset: "scenes" or "clip-26m", whose recipe and rows are taken.
+        preset: "scenes" or "clip-26m", whose recipe and examples are used.
         name: the stage, "pretrain" or "sft".
-        rows: in a step.
-        rounds: of all ways, after one that is not counted. Each takes the next of four steps' rows, which were sorted
-            by length together as `train` does it.
-        compiled: also compile the engine's layers; None where that works.
+        rows: examples in a step.
+        rounds: of all variants, after one that is not counted. Each takes the next of four steps, whose examples were
+            sorted by length together as `train` does it.
+        compiled: also compile our layers; None where that works.
 
-    Returns:
-        One `Arm` for each way, by its name, the old recipe's first. A machine that others use has fast and slow
-        minutes, so ratios compare two ways within a round, and a step's share of the processor's rate is that of the
-        products just before and after it. Losses are those of the first step, before anything moved.
+    Returns the measurement of each variant by its name. The speed of a shared machine changes within minutes, so
+    ratios compare two variants within a round.
     """
     stage = STAGES[preset][name]
-    made = bench_rows(model.config, processor, preset, name, WINDOW * rows)
+    examples = bench_rows(model.config, processor, preset, name, WINDOW * rows)
     padded = PADDED[preset][name]
-    steps = [prepare(model, processor, made[i : i + rows], padded) for i in range(0, len(made), rows)]
+    steps = [prepare(model, processor, examples[i : i + rows], padded) for i in range(0, len(examples), rows)]
     set_trainable(model, stage)
     optimizer = adamw(model, stage)
     for group in optimizer.param_groups:
-        group["lr"] = 1e-6  # nothing is to be learnt from made-up rows
-    chosen = ways_for(model.device, compiled if compiled is not None else not why_not_compiled())
-    torch.compiler.reset()  # it counts what it has compiled, and a stage before this one would make it give up
+        group["lr"] = 1e-6  # the weights should hardly move
+    variants = variants_for(model.device, compiled if compiled is not None else not why_not_compiled())
+    torch.compiler.reset()  # otherwise what an earlier stage compiled counts towards torch's limit
     with torch.random.fork_rng(devices=[]):
-        takers = [Taker(way, model, optimizer) for way in chosen]
-        kept = [taker.saved_bytestes(steps[-1]) for taker in takers]
-        losses = [taker.loss(steps[0]).item() for taker in takers]
-        products = {precision: Product(precision, model.device) for precision in {way.precision for way in chosen}}
-        taken = _by_turns(takers, steps, rounds, products)
-        peaks = [taker.peak_bytes(steps[-1]) for taker in takers]
+        runners = [StepRunner(variant, model, optimizer) for variant in variants]
+        activations = [runner.activation_bytes(steps[-1]) for runner in runners]
+        losses = [runner.loss(steps[0]).item() for runner in runners]
+        products = {precision: MatrixProduct(precision, model.device) for precision in {v.precision for v in variants}}
+        timings = _interleaved(runners, steps, rounds, products)
+        peaks = [runner.peak_bytes(steps[-1]) for runner in runners]
         gflops = {precision: product.rate / 1e9 for precision, product in products.items()}
     model.zero_grad()
-    like = {way.precision: turns for way, turns in zip(chosen, taken, strict=True) if way.old}
+    references = {v.precision: series for v, series in zip(variants, timings, strict=True) if v.reference}
     return {
-        str(way): _arm(
-            model,
-            stage,
-            way,
-            turns,
-            (taken[0], like[way.precision]),
-            gflops[way.precision],
-            [None if held is None else held / rows / 1e6 for held in (kept[i], peaks[i])],
-            losses[i],
+        str(variant): _measurement(
+            timings[i],
+            [operations(model.config, stage, variant, timing.step) for timing in timings[i]],
+            timings[0],
+            references[variant.precision],
+            precision=variant.precision,
+            matmul_gflops=gflops[variant.precision],
+            activation_megabytes_per_row=activations[i] / rows / 1e6,
+            peak_megabytes_per_row=None if peaks[i] is None else peaks[i] / rows / 1e6,
+            loss=losses[i],
         )
-        for i, (way, turns) in enumerate(zip(chosen, taken, strict=True))
+        for i, variant in enumerate(variants)
     }
 
 
-@dataclass(frozen=True)
-class Turn:
-    """A step that was taken, in seconds, and the operations a second of the products just before and after it."""
+class Timing(NamedTuple):
+    """The seconds of a step, and the operations a second of the matrix products just before and after it."""
 
     step: Step
     seconds: float
-    rate: float
+    matmul_rate: float
 
 
-def _by_turns(
-    takers: Sequence[Taker], steps: Sequence[Step], rounds: int, products: Mapping[str, Product]
-) -> list[list[Turn]]:
-    """Every taker's turns, all in each round; the first round warms up and is left out."""
-    taken: list[list[Turn]] = [[] for _ in takers]
+def _interleaved(
+    runners: Sequence[StepRunner], steps: Sequence[Step], rounds: int, products: Mapping[str, MatrixProduct]
+) -> list[list[Timing]]:
+    """Each runner's timings, all runners in each round; the first round warms up and is left out."""
+    timings: list[list[Timing]] = [[] for _ in runners]
     for number in range(-1, rounds):
         step = steps[number % len(steps)]
-        for taker, turns in zip(takers, taken, strict=True):
-            product = products[taker.way.precision]
-            before, seconds, after = product.take(), taker.seconds(step), product.take()
-            turns.append(Turn(step, seconds, product.operations / statistics.mean((before, after))))
-    return [turns[1:] for turns in taken]
+        for runner, series in zip(runners, timings, strict=True):
+            product = products[runner.variant.precision]
+            before, seconds, after = product.seconds(), runner.seconds(step), product.seconds()
+            series.append(Timing(step, seconds, product.operations / statistics.mean((before, after))))
+    return [series[1:] for series in timings]
 
 
-def needed(model: MiniVLMForConditionalGeneration, stage: Stage, way: Way, step: Step) -> int:
-    """Floating-point operations that a way has to do in a step; padding, the old or the new, is not counted."""
-    lengths = [Length(len(row.input_ids), sum(label != IGNORE_INDEX for label in row.labels)) for row in step.rows]
-    counted = [flops(model.config, stage, length) for length in lengths]
-    return sum(value for parts in counted for part, value in parts.items() if way.old or part != "encoder")
+def operations(config: MiniVLMConfig, stage: Stage, variant: Variant, step: Step) -> int:
+    """Floating-point operations that a variant needs for a step, padding not counted."""
+    counts = [flops(config, stage, Length(len(row.input_ids), supervised_tokens(row))) for row in step.rows]
+    return sum(n for parts in counts for part, n in parts.items() if variant.reference or part != "encoder")
 
 
-def _arm(
-    model,
-    stage: Stage,
-    way: Way,
-    turns: Sequence[Turn],
-    old: tuple[Sequence[Turn], Sequence[Turn]],
-    gflops: float,
-    megabytes: Sequence[float | None],
-    loss: float,
-) -> Arm:
-    """What was measured; `old` are the old recipe's turns, first in its precision, then in this way's."""
-    seconds = [turn.seconds / len(turn.step.rows) for turn in turns]
-    usual = statistics.median(seconds)
-    ratios, equal = (
-        [before.seconds / now.seconds for before, now in zip(others, turns, strict=True)] for others in old
+def _measurement(
+    timings: Sequence[Timing],
+    counts: Sequence[int],
+    reference: Sequence[Timing],
+    same_precision: Sequence[Timing],
+    **others: Any,
+) -> Measurement:
+    """Summarise a variant's timings.
+
+    Args:
+        counts: the operations of each step.
+        reference: the reference's timings in the precision it ran in.
+        same_precision: those in the variant's.
+        others: fields of the measurement.
+    """
+    seconds = [timing.seconds / len(timing.step.rows) for timing in timings]
+    tokens, rows = sum(t.step.supervised for t in timings), sum(len(t.step.rows) for t in timings)
+    rate = statistics.mean(counts) / statistics.median(timing.seconds for timing in timings)
+    ratio, ratio_equal = (
+        Stat.of([other.seconds / timing.seconds for other, timing in zip(against, timings, strict=True)])
+        for against in (reference, same_precision)
     )
-    operations = [needed(model, stage, way, turn.step) for turn in turns]
-    shares = [count / turn.seconds / turn.rate for count, turn in zip(operations, turns, strict=True)]
-    learnt, rows = sum(turn.step.learnt for turn in turns), sum(len(turn.step.rows) for turn in turns)
-    return Arm(
-        precision=way.precision,
-        seconds_per_row=usual,
-        fastest=min(seconds),
-        slowest=max(seconds),
-        rows_per_second=1 / usual,
-        learnt_tokens_per_second=learnt / rows / statistics.mean(seconds),
-        share_of_matmul_rate=statistics.mean(operations) / statistics.median(t.seconds for t in turns) / gflops / 1e9,
-        share_nearby=statistics.median(shares),
-        share_nearby_from=min(shares),
-        share_nearby_to=max(shares),
-        matmul_gflops=gflops,
-        kept_megabytes_per_row=megabytes[0],
-        peak_megabytes_per_row=megabytes[1],
-        loss=loss,
-        ratio=statistics.median(ratios),
-        ratio_from=min(ratios),
-        ratio_to=max(ratios),
-        ratio_equal=statistics.median(equal),
-        ratio_equal_from=min(equal),
-        ratio_equal_to=max(equal),
+    return Measurement(
+        seconds_per_row=Stat.of(seconds),
+        supervised_tokens_per_second=tokens / rows / statistics.mean(seconds),
+        share_of_matmul_rate=rate / (1e9 * others["matmul_gflops"]),
+        share_nearby=Stat.of([n / t.seconds / t.matmul_rate for n, t in zip(counts, timings, strict=True)]),
+        ratio=ratio,
+        ratio_equal=ratio_equal,
+        **others,
     )
 
 
-def as_text(stages: dict[str, dict[str, Arm]]) -> str:
-    """The figures of all stages as a table in plain text; `equal` is `ratio_equal`."""
-    head = f"{'':<32}{'s a row':>9}{'from':>8}{'to':>8}{'tokens/s':>10}{'of matmul':>11}{'MB a row':>10}"
-    head += f"{'times':>7}{'equal':>7}"
-    lines = [head]
-    for name, arms in stages.items():
-        for title, arm in arms.items():
+Stages = Mapping[str, Mapping[str, Measurement]]
+
+
+def as_text(stages: Stages) -> str:
+    """A table in plain text; `equal` is `ratio_equal`."""
+    lines = [
+        f"{'':<32}{'s a row':>9}{'from':>8}{'to':>8}{'tokens/s':>10}{'of matmul':>11}{'MB a row':>10}"
+        f"{'times':>7}{'equal':>7}"
+    ]
+    for name, measurements in stages.items():
+        for variant, m in measurements.items():
+            median, low, high = m.seconds_per_row
             lines.append(
-                f"{name + ', ' + title:<32}{arm.seconds_per_row:>9.4f}{arm.fastest:>8.4f}{arm.slowest:>8.4f}"
-                f"{arm.learnt_tokens_per_second:>10.0f}{arm.share_of_matmul_rate:>11.0%}"
-                f"{arm.kept_megabytes_per_row:>10.1f}{arm.ratio:>7.1f}{arm.ratio_equal:>7.1f}"
+                f"{name + ', ' + variant:<32}{median:>9.4f}{low:>8.4f}{high:>8.4f}"
+                f"{m.supervised_tokens_per_second:>10.0f}{m.share_of_matmul_rate:>11.0%}"
+                f"{m.activation_megabytes_per_row:>10.1f}{m.ratio.median:>7.1f}{m.ratio_equal.median:>7.1f}"
             )
     return "\n".join(lines)
 
 
-def plot(stages: dict[str, dict[str, Arm]]) -> Figure:
-    """Bars of milliseconds a row, a panel for each stage, with the spread of the rounds; lower is better."""
-    ways = max(len(arms) for arms in stages.values())
-    figure = Figure(figsize=(10, 1.1 + 0.45 * ways), layout="constrained")
-    panels = figure.subplots(1, len(stages), squeeze=False, sharey=True)[0]
-    panels[0].invert_yaxis()  # the first way on top, in all panels
-    for axes, (name, arms) in zip(panels, stages.items(), strict=True):
-        times = [1e3 * arm.seconds_per_row for arm in arms.values()]
-        spread = [[1e3 * (arm.seconds_per_row - arm.fastest) for arm in arms.values()],
-                  [1e3 * (arm.slowest - arm.seconds_per_row) for arm in arms.values()]]  # fmt: skip
-        colours = ["#8A8A8A" if title.startswith("old") else "#006BA4" for title in arms]
-        axes.barh(list(arms), times, xerr=spread, color=colours, ecolor="#3B3B3B", height=0.6)
-        for place, arm in enumerate(arms.values()):
-            text = f"{1e3 * arm.seconds_per_row:.0f} ms" + (f"  ({arm.ratio:.1f}×)" if place else "")
-            axes.annotate(text, (1e3 * arm.slowest, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
-        axes.set(title=f"{name}: milliseconds a row", xlim=(0, 1.45 * max(times)))
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def write(
-    folder: Path,
-    preset: str,
-    rows: int,
-    stages: dict[str, dict[str, Arm]],
-    command: str,
-) -> Path:
-    """Keep the figures as `bench.json` and the plot as `bench.png`; returns the JSON file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    arms = [arm for stage in stages.values() for arm in stage.values()]
-    gflops = {p: statistics.mean(arm.matmul_gflops for arm in arms if arm.precision == p) for p in PRECISIONS}
-    about = {
+def write(folder: Path, preset: str, rows: int, stages: Stages, command: str) -> Path:
+    """Write `bench.json`; returns its path. `docs/build.py` reads it from `data/results/bench-PRESET`."""
+    measured = [m for measurements in stages.values() for m in measurements.values()]
+    gflops = {p: statistics.mean(m.matmul_gflops for m in measured if m.precision == p) for p in PRECISIONS}
+    content = {
         "command": command,
         "preset": preset,
-        "step_size": rows,
+        "rows_per_step": rows,
         "matmul_gflops": gflops,
         "bf16_over_fp32": gflops["bf16"] / gflops["fp32"],
         "threads": torch.get_num_threads(),
         "versions": versions(),
         "stages": {
-            name: {title.replace(",", "").replace(" ", "_"): asdict(arm) for title, arm in arms.items()}
-            for name, arms in stages.items()
+            name: {variant: measurement.flat() for variant, measurement in measurements.items()}
+            for name, measurements in stages.items()
         },
     }
-    plot(stages).savefig(folder / "bench.png", dpi=144)
-    file = folder / "bench.json"
-    file.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
-    return file
+    write_json(folder / "bench.json", content)
+    return folder / "bench.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -466,9 +449,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", choices=tuple(PRESETS), default="clip-26m", help="default: the true 26M shape")
     parser.add_argument("--rows", type=int, default=8, help="in a step (default 8)")
-    parser.add_argument("--rounds", type=int, default=4, help="steps of each kind that count (default 4)")
+    parser.add_argument("--rounds", type=int, default=4, help="measured steps of each variant (default 4)")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: where that works")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="the folder for bench.json and bench.png")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="the folder for bench.json")
     options = parser.parse_args(arguments)
     if options.preset == "scenes":
         model, processor, _ = load_checkpoint(data_folder() / BASE)
@@ -480,8 +463,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in (PRETRAIN, SFT)
     }
     print(as_text(stages))
-    typed = shlex.join(["python", "tests/benchmarks/bench.py", *(sys.argv[1:] if arguments is None else arguments)])
-    print(f"Written: {write(options.out, options.preset, options.rows, stages, typed)}")
+    command = shlex.join(["python", "tests/benchmarks/bench.py", *(sys.argv[1:] if arguments is None else arguments)])
+    print(f"Written: {write(options.out, options.preset, options.rows, stages, command)}")
 
 
 if __name__ == "__main__":
