@@ -287,18 +287,6 @@ def fit(patch_features: torch.Tensor, threshold: float = float("inf")) -> Famili
     return Familiar(means.mean(dim=0).float(), torch.linalg.cholesky(inverse).float().contiguous(), threshold)
 
 
-def save_familiar(
-    folder: str | Path, familiar: Familiar, model: MiniVLMForConditionalGeneration, report: dict[str, Any]
-) -> None:
-    """Write `familiar.safetensors` and `familiar.json`: what was fitted, and what was measured with it."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {"mean": familiar.mean, "whiten": familiar.whiten}
-    safetensors.torch.save_file(tensors, folder / f"{NAME}.safetensors")
-    report = {"threshold": familiar.threshold, "encoder": hash_tensors(model.vision.state_dict()), **report}
-    (folder / f"{NAME}.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-
-
 def load_familiar(model: MiniVLMForConditionalGeneration, folder: str | Path | None = None) -> Familiar:
     """What was measured for this model's encoder, by default in `data/results`.
 

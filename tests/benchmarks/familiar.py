@@ -1,11 +1,11 @@
-"""How far pictures are from the drawn world, and where to draw the line:
+"""How far images are from the drawn world, and the threshold from which they count as far:
 
     `python tests/benchmarks/familiar.py [FOLDER]`.
 
-Mean and spread of the encoder's features are taken from one part of the held-out "dev" scenes, the threshold from
+Mean and covariance of the encoder's features come from one part of the held-out "dev" scenes, the threshold from
 another: the distance that one scene in a hundred exceeds. No photograph is used for either. Then both kinds of error
-are counted on pictures that decided nothing: exam and holdout scenes, exam scenes after JPEG, photographs and crops of
-them. Photographs are those that matplotlib and scikit-learn install, and all pictures below FOLDER.
+are counted on images that decided nothing: exam and holdout scenes, exam scenes after JPEG, photographs and crops of
+them. Photographs are those that matplotlib and scikit-learn install, and all images below FOLDER.
 """
 
 import argparse
@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import safetensors.torch
 import sklearn.datasets
 import torch
-from lessons.lesson_00 import Familiar, fit, save_familiar
+from lessons.lesson_00 import NAME, Familiar, fit
 from PIL import Image, ImageOps
 
 from minivlm.checkpoint import load_checkpoint
@@ -28,88 +29,84 @@ from minivlm.data.features import encode_images
 from minivlm.data.images import FORMATS, open_image
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
+from minivlm.runtime.files import hash_tensors, replace_file, write_json
 from minivlm.runtime.paths import BASE, data_folder
 from minivlm.scenes.drawing.draw import draw
-from minivlm.scenes.facts import Scene, sample_scene
+from minivlm.scenes.facts import sample_scene
 from minivlm.scenes.features import scene_features
 
-ALLOWED = 0.01  # of the drawn scenes may be called far
-FITTED, JUDGED, TESTED, SAVED = 4000, 1000, 500, 200  # scenes for the fit, the threshold, each test, the JPEG test
+FALSE_POSITIVES = 0.01  # the share of drawn scenes beyond the threshold
+FIT, VALIDATION, TEST, JPEG = 4000, 1000, 500, 200  # scenes for the fit, the threshold, each test, the JPEG test
 QUALITY = 50  # of the JPEG files, of 100
-CROP = 0.5  # of a photograph's sides; there are four, at its corners
+CROP = 0.5  # the sides of a crop, as a share of the photograph's
 ENDINGS = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
 
 
 def photographs(folder: Path | None) -> dict[str, Image.Image]:
-    """Names and pictures: those of the installed packages, and those below a folder, by their paths in it."""
+    """Images by name: those of the installed packages, and those below a folder, by their paths in it."""
     sample = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    found = {f"matplotlib/{sample.name}": open_image(sample)}
+    photos = {f"matplotlib/{sample.name}": open_image(sample)}
     images = sklearn.datasets.load_sample_images()
     for path, pixels in zip(images.filenames, images.images, strict=True):
-        found[f"scikit-learn/{Path(path).name}"] = Image.fromarray(pixels)
+        photos[f"scikit-learn/{Path(path).name}"] = Image.fromarray(pixels)
     for file in sorted(folder.rglob("*")) if folder else []:
         if file.suffix.lower() in ENDINGS:
-            found[file.relative_to(folder).as_posix()] = open_image(file)
-    return found
+            photos[file.relative_to(folder).as_posix()] = open_image(file)
+    return photos
 
 
-def corners(picture: Image.Image) -> list[Image.Image]:
-    """The four corners of a picture."""
-    width, height = (max(1, round(side * CROP)) for side in picture.size)
-    right, lower = picture.width - width, picture.height - height
-    return [picture.crop((x, y, x + width, y + height)) for y in (0, lower) for x in (0, right)]
+def corners(image: Image.Image) -> list[Image.Image]:
+    """The four corners of an image."""
+    width, height = (max(1, round(side * CROP)) for side in image.size)
+    right, lower = image.width - width, image.height - height
+    return [image.crop((x, y, x + width, y + height)) for y in (0, lower) for x in (0, right)]
 
 
-def as_jpeg(picture: Image.Image) -> Image.Image:
-    """What is left of a picture after a JPEG file of half its size and low quality."""
+def as_jpeg(image: Image.Image) -> Image.Image:
+    """An image after a JPEG file of half its size and low quality."""
     stream = io.BytesIO()
-    ImageOps.scale(picture, 0.5).save(stream, format="JPEG", quality=QUALITY)
+    ImageOps.scale(image, 0.5).save(stream, format="JPEG", quality=QUALITY)
     return open_image(stream.getvalue())
 
 
-def scenes(split: str, first: int, count: int) -> list[Scene]:
-    """Some scenes of a split."""
-    return [sample_scene(split, first + i) for i in range(count)]
-
-
-def measured(
-    model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, shown: dict[str, Image.Image]
+def measure(
+    model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, photos: dict[str, Image.Image]
 ) -> tuple[Familiar, dict[str, Any]]:
-    """Fit, choose the threshold, and count the errors on both sides."""
+    """Fit, choose the threshold, and count both kinds of error."""
 
-    def drawn(split: str, first: int, count: int) -> torch.Tensor:
-        some = scenes(split, first, count)
-        return scene_features(model, processor, some, title=f"{split} scenes")
+    def scenes(split: str, first: int, count: int) -> torch.Tensor:
+        chosen = [sample_scene(split, first + i) for i in range(count)]
+        return scene_features(model, processor, chosen, title=f"{split} scenes")
 
-    def seen(pictures: Sequence[Image.Image], title: str) -> torch.Tensor:
-        return encode_images(model, processor, pictures, title=title)
+    def images(chosen: Sequence[Image.Image], title: str) -> torch.Tensor:
+        return encode_images(model, processor, chosen, title=title)
 
-    familiar = fit(drawn("dev", 0, FITTED))
-    judged = familiar.distances(drawn("dev", FITTED, JUDGED))
-    familiar = replace(familiar, threshold=round(torch.quantile(judged, 1 - ALLOWED).item(), 3))
-    saved = [as_jpeg(draw(scene)) for scene in scenes("exam", 0, SAVED)]
+    familiar = fit(scenes("dev", 0, FIT))
+    validation = familiar.distances(scenes("dev", FIT, VALIDATION))
+    familiar = replace(familiar, threshold=round(torch.quantile(validation, 1 - FALSE_POSITIVES).item(), 3))
+    compressed = [as_jpeg(draw(sample_scene("exam", i))) for i in range(JPEG)]
     features = {
-        "exam scenes": drawn("exam", 0, TESTED),
-        "holdout scenes": drawn("holdout", 0, TESTED),
-        "exam scenes through JPEG": seen(saved, "JPEG"),
-        "photographs": seen(list(shown.values()), "photographs"),
-        "corners of photographs": seen([crop for one in shown.values() for crop in corners(one)], "corners"),
+        "exam scenes": scenes("exam", 0, TEST),
+        "holdout scenes": scenes("holdout", 0, TEST),
+        "exam scenes through JPEG": images(compressed, "JPEG"),
+        "photographs": images(list(photos.values()), "photographs"),
+        "corners of photographs": images([crop for photo in photos.values() for crop in corners(photo)], "corners"),
     }
     distances = {name: familiar.distances(of) for name, of in features.items()}
     report = {
-        "chosen on": f"{JUDGED} dev scenes, of which {ALLOWED:.0%} lie beyond; fitted on {FITTED} others",
+        "chosen on": f"{VALIDATION} dev scenes, of which {FALSE_POSITIVES:.0%} lie beyond; fitted on {FIT} others",
         "groups": {name: summary(values, familiar) for name, values in distances.items()},
         "scenes": rounded(distances["exam scenes"]),
-        "photographs": dict(zip(shown, rounded(distances["photographs"]), strict=True)),
+        "photographs": dict(zip(photos, rounded(distances["photographs"]), strict=True)),
     }
     return familiar, report
 
 
 def summary(distances: torch.Tensor, familiar: Familiar) -> dict[str, Any]:
-    """How many of a group's pictures are called far, and its smallest, middle and largest distance."""
+    """How many images of a group count as far, and the lowest, median and highest distance."""
     far = sum(map(familiar.is_far, distances.tolist()))
-    least, middle, most = rounded(torch.quantile(distances, torch.tensor([0.0, 0.5, 1.0])))
-    return {"pictures": len(distances), "far": far, "least": least, "median": middle, "most": most}
+    low, median, high = rounded(torch.quantile(distances, torch.tensor([0.0, 0.5, 1.0])))
+    return {"pictures": len(distances), "far": far, "least": low, "median": median, "most": high}
 
 
 def rounded(values: torch.Tensor) -> list[float]:
@@ -117,15 +114,26 @@ def rounded(values: torch.Tensor) -> list[float]:
     return [round(value, 3) for value in values.tolist()]
 
 
-def main() -> None:
+def save_familiar(
+    folder: Path, familiar: Familiar, model: MiniVLMForConditionalGeneration, report: dict[str, Any]
+) -> None:
+    """Write `familiar.safetensors` and `familiar.json`, which `lesson_00.load_familiar` reads."""
+    with replace_file(folder / f"{NAME}.safetensors") as temporary:
+        safetensors.torch.save_file({"mean": familiar.mean, "whiten": familiar.whiten}, temporary)
+    encoder = hash_tensors(model.vision.state_dict())
+    write_json(folder / f"{NAME}.json", {"threshold": familiar.threshold, "encoder": encoder, **report})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, help="photographs, of any common format, at any depth")
-    parser.add_argument("--out", type=Path, default=Path("runs/familiar"), help="where to (default runs/familiar)")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=Path("runs/familiar"), help="the folder (default runs/familiar)")
+    options = parser.parse_args(arguments)
     model, processor, _ = load_checkpoint(data_folder() / BASE)
-    familiar, report = measured(model, processor, photographs(options.folder))
-    report |= {"command": shlex.join(["python", "tests/benchmarks/familiar.py", *sys.argv[1:]])}
+    familiar, report = measure(model, processor, photographs(options.folder))
+    typed = sys.argv[1:] if arguments is None else arguments
+    report |= {"command": shlex.join(["python", "tests/benchmarks/familiar.py", *typed])}
     save_familiar(options.out, familiar, model, report)
     for name, group in report["groups"].items():
         print(f"{name}: {group['far']} of {group['pictures']} are far, {group['least']} to {group['most']}")

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from familiar import save_familiar
 from lessons import lesson_00
 from sklearn.covariance import ShrunkCovariance
 
@@ -142,13 +143,13 @@ class TestDistance:
 class TestFiles:
     def test_what_is_saved_is_loaded(self, model, features, tmp_path):
         familiar = lesson_00.fit(features, threshold=1.5)
-        lesson_00.save_familiar(tmp_path, familiar, model, REPORT)
+        save_familiar(tmp_path, familiar, model, REPORT)
         loaded = lesson_00.load_familiar(model, tmp_path)
         assert torch.equal(loaded.mean, familiar.mean) and torch.equal(loaded.whiten, familiar.whiten)
         assert loaded.threshold == 1.5 and lesson_00.read_report(tmp_path)["photographs"] == REPORT["photographs"]
 
     def test_another_encoder_is_refused(self, make_model, features, tmp_path):
-        lesson_00.save_familiar(tmp_path, lesson_00.fit(features), make_model(0), REPORT)
+        save_familiar(tmp_path, lesson_00.fit(features, threshold=1.5), make_model(0), REPORT)
         with pytest.raises(lesson_00.FamiliarError, match=r"another encoder.*tests/benchmarks/familiar\.py"):
             lesson_00.load_familiar(make_model(1), tmp_path)
 
