@@ -1,25 +1,28 @@
-"""How far the controls of finished runs are at chance: `python tests/benchmarks/controls.py runs/seed-0 runs/seed-1 …`.
+"""How many controls of finished runs are at chance: `python tests/benchmarks/controls.py runs/seed-0 runs/seed-1 …`.
 
-Writes `data/results/controls.json`: for each run and control, and over all runs, how many intervals hold what the
-control's answers are worth by accident (`evaluation/chance.py`), which lie above or below it, and where another picture
-did better than the best blind guess.
+Writes `data/results/controls.json`: for each run and control, and over all runs, how many intervals hold the chance
+level (`evaluation/chance.py`), which lie above or below it, and where the model, shown another image, did better than
+the best blind guess.
 """
 
 import argparse
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from minivlm.evaluation import CONTROLS
 from minivlm.pipeline import RESULTS
 from minivlm.report import beats_blind, held
+from minivlm.runtime.files import write_json
 from minivlm.runtime.paths import data_folder
 
 FILE = "results/controls.json"
 
 
 def controls(run: dict[str, Any]) -> dict[str, Any]:
-    """One run's entry."""
+    """The counts of one run."""
     return {
         "seed": run["seed"],
         "command": run["command"],
@@ -28,21 +31,27 @@ def controls(run: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def total(found: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Over all runs."""
+def total(runs: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """The counts over all runs."""
     return {
         control: {
-            "inside": sum(run["held"][control]["inside"] for run in found),
-            "of": sum(run["held"][control]["of"] for run in found),
-            "above": sum(len(run["held"][control]["above"]) for run in found),
+            "inside": sum(run["held"][control]["inside"] for run in runs),
+            "of": sum(run["held"][control]["of"] for run in runs),
+            "above": sum(len(run["held"][control]["above"]) for run in runs),
         }
         for control in CONTROLS
     }
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", type=Path)
-    found = [controls(json.loads((run / RESULTS).read_text("utf-8"))) for run in parser.parse_args().runs]
-    made = {"runs": found, "total": total(found)}
-    (data_folder() / FILE).write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs")
+    folders = parser.parse_args(arguments).runs
+    command = shlex.join(["python", "tests/benchmarks/controls.py", *map(str, folders)])
+    runs = [controls(json.loads((folder / RESULTS).read_text("utf-8"))) for folder in folders]
+    write_json(data_folder() / FILE, {"command": command, "runs": runs, "total": total(runs)})
+
+
+if __name__ == "__main__":
+    main()
