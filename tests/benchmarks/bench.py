@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,15 +154,15 @@ def prepare(
     return Step(list(rows), reference, ours)
 
 
-def reference_loss(model: MiniVLMForConditionalGeneration, step: Step, precision: str = "fp32") -> torch.Tensor:
-    """The reference's loss, a mean over supervised tokens: fixed padding, encoder in the step, logits everywhere."""
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
+def loss_of(variant: Variant, model: MiniVLMForConditionalGeneration, step: Step) -> torch.Tensor:
+    """A step's loss, a mean over supervised tokens.
+
+    The reference's has fixed padding, the encoder in the step, and logits everywhere; ours is the one of `train`.
+    """
+    if not variant.reference:
+        return supervised_loss(model, step.ours) / step.supervised
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=variant.precision == "bf16"):
         return loss_everywhere(model, step.reference) / step.supervised
-
-
-def our_loss(model: MiniVLMForConditionalGeneration, step: Step) -> torch.Tensor:
-    """Our loss of the same examples from their features: what `train` computes in a step."""
-    return supervised_loss(model, step.ours) / step.supervised
 
 
 class StepRunner:
@@ -173,10 +174,8 @@ class StepRunner:
         self.working = WorkingCopy(model, precision, variant.compiled, encoder=variant.reference)
 
     def loss(self, step: Step) -> torch.Tensor:
-        """The loss of a step's examples."""
-        if self.variant.reference:
-            return reference_loss(self.working.model, step, self.variant.precision)
-        return our_loss(self.working.model, step)
+        """The loss of a step."""
+        return loss_of(self.variant, self.working.model, step)
 
     def seconds(self, step: Step) -> float:
         """Take a step; the seconds it took."""
@@ -194,13 +193,9 @@ class StepRunner:
         inputs = (*self.working.model.parameters(), *step.reference.values(), *step.ours.values())
         return saved_bytes(lambda: self.loss(step), inputs)
 
-    def peak_bytes(self, step: Step) -> int | None:
-        """The peak memory of a step above what is allocated between steps; None where the system does not tell."""
-        return peak_bytes(lambda: self.seconds(step), self.working.model.device)
-
 
 def peak_bytes(compute: Callable[[], Any], device: torch.device) -> int | None:
-    """The peak memory of a computation above what was allocated before; on a CPU only Linux tells it."""
+    """The peak memory of a computation above what was allocated before; None where neither CUDA nor Linux tells it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -234,7 +229,7 @@ class Stat(NamedTuple):
         return cls(statistics.median(values), min(values), max(values))
 
     def flat(self, name: str) -> dict[str, float]:
-        """Three entries of a JSON object."""
+        """Three entries of `bench.json`."""
         return {name: self.median, f"{name}_from": self.low, f"{name}_to": self.high}
 
 
@@ -248,7 +243,8 @@ class Measurement:
         share_nearby: the same for each step and the products just before and after it.
         activation_megabytes_per_row: saved for backward; a part of the peak.
         loss: of the first step, before any weight moved.
-        ratio: how many times as fast as the reference in the precision it ran in, in the same round.
+        ratio: how many times as fast as the reference in the precision it ran in. Compared within a round, since the
+            speed of a shared machine changes within minutes.
         ratio_equal: how many times as fast as the reference in this variant's precision.
     """
 
@@ -296,15 +292,13 @@ def bench(
     """Take steps of a stage in all variants in turn, on the same examples and weights, which move a little.
 
     Args:
-        preset: "scenes" or "clip-26m", whose recipe and examples are used.
         name: the stage, "pretrain" or "sft".
         rows: examples in a step.
         rounds: of all variants, after one that is not counted. Each takes the next of four steps, whose examples were
             sorted by length together as `train` does it.
         compiled: also compile our layers; None where that works.
 
-    Returns the measurement of each variant by its name. The speed of a shared machine changes within minutes, so
-    ratios compare two variants within a round.
+    Returns the measurement of each variant by its name.
     """
     stage = STAGES[preset][name]
     examples = bench_rows(model.config, processor, preset, name, WINDOW * rows)
@@ -322,7 +316,7 @@ def bench(
         losses = [runner.loss(steps[0]).item() for runner in runners]
         products = {precision: MatrixProduct(precision, model.device) for precision in {v.precision for v in variants}}
         timings = _interleaved(runners, steps, rounds, products)
-        peaks = [runner.peak_bytes(steps[-1]) for runner in runners]
+        peaks = [peak_bytes(partial(runner.seconds, steps[-1]), model.device) for runner in runners]
         gflops = {precision: product.rate / 1e9 for precision, product in products.items()}
     model.zero_grad()
     references = {v.precision: series for v, series in zip(variants, timings, strict=True) if v.reference}
@@ -377,14 +371,7 @@ def _measurement(
     same_precision: Sequence[Timing],
     **others: Any,
 ) -> Measurement:
-    """Summarise a variant's timings.
-
-    Args:
-        counts: the operations of each step.
-        reference: the reference's timings in the precision it ran in.
-        same_precision: those in the variant's.
-        others: fields of the measurement.
-    """
+    """A variant's timings, and the operations of these steps, beside the reference's timings in both precisions."""
     seconds = [timing.seconds / len(timing.step.rows) for timing in timings]
     tokens, rows = sum(t.step.supervised for t in timings), sum(len(t.step.rows) for t in timings)
     rate = statistics.mean(counts) / statistics.median(timing.seconds for timing in timings)
@@ -403,10 +390,7 @@ def _measurement(
     )
 
 
-Stages = Mapping[str, Mapping[str, Measurement]]
-
-
-def as_text(stages: Stages) -> str:
+def as_text(stages: Mapping[str, Mapping[str, Measurement]]) -> str:
     """A table in plain text; `equal` is `ratio_equal`."""
     lines = [
         f"{'':<32}{'s a row':>9}{'from':>8}{'to':>8}{'tokens/s':>10}{'of matmul':>11}{'MB a row':>10}"
@@ -423,7 +407,7 @@ def as_text(stages: Stages) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path, preset: str, rows: int, stages: Stages, command: str) -> Path:
+def write(folder: Path, preset: str, rows: int, stages: Mapping[str, Mapping[str, Measurement]], command: str) -> Path:
     """Write `bench.json`; returns its path. `docs/build.py` reads it from `data/results/bench-PRESET`."""
     measured = [m for measurements in stages.values() for m in measurements.values()]
     gflops = {p: statistics.mean(m.matmul_gflops for m in measured if m.precision == p) for p in PRECISIONS}

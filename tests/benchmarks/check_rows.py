@@ -1,13 +1,13 @@
-"""How fast rows are checked, and what memory that takes:
+"""How fast rows are checked, and the memory it takes:
 
     `python tests/benchmarks/check_rows.py`, about ten minutes, on Linux.
 
-Makes 100,000 rows in each of the three forms, the twelve kinds of bad rows planted among them, and checks each in a
+Makes 100,000 rows in each of the three forms, with twelve kinds of bad rows among them, and checks each form in a
 process of its own, on one core. Writes `data/results/rows.json`: rows a second, the process's private memory from the
-first row to the last, and which bad rows were found under their names. Then the rows of each index are read in a random
-order. `rows_a_second` counts all the time that passed, `rows_a_second_of_its_own` only the process's own: others may
+first row to the last, and which bad rows were reported with the right reason. Then the samples of each data set are
+read in a random order. `rows_a_second` counts wall time, `rows_a_second_of_its_own` the process's own time: others may
 work on the machine (`load_before` is its load at the start). Private memory is what `smaps_rollup` calls so: `held` is
-Private_Dirty, which nobody can take away; `mapped` is Private_Clean, pages of files that the system drops when it needs
+Private_Dirty, which cannot be reclaimed; `mapped` is Private_Clean, pages of files that the system drops when it needs
 room.
 """
 
@@ -19,47 +19,39 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
 from minivlm.checkpoint import load_checkpoint
-from minivlm.data import dataset as index
+from minivlm.data import dataset
 from minivlm.data.dataset import open_dataset, write_dataset
-from minivlm.data.samples import Sample
 from minivlm.data.survey import Survey, survey
+from minivlm.runtime.files import write_json
 from minivlm.runtime.paths import BASE, data_folder
 
 FILE = "results/rows.json"
 FORMS = {"json_lines": "rows.jsonl", "llava_array": "rows.json", "parquet": "rows.parquet"}
-PICTURES, SIDE = 500, 64
+IMAGES, SIDE = 500, 64
 SAMPLES = 10  # of memory, between the first row and the last
 WORDS = (
-    "a red car",
-    "and",
-    "green tree",
-    "are in",
-    "the park",
-    "on",
-    "left",
-    "near us",
-    "we see",
-    "balloon",
-    "far away",
-)
+    "a red car", "and", "green tree", "are in", "the park", "on", "left", "near us", "we see", "balloon", "far away",
+)  # fmt: skip
 SENTENCES = ("海滩上有一只白色的狗和一个红色的气球。", "夜晚的城市街道上有两辆黄色的汽车。", "一共有两样东西。")
 ONE_CORE = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 def turns(*texts: str) -> list[dict]:
-    """User and assistant by turns."""
+    """User and assistant in turn."""
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-BAD = {  # what is planted -> the row, and what must be said about it
+BAD = {  # a kind of bad row -> the row, and a part of its error message
     "not JSON": ("{", "JSON"),
     "missing key": ({"image": "0.jpg"}, '"conversations"'),
     "wrong role": ({"conversations": [{"role": "robot", "content": "Hi"}, *turns("Hi", "Hi")]}, "robot"),
@@ -81,22 +73,22 @@ IMPOSSIBLE = {  # where a form has no such row
 
 
 def good_row(number: int) -> dict:
-    """One picture, two of them or none; one to three questions; in English or Chinese."""
+    """One image, two or none; one to three questions; in English or Chinese."""
     rng = random.Random(number)
-    shown = 0 if number % 5 == 4 else 2 if number % 7 == 3 else 1
+    images = 0 if number % 5 == 4 else 2 if number % 7 == 3 else 1
     texts = []
     for _ in range(rng.randint(1, 3)):
         texts.append("What is in this picture?" if number % 2 else "这个图像中有什么内容？")
         texts.append(" ".join(rng.choices(WORDS, k=rng.randint(4, 30))) if number % 2 else rng.choice(SENTENCES) * 3)
-    texts[0] = "<image>\n" * shown + texts[0]
+    texts[0] = "<image>\n" * images + texts[0]
     row = {"conversations": turns(*texts)}
-    return row | {"image": ", ".join(f"{rng.randrange(PICTURES)}.jpg" for _ in range(shown))} if shown else row
+    return row | {"image": ", ".join(f"{rng.randrange(IMAGES)}.jpg" for _ in range(images))} if images else row
 
 
 def planted(form: str, count: int) -> dict[int, str]:
-    """Which bad row stands where, counted from 1, spread over the file."""
+    """Row number, counted from 1 -> its kind of bad row; spread over the file."""
     names = [name for name in BAD if name not in IMPOSSIBLE[form]]
-    return {1 + (2 * place + 1) * count // (2 * len(names)): name for place, name in enumerate(names)}
+    return {1 + (2 * i + 1) * count // (2 * len(names)): name for i, name in enumerate(names)}
 
 
 def rows(form: str, count: int) -> Iterator[dict | str]:
@@ -107,8 +99,8 @@ def rows(form: str, count: int) -> Iterator[dict | str]:
 
 
 def make(folder: Path, form: str, count: int) -> None:
-    """Write the pictures and a file."""
-    for number in range(PICTURES):
+    """Write the images and a file."""
+    for number in range(IMAGES):
         Image.effect_noise((SIDE, SIDE), number % 100).convert("RGB").save(folder / f"{number}.jpg")
     (folder / "cut.jpg").write_bytes((folder / "0.jpg").read_bytes()[:-20])
     {"json_lines": make_lines, "llava_array": make_array, "parquet": make_table}[form](folder / FORMS[form], count)
@@ -134,19 +126,19 @@ def make_array(file: Path, count: int) -> None:
 
 
 def make_table(file: Path, count: int) -> None:
-    """The pictures in the table; all of it is one row group, the worst that a reader can be given."""
-    held = {path.name: path.read_bytes() for path in file.parent.glob("*.jpg")}
+    """The images in the table; all of it is one row group, the worst case for a reader."""
+    files = {path.name: path.read_bytes() for path in file.parent.glob("*.jpg")}
     conversations, images = [], []
     for row in rows("parquet", count):
         turns = row if isinstance(row, str) else json.dumps(row["conversations"]) if "conversations" in row else None
         conversations.append(turns)
         names = row["image"].split(", ") if isinstance(row, dict) and "image" in row else []
-        images.append([held[name] for name in names])
+        images.append([files[name] for name in names])
     table = pyarrow.table({"conversations": conversations, "image_bytes": images})
     pyarrow.parquet.write_table(table, file, row_group_size=count)
 
 
-def private() -> dict[str, float]:
+def private_memory() -> dict[str, float]:
     """This process's private memory in MB."""
     lines = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
     kilobytes = {words[0]: int(words[1]) for words in lines}
@@ -154,116 +146,106 @@ def private() -> dict[str, float]:
 
 
 class Meter:
-    """Memory at the first of so many calls, `SAMPLES` times after it, up to the last few; and the time of all."""
+    """Memory at the first of so many calls and `SAMPLES` times after it, and the time of all."""
 
     def __init__(self, calls: int):
-        self.every, self.calls, self.samples = (calls - 1) // SAMPLES, 0, []
-        self.began, self.worked = time.perf_counter(), time.process_time()
+        self.every, self.calls, self.samples = max(1, (calls - 1) // SAMPLES), 0, []
+        self.start, self.own_start = time.perf_counter(), time.process_time()
 
     def __call__(self, *_) -> None:
         """Another row is done."""
         if self.calls % self.every == 0:
-            self.samples.append(private())
+            self.samples.append(private_memory())
         self.calls += 1
 
     def summary(self, count: int) -> dict:
-        """What was measured, over so many rows."""
-        seconds, worked = time.perf_counter() - self.began, time.process_time() - self.worked
-        made = {"rows_a_second": round(count / seconds), "rows_a_second_of_its_own": round(count / worked)}
+        """Speed and memory over `count` rows."""
+        seconds, own_seconds = time.perf_counter() - self.start, time.process_time() - self.own_start
+        result = {"rows_a_second": round(count / seconds), "rows_a_second_of_its_own": round(count / own_seconds)}
         for kind in ("held", "mapped"):
             values = [round(sample[kind], 1) for sample in self.samples]
-            made[f"{kind}_mb"] = {"first": values[0], "last": values[-1], "range": round(max(values) - min(values), 1)}
-        return made
+            difference = round(max(values) - min(values), 1)
+            result[f"{kind}_mb"] = {"first": values[0], "last": values[-1], "range": difference}
+        return result
 
 
-def named(found: Survey, form: str, count: int) -> list[str]:
-    """The planted rows that were found in their places, with their reasons; an error elsewhere is one too many."""
-    bad, right = planted(form, count), []
-    for error in found.bad:
+def reported(result: Survey, form: str, count: int) -> list[str]:
+    """The kinds of bad rows that were reported at their row with their reason; any other error as it is."""
+    bad, kinds = planted(form, count), []
+    for error in result.bad:
         where, _, reason = str(error).partition(": ")
         name = bad.get(int(where.split()[-1]))
-        right.append(name if name and BAD[name][1] in reason else f"not planted: {error}")
-    return right
+        kinds.append(name if name and BAD[name][1] in reason else f"not planted: {error}")
+    return kinds
 
 
-def checked(form: str, folder: Path, count: int) -> dict:
-    """A check without an index."""
+def check(form: str, folder: Path, count: int) -> dict:
+    """Check the rows and write nothing."""
     _, processor, _ = load_checkpoint(data_folder() / BASE)
     meter = Meter(count - len(planted(form, count)))
-    found = survey(folder / FORMS[form], processor, keep=meter)
-    return meter.summary(count) | {"bad": named(found, form, count), "tokens_a_row": round(found.tokens / found.usable)}
+    result = survey(folder / FORMS[form], processor, keep=meter)
+    tokens = round(result.tokens / result.usable)
+    return meter.summary(count) | {"bad": reported(result, form, count), "tokens_a_row": tokens}
 
 
-def indexed(form: str, folder: Path, count: int, decode: bool = False) -> dict:
-    """A check with an index."""
+def write_index(form: str, folder: Path, count: int, decode: bool = False) -> dict:
+    """Check the rows, and every image where `decode` is set, and write them as a data set."""
     _, processor, _ = load_checkpoint(data_folder() / BASE)
     meter = Meter(count - len(planted(form, count)))
-    index.RowWriter.add = and_count(index.RowWriter.add, meter)
-    found = write_dataset(folder / "index", folder / FORMS[form], processor, decode=decode)
-    made = meter.summary(count) | {"bad": named(found, form, count)}
-    return made | {"index_mb": round((folder / "index" / index.ROWS).stat().st_size / 1e6, 1)}
 
+    def metered(path, processor, images, decode, keep):
+        return survey(path, processor, images, decode, lambda *row: (keep(*row), meter()))
 
-def and_count(add: Callable, meter: Meter) -> Callable:
-    """The method, with the meter called after it."""
-
-    def counted(writer: index.RowWriter, row: Sample, tokens: int) -> None:
-        add(writer, row, tokens)
-        meter()
-
-    return counted
-
-
-def decoded(form: str, folder: Path, count: int) -> dict:
-    """A check with an index and with every picture opened."""
-    return indexed(form, folder, count, decode=True)
+    with patch.object(dataset, "survey", metered):
+        result = write_dataset(folder / "index", folder / FORMS[form], processor, decode=decode)
+    size = (folder / "index" / dataset.ROWS).stat().st_size
+    return meter.summary(count) | {"bad": reported(result, form, count), "index_mb": round(size / 1e6, 1)}
 
 
 def read_back(form: str, folder: Path, count: int) -> dict:
-    """All rows of the index, in a random order."""
-    opened = open_dataset(folder / "index")
-    order = random.Random(0).sample(range(len(opened)), len(opened))
+    """Read all samples of the data set in a random order."""
+    samples = open_dataset(folder / "index")
+    order = random.Random(0).sample(range(len(samples)), len(samples))
     meter = Meter(len(order))
     for number in order:
-        meter(opened[number])
+        meter(samples[number])
     return meter.summary(len(order))
 
 
-WORK = {"check": checked, "index": indexed, "index_decoded": decoded, "read_back": read_back}
+WORK = {"check": check, "index": write_index, "index_decoded": partial(write_index, decode=True)}
+WORK |= {"read_back": read_back}
 
 
 def measure(count: int) -> dict:
     """Every form and kind of work, each in a process of its own."""
-    made = {}
+    results = {}
     for form in FORMS:
         with tempfile.TemporaryDirectory() as folder:
             make(Path(folder), form, count)
-            made[form] = {"file_mb": round((Path(folder) / FORMS[form]).stat().st_size / 1e6, 1)}
+            results[form] = {"file_mb": round((Path(folder) / FORMS[form]).stat().st_size / 1e6, 1)}
             for work in WORK:
                 command = [sys.executable, __file__, "--rows", str(count), "--work", work, form, folder]
                 done = subprocess.run(command, env=os.environ | ONE_CORE, stdout=subprocess.PIPE, check=True, text=True)
-                made[form][work] = json.loads(done.stdout)
-        all_bad = set(BAD) - IMPOSSIBLE[form]
-        found = made[form]["index_decoded"]["bad"]
-        made[form]["all_bad_rows_found_and_no_other"] = sorted(found) == sorted(all_bad)
-        made[form]["impossible"] = sorted(IMPOSSIBLE[form])
-    return made
+                results[form][work] = json.loads(done.stdout)
+        right = sorted(results[form]["index_decoded"]["bad"]) == sorted(set(BAD) - IMPOSSIBLE[form])
+        results[form] |= {"all_bad_rows_found_and_no_other": right, "impossible": sorted(IMPOSSIBLE[form])}
+    return results
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--work", nargs=3, metavar=("WORK", "FORM", "FOLDER"), help="one measurement, printed as JSON")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.work is not None:
         work, form, folder = options.work
         print(json.dumps(WORK[work](form, Path(folder), options.rows)))
-    else:
-        load = os.getloadavg()[0]
-        made = {
-            "command": f"python tests/benchmarks/check_rows.py --rows {options.rows}",
-            "rows": options.rows,
-            "load_before": load,
-        }
-        made |= measure(options.rows)
-        (data_folder() / FILE).write_text(json.dumps(made, indent=1) + "\n", "utf-8")
+        return
+    about = {"command": f"python tests/benchmarks/check_rows.py --rows {options.rows}", "rows": options.rows}
+    about |= {"load_before": os.getloadavg()[0]}
+    write_json(data_folder() / FILE, about | measure(options.rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,12 +3,12 @@
     python tests/benchmarks/forgetting.py
 
 trains W and parts of the language model from `data/pretrain`, with and without the samples that have no image, and
-writes `data/results/forgetting.json`, which notebook 04 reads. A run that is there already is not done again, so a
-command that was stopped goes on; `--seeds 0` does those of one seed. The file counts the sittings.
+writes `data/results/forgetting.json`, which notebook 04 reads. The file is replaced after each run, and a run that is
+in it is not repeated, so a command that was stopped continues; `--seeds 0` does those of one seed. `sittings` counts
+how often the command was started.
 """
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -16,22 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lessons.lesson_04 import (
-    RESULTS,
-    STAGE,
-    TEXT_TASKS,
-    TEXTS,
-    VARIANTS,
-    WITH,
-    WITHOUT,
-    attention_to_things,
-    compared,
-    in_words,
-    read_results,
-    text_questions,
-    text_scores,
-    train_variant,
-)
+from lessons import lesson_04
 from lessons.stages import blocks, size
 
 from minivlm.checkpoint import load_checkpoint
@@ -41,6 +26,7 @@ from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime import choose_precision
+from minivlm.runtime.files import write_json
 from minivlm.runtime.paths import data_folder
 from minivlm.scenes.facts import Scene, sample_scene
 from minivlm.scenes.features import scene_features
@@ -50,13 +36,13 @@ from minivlm.scenes.vocabulary import LANGUAGES
 COMMAND = "python tests/benchmarks/forgetting.py"
 SEEDS = (0, 1, 2)
 IMAGES = 1600  # one for each sample of a run
-ASKED = 40  # held-out images that questions are asked about
+EXAM_IMAGES = 40  # held-out
 
 
 def image_scores(
     model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, scenes: Sequence[Scene], features: torch.Tensor
 ) -> dict[str, float]:
-    """In both languages: questions answered right; of descriptions precision and recall. In English: words, looking."""
+    """Accuracy, and precision and recall of descriptions, over both languages; English words and attention."""
     right = questions = named = true = hit = 0
     for lang in LANGUAGES:
         items = exam_questions(scenes, lang)
@@ -72,60 +58,60 @@ def image_scores(
         if lang == "en":
             words = sum(len(text.split()) for text in texts) / len(texts)
     scores = {"questions": right / questions, "precision": hit / max(1, named), "recall": hit / true}
-    looks = attention_to_things(model, processor, scenes, features)
-    scores |= {"words": words, "on the picture": looks.on_image, "on the thing": looks.on_thing}
+    attention = lesson_04.attention_to_things(model, processor, scenes, features)
+    scores |= {"words": words, "on the picture": attention.on_image, "on the thing": attention.on_thing}
     return {name: round(score, 4) for name, score in scores.items()}
 
 
 def run(file: Path, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
-    """Do the runs that are not in `file` yet; write it after each."""
+    """Do the runs that are not in `file` yet, and write it after each."""
     parent = data_folder() / "pretrain"
     model, processor, meta = load_checkpoint(parent)
-    results = _begin(file, meta)
+    results = _results_so_far(file, meta)
     results["sittings"] += 1
     results["precision"] = precision = results["precision"] or choose_precision(model)
-    texts, scenes = text_questions(), [sample_scene("dev", i) for i in range(ASKED)]
+    texts, scenes = lesson_04.text_questions(), [sample_scene("dev", i) for i in range(EXAM_IMAGES)]
     features = scene_features(model, processor, scenes)
 
     def scores(one: MiniVLMForConditionalGeneration) -> dict[str, float]:
-        return text_scores(one, processor, texts) | image_scores(one, processor, scenes, features)
+        return lesson_04.text_scores(one, processor, texts) | image_scores(one, processor, scenes, features)
 
     results["before"] = scores(model)
     drawn = [sample_scene("train", i) for i in range(IMAGES)]
     training_features = scene_features(model, processor, drawn, precision=precision)
     for seed in seeds:
-        for name, variant in VARIANTS.items():
+        for name, variant in lesson_04.VARIANTS.items():
             prefixes = [prefix for block in variant.trains for prefix in blocks(model)[block]]
             about = {"trains": list(variant.trains), "parameters": size(model, prefixes)}
             entry = results["variants"].setdefault(name, about | {"text_samples": variant.text_samples, "seeds": {}})
             if str(seed) not in entry["seeds"]:
-                began = time.perf_counter()
-                trained, _ = train_variant(variant, seed, training_features, parent, precision)
+                start = time.perf_counter()
+                trained, _ = lesson_04.train_variant(variant, seed, training_features, parent, precision)
                 entry["seeds"][str(seed)] = scores(trained)
-                results["seconds"] = round(results["seconds"] + time.perf_counter() - began)
-                file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
+                results["seconds"] = round(results["seconds"] + time.perf_counter() - start)
+                write_json(file, results)
     return results
 
 
-def _begin(file: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The results so far, if they began at the same weights and with the same stage; otherwise none."""
-    stage = {name: getattr(STAGE, name) for name in ("steps", "batch_size", "accumulation", "warmup_steps")}
-    made_from = {"command": COMMAND, "parent": meta["hashes"]["projector"], "stage": stage}
-    if file.is_file() and made_from.items() <= (earlier := read_results(file)).items():
+def _results_so_far(file: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The results in the file if they have the same parent and stage, otherwise empty ones."""
+    stage = {name: getattr(lesson_04.STAGE, name) for name in ("steps", "batch_size", "accumulation", "warmup_steps")}
+    origin = {"command": COMMAND, "parent": meta["hashes"]["projector"], "stage": stage}
+    if file.is_file() and origin.items() <= (earlier := lesson_04.read_results(file)).items():
         return earlier
-    sizes = {"texts": TEXTS, "pictures": ASKED}
+    sizes = {"texts": lesson_04.TEXTS, "pictures": EXAM_IMAGES}
     about = {"sizes": sizes, "cores": os.cpu_count(), "precision": None, "sittings": 0, "seconds": 0}
-    return made_from | about | {"variants": {}}
+    return origin | about | {"variants": {}}
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="these seeds only")
-    options = parser.parse_args()
-    results = run(data_folder() / RESULTS, options.seeds)
-    for task in TEXT_TASKS:
-        print(in_words(task, compared(results, WITH, task, WITHOUT)))
+    options = parser.parse_args(arguments)
+    results = run(data_folder() / lesson_04.RESULTS, options.seeds)
+    for task in lesson_04.TEXT_TASKS:
+        print(lesson_04.in_words(task, lesson_04.compared(results, lesson_04.WITH, task, lesson_04.WITHOUT)))
 
 
 if __name__ == "__main__":

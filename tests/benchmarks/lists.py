@@ -7,11 +7,12 @@ language, with bootstrap intervals over lists. The record of its training (`data
 """
 
 import argparse
-import json
+from collections.abc import Sequence
 
 from minivlm.checkpoint import load_checkpoint
 from minivlm.evaluation import estimate
 from minivlm.pretraining.language_model import ROUNDS, LanguageModelTrainer
+from minivlm.runtime.files import write_json
 from minivlm.runtime.paths import BASE, data_folder
 from minivlm.scenes.vocabulary import LANGUAGES
 
@@ -19,23 +20,28 @@ FILE = "results/lists.json"
 
 
 def measure(lists: int) -> dict:
-    """Figures by language."""
+    """Precision and recall by language."""
     model, processor, _ = load_checkpoint(data_folder() / BASE)
     recipe, lessons = ROUNDS[-1]
-    reader = LanguageModelTrainer(model.language_model, processor, recipe, lessons, bf16=False)
-    found = {}
+    trainer = LanguageModelTrainer(model.language_model, processor, recipe, lessons, bf16=False)
+    scores = {}
     for lang in LANGUAGES:
-        compared = list(enumerate(reader.compare_captions(lang, lists, "list")))
-        found[lang] = {
-            "precision": estimate((i, right, named) for i, (right, named, _) in compared),
-            "recall": estimate((i, right, true) for i, (right, _, true) in compared),
+        counts = list(enumerate(trainer.compare_captions(lang, lists, "list")))
+        scores[lang] = {
+            "precision": estimate((i, right, named) for i, (right, named, _) in counts),
+            "recall": estimate((i, right, true) for i, (right, _, true) in counts),
         }
-    return found
+    return scores
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lists", type=int, default=5000)
+    lists = parser.parse_args(arguments).lists
+    command = f"python tests/benchmarks/lists.py --lists {lists}"
+    write_json(data_folder() / FILE, {"command": command, "lists": lists, **measure(lists)})
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lists", type=int, default=5000)
-    lists = parser.parse_args().lists
-    made = {"command": f"python tests/benchmarks/lists.py --lists {lists}", "lists": lists, **measure(lists)}
-    (data_folder() / FILE).write_text(json.dumps(made, indent=1) + "\n", "utf-8")
+    main()
