@@ -1,13 +1,11 @@
-"""Training speed of this package beside the reference recipe, on the same samples in one interleaved run:
-
-    `python tests/benchmarks/bench.py`, or with `--preset scenes`.
+"""Training speed beside the reference recipe: `python tests/benchmarks/bench.py`, or with `--preset scenes`.
 
 The reference is the recipe that this course grew from: every sample padded to one fixed length, the frozen encoder in
 every step, logits at every position, float32 on a CPU. Ours is what `train` does: samples of like length together,
 padded to the longest; encoder features computed before; logits only at supervised positions; and bfloat16 and compiled
-layers. All variants share weights, loss and optimizer, and use the library's attention, except ours in bfloat16 on a
-CPU (`runtime.attention`). The reference is measured in mixed precision, too, so that the effect of bfloat16 can be
-told from the rest. Letters as in `config.py`.
+layers. All variants take steps in turn on the same samples, with the same weights, loss and optimizer, and with the
+library's attention, except ours in bfloat16 on a CPU (`runtime.attention`). The reference is measured in mixed
+precision, too, so that the effect of bfloat16 can be told from the rest. Letters as in `config.py`.
 """
 
 import argparse
@@ -102,8 +100,8 @@ def bench_rows(
 ) -> list[Example]:
     """Examples of a stage, the shortest first.
 
-    Those of scenes are the course's own. For clip-26m they are random tokens with a grey image, with lengths spread
-    evenly around the typical one.
+    Those of scenes are the course's own. For clip-26m they are random tokens with a grey image, with lengths that
+    are uniform around the typical one.
     """
     if preset == "scenes":
         rows = [processor.encode(sample) for sample in SceneSamples(name, count, count, seed)]
@@ -178,7 +176,7 @@ class StepRunner:
         return loss_of(self.variant, self.working.model, step)
 
     def seconds(self, step: Step) -> float:
-        """Take a step; the seconds it took."""
+        """Take a step and return its seconds."""
         start = time.perf_counter()
         self.working.refresh()
         loss = self.loss(step)
@@ -390,7 +388,7 @@ def _measurement(
     )
 
 
-def as_text(stages: Mapping[str, Mapping[str, Measurement]]) -> str:
+def as_text(stages: dict[str, dict[str, Measurement]]) -> str:
     """A table in plain text; `equal` is `ratio_equal`."""
     lines = [
         f"{'':<32}{'s a row':>9}{'from':>8}{'to':>8}{'tokens/s':>10}{'of matmul':>11}{'MB a row':>10}"
@@ -407,7 +405,7 @@ def as_text(stages: Mapping[str, Mapping[str, Measurement]]) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path, preset: str, rows: int, stages: Mapping[str, Mapping[str, Measurement]], command: str) -> Path:
+def write(folder: Path, preset: str, rows: int, stages: dict[str, dict[str, Measurement]], command: str) -> Path:
     """Write `bench.json`; returns its path. `docs/build.py` reads it from `data/results/bench-PRESET`."""
     measured = [m for measurements in stages.values() for m in measurements.values()]
     gflops = {p: statistics.mean(m.matmul_gflops for m in measured if m.precision == p) for p in PRECISIONS}

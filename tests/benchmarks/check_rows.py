@@ -1,6 +1,4 @@
-"""How fast rows are checked, and the memory it takes:
-
-    `python tests/benchmarks/check_rows.py`, about ten minutes, on Linux.
+"""How fast rows are checked, and the memory it takes: `python tests/benchmarks/check_rows.py`, ten minutes, on Linux.
 
 Makes 100,000 rows in each of the three forms, with twelve kinds of bad rows among them, and checks each form in a
 process of its own, on one core. Writes `data/results/rows.json`: rows a second, the process's private memory from the
@@ -86,7 +84,7 @@ def good_row(number: int) -> dict:
 
 
 def planted(form: str, count: int) -> dict[int, str]:
-    """Row number, counted from 1 -> its kind of bad row; spread over the file."""
+    """Row number, counted from 1 -> its kind of bad row, evenly over the file."""
     names = [name for name in BAD if name not in IMPOSSIBLE[form]]
     return {1 + (2 * i + 1) * count // (2 * len(names)): name for i, name in enumerate(names)}
 

@@ -172,8 +172,7 @@ def plot(curves: dict) -> Figure:
     counts = [point["rows"] for point in curves["data"]]
     for key, label in (("check_seconds", "check"), ("epoch_seconds", "one epoch")):
         _line(data, counts, [point[key] for point in curves["data"]], label, key == "check_seconds")
-    data.set(xscale="log", yscale="log", title="more samples: data path alone", xlabel="rows of a file")
-    data.set_ylabel("seconds")
+    data.set(xscale="log", yscale="log", title="more samples: data path alone", xlabel="rows", ylabel="seconds")
     return figure
 
 
@@ -206,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-path", type=int, metavar="ROWS", help="this measurement alone, printed as JSON")
-    parser.add_argument("--peak", nargs=2, metavar=("VARIANT", "ROWS"), help="likewise")
+    parser.add_argument("--peak", nargs=2, metavar=("VARIANT", "ROWS"), help="the same")
     parser.add_argument("--plot", action="store_true", help="measure nothing, draw the committed figures again")
     options = parser.parse_args(arguments)
     file = data_folder() / FILE

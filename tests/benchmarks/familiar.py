@@ -1,6 +1,4 @@
-"""How far images are from the drawn world, and the threshold from which they count as far:
-
-    `python tests/benchmarks/familiar.py [FOLDER]`.
+"""How far images are from the drawn world, and from where they are far: `python tests/benchmarks/familiar.py [FOLDER]`.
 
 Mean and covariance of the encoder's features come from one part of the held-out "dev" scenes, the threshold from
 another: the distance that one scene in a hundred exceeds. No photograph is used for either. Then both kinds of error
@@ -14,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +77,7 @@ def measure(
         chosen = [sample_scene(split, first + i) for i in range(count)]
         return scene_features(model, processor, chosen, title=f"{split} scenes")
 
-    def images(chosen: Sequence[Image.Image], title: str) -> torch.Tensor:
-        return encode_images(model, processor, chosen, title=title)
-
+    images = partial(encode_images, model, processor)
     familiar = fit(scenes("dev", 0, FIT))
     validation = familiar.distances(scenes("dev", FIT, VALIDATION))
     familiar = replace(familiar, threshold=round(torch.quantile(validation, 1 - FALSE_POSITIVES).item(), 3))
@@ -88,9 +85,9 @@ def measure(
     features = {
         "exam scenes": scenes("exam", 0, TEST),
         "holdout scenes": scenes("holdout", 0, TEST),
-        "exam scenes through JPEG": images(compressed, "JPEG"),
-        "photographs": images(list(photos.values()), "photographs"),
-        "corners of photographs": images([crop for photo in photos.values() for crop in corners(photo)], "corners"),
+        "exam scenes through JPEG": images(compressed, title="JPEG"),
+        "photographs": images(list(photos.values()), title="photographs"),
+        "corners of photographs": images([crop for one in photos.values() for crop in corners(one)], title="corners"),
     }
     distances = {name: familiar.distances(of) for name, of in features.items()}
     report = {

@@ -1,6 +1,4 @@
-"""How well the shipped language model turns listed facts into captions:
-
-    `python tests/benchmarks/lists.py`, about two minutes.
+"""How well the shipped language model turns lists of facts into captions: `python tests/benchmarks/lists.py`.
 
 Writes `data/results/lists.json`: precision and recall of (colour, kind) pairs in the captions of held-out scenes, each
 language, with bootstrap intervals over lists. The record of its training (`data/base/minivlm.json`) has the first 500.

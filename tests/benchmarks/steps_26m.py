@@ -1,6 +1,4 @@
-"""Real steps at the true 26M shape, both stages:
-
-    `python tests/benchmarks/steps_26m.py`, or with `--steps 200` on a GPU.
+"""Real steps at the true 26M shape: `python tests/benchmarks/steps_26m.py`, or with `--steps 200` on a GPU.
 
 Random weights of CLIP-ViT-B/16 and of the 26M language model, drawn scenes at 224 pixels, the batches of the recipe,
 and the course's own `train`. Writes loss, throughput and peak memory to `data/results/steps_DEVICE.json`. Each

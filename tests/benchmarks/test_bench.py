@@ -186,14 +186,14 @@ def test_ratios_and_shares_compare_what_was_measured_together(model, processor, 
         return [b.Timing(step, one, rate * ours) for one, rate in zip(seconds, (2.0, 4.0, 8.0), strict=True)]
 
     others = {"activation_megabytes_per_row": 1.0, "peak_megabytes_per_row": None, "loss": 0.0}
-    found = b._measurement(
+    result = b._measurement(
         timings(2.0, 1.0, 1.5), [ours] * 3, timings(8.0, 4.0, 12.0), timings(2.0, 3.0, 3.0),
         precision="fp32", matmul_gflops=7.0, **others,
     )  # fmt: skip
-    assert found.ratio == (4, 4, 8) and found.ratio_equal == (2, 1, 3) and found.seconds_per_row == (0.75, 0.5, 1)
-    assert found.share_nearby == pytest.approx((1 / 4, 1 / 12, 1 / 4))
-    assert found.share_of_matmul_rate == pytest.approx(ours / 1.5 / 7e9)
-    assert found.supervised_tokens_per_second == pytest.approx(3 * step.supervised / 6 / 0.75)
+    assert result.ratio == (4, 4, 8) and result.ratio_equal == (2, 1, 3) and result.seconds_per_row == (0.75, 0.5, 1)
+    assert result.share_nearby == pytest.approx((1 / 4, 1 / 12, 1 / 4))
+    assert result.share_of_matmul_rate == pytest.approx(ours / 1.5 / 7e9)
+    assert result.supervised_tokens_per_second == pytest.approx(3 * step.supervised / 6 / 0.75)
 
 
 def test_a_matrix_product_is_timed_just_before_and_after_every_step_in_its_precision():
