@@ -29,7 +29,9 @@ from PIL import Image
 from minivlm.checkpoint import load_checkpoint
 from minivlm.data import dataset
 from minivlm.data.dataset import open_dataset, write_dataset
-from minivlm.data.survey import Survey, survey
+from minivlm.data.readers import checked_samples
+from minivlm.data.samples import Example, Sample, SampleError
+from minivlm.data.survey import Survey
 from minivlm.runtime.files import write_json
 from minivlm.runtime.paths import BASE, data_folder
 
@@ -177,11 +179,20 @@ def reported(result: Survey, form: str, count: int) -> list[str]:
     return kinds
 
 
+def metered(meter: Meter, *arguments) -> Iterator[tuple[Sample, Example] | SampleError]:
+    """`checked_samples`; the meter is called when the caller is done with a usable row."""
+    for row in checked_samples(*arguments):
+        yield row
+        if not isinstance(row, SampleError):
+            meter()
+
+
 def check(form: str, folder: Path, count: int) -> dict:
     """Check the rows and write nothing."""
     _, processor, _ = load_checkpoint(data_folder() / BASE)
-    meter = Meter(count - len(planted(form, count)))
-    result = survey(folder / FORMS[form], processor, keep=meter)
+    meter, result = Meter(count - len(planted(form, count))), Survey()
+    for row in metered(meter, folder / FORMS[form], processor):
+        result.count(row)
     tokens = round(result.tokens / result.usable)
     return meter.summary(count) | {"bad": reported(result, form, count), "tokens_a_row": tokens}
 
@@ -190,11 +201,7 @@ def write_index(form: str, folder: Path, count: int, decode: bool = False) -> di
     """Check the rows, and every image where `decode` is set, and write them as a data set."""
     _, processor, _ = load_checkpoint(data_folder() / BASE)
     meter = Meter(count - len(planted(form, count)))
-
-    def metered(path, processor, images, decode, keep):
-        return survey(path, processor, images, decode, lambda *row: (keep(*row), meter()))
-
-    with patch.object(dataset, "survey", metered):
+    with patch.object(dataset, "checked_samples", partial(metered, meter)):
         result = write_dataset(folder / "index", folder / FORMS[form], processor, decode=decode)
     size = (folder / "index" / dataset.ROWS).stat().st_size
     return meter.summary(count) | {"bad": reported(result, form, count), "index_mb": round(size / 1e6, 1)}
