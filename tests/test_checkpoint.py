@@ -141,7 +141,7 @@ def test_half_precision_and_how_to_generate_on_disk(model, processor, tmp_path):
 
 
 def test_hash_by_hand():
-    """Names in order, shapes, and every value as 32 bits, however it lies in memory."""
+    """Names in order, shapes, and every value as 32 bits, for any layout in memory."""
     parts = (b"a (2,)\n", struct.pack("<2f", 1, -2), b"b ()\n", struct.pack("<f", 0.5))
     parts += (b"c (2, 2)\n", struct.pack("<4f", 1, 3, 2, 4))
     bfloat16, turned = torch.tensor([1.0, -2.0], dtype=torch.bfloat16), torch.tensor([[1.0, 2.0], [3.0, 4.0]]).t()

@@ -190,7 +190,7 @@ SMALL = ["--scale", "0.0025", "--pictures", "8", "--precision", "fp32"]  # two s
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
-    """The whole main job, in small: its folder, its results, and the lines that it printed."""
+    """A small `minivlm run`: its folder, its results, and the lines that it printed."""
     out, words = tmp_path_factory.mktemp("run"), io.StringIO()
     with redirect_stdout(words), pytest.MonkeyPatch.context() as patch:
         for limit in ("LONG", "SHORT"):  # a model of so few steps would write up to it

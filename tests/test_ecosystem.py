@@ -21,14 +21,14 @@ def conversation(image) -> list[dict]:
 
 
 def encoded(processor, image):
-    """It, ready for `generate`."""
+    """The conversation as inputs of `generate`."""
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     return processor.apply_chat_template(conversation(image), **options)
 
 
 @pytest.fixture
 def rows(processor, image):
-    """Rendered rows with their pictures: none, one, or two of them."""
+    """Rendered rows with their images: none, one, or two of them."""
     return [processor.encode(row) for row in some_rows(12, images=[image] * IMAGES)]
 
 

@@ -1,4 +1,4 @@
-"""The rooms of the model, one by one: config, vision, projector, model, what trains, save and load."""
+"""The parts of the model, one by one: config, vision, projector, model, what trains, save and load."""
 
 import copy
 import dataclasses
@@ -321,7 +321,7 @@ def test_the_ledger_counts_exactly(model, config):
         assert len({len(line) for line in str(counts).splitlines()}) == 1  # a table
 
 
-# ---- save and load in the library's way
+# ---- save and load with the library's methods
 
 
 def test_save_and_load_give_the_same_logits(model, make_batch, tmp_path):

@@ -1,4 +1,4 @@
-"""`<image>` becomes N placeholders, and pictures take exactly their own places."""
+"""`<image>` becomes N placeholders, and image embeddings replace exactly their own positions."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def image_embeddings(count: int) -> torch.Tensor:
 
 
 def placed_by_hand(embeds, ids, images) -> torch.Tensor:
-    """The definition, in loops: the k-th placeholder of the batch gets the k-th embedding of the pictures."""
+    """The definition, in loops: the k-th placeholder of the batch gets the k-th embedding of the images."""
     result, queue = embeds.clone(), [vector for image in images for vector in image]
     for row in range(ids.shape[0]):
         for column in range(ids.shape[1]):

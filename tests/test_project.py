@@ -1,4 +1,4 @@
-"""The promises of the project itself: one file of pins, true pages, imports that run one way, small files."""
+"""The promises of the project itself: one file of pins, true pages, imports in one direction, small files."""
 
 import ast
 import importlib.metadata
@@ -121,7 +121,7 @@ class TestVersions:
         assert {name: want for name, want in wants.items() if "3.11.0" not in SpecifierSet(want)} == {}
 
     def test_everything_installed_that_we_need_is_pinned(self):
-        """Follow the requirements of what we ask for; each one met on the way has a pin."""
+        """Follow the requirements of what we ask for; each one that is met has a pin."""
         queue, seen = list(declared("course", "test").values()), set()
         while queue:
             requirement = queue.pop()

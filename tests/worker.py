@@ -40,7 +40,7 @@ def machine_folder(folder: Path, number: int) -> Path:
 
 
 def learn(name: str, machine: Path, out: str = "", before=lambda rows: None, **changes):
-    """One of the runs; returns the model, its processor and the log. `before` is told the rows of every pass."""
+    """One of the runs; returns the model, its processor and the log. `before` is called with the rows of every pass."""
     wanted, parent, precision = RUNS[name]
     model, processor, _ = load_checkpoint(machine / parent)
     collate = processor.collate
@@ -57,7 +57,7 @@ def learn(name: str, machine: Path, out: str = "", before=lambda rows: None, **c
 
 
 def everything(machine: Path) -> dict:
-    """All runs: which rows this process saw in each pass, the losses, and the weights it ended with."""
+    """All runs: the rows that this process read in each pass, the losses, and the hashes of the final weights."""
     report = {}
     for name in RUNS:
         read = []
@@ -142,7 +142,7 @@ def left(machine: Path) -> dict:
 
 
 def stored(machine: Path) -> dict:
-    """A store of each machine; then one in which a picture cannot be read. How many pictures this process encoded."""
+    """A store of each machine; then one in which an image cannot be read. How many images this process encoded."""
     features.BATCH = 2
     model, processor, _ = load_checkpoint(machine / "base")
     counts, message = [], ""
@@ -176,7 +176,7 @@ def require_no_threads() -> None:
 def thread_names() -> list[str]:
     names = []
     for task in Path("/proc/self/task").glob("*"):
-        with suppress(OSError):  # it ended meanwhile
+        with suppress(OSError):  # it has ended
             names.append((task / "comm").read_text().strip())
     return names
 

@@ -1,12 +1,12 @@
-"""How fast the engine is, beside the recipe that this course grew from, on the same rows in one interleaved run.
+"""How fast the engine is, compared with the recipe that this course grew from: same rows, steps taken in turn.
 
 The old recipe (`old_loss`) pads every row to one fixed length, runs the frozen encoder in every step, and computes
-logits at every place, on a CPU in float32. The engine (`new_loss`) is what `train` does: rows of like length together,
-padded to the longest; features of the encoder kept from before; logits where something is learnt; and 16 bits, and
-compiled layers, where these are faster. All begin with the same weights, have the same loss, and take the same
+logits at every position, on a CPU in float32. The engine (`new_loss`) does what `train` does: rows of similar length
+together, padded to the longest; features of the encoder computed before; logits at supervised positions; and 16 bits,
+and compiled layers, where these are faster. All begin with the same weights, have the same loss, and take the same
 optimizer's steps with the same threads and the library's own attention; only where the engine computes in 16 bits on a
-CPU does it have another one (`runtime.attention`). The old recipe also takes its steps in mixed precision, so that
-what 16 bits gain can be told from the rest. Letters as in `config.py`.
+CPU does it have another one (`runtime.attention`). The old recipe also takes its steps in mixed precision, so that the
+gain of 16 bits can be separated from the rest. Letters as in `config.py`.
 """
 
 import argparse
@@ -42,14 +42,14 @@ from minivlm.train import PAD_TO, adamw, supervised_loss
 
 # Tokens to which every row is padded: MiniMind-V's for clip-26m; for scenes about as many times the usual row.
 PADDED = {"clip-26m": {"pretrain": 640, "sft": 1536}, "scenes": {"pretrain": 256, "sft": 512}}
-VARIATION = 0.15  # of made-up lengths around the typical one: rows are seldom alike
+VARIATION = 0.15  # of random lengths around the typical one, as a share of it
 CLEAR_REFS = Path("/proc/self/clear_refs")
 PRODUCT, TIMES = 4096, 10  # the matrix product that a machine's rate is measured with
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of taking a step."""
+    """One variant of a training step."""
 
     old: bool
     precision: str
@@ -98,9 +98,9 @@ def matmul_rate(precision: str, device: torch.device | str = "cpu", size: int | 
 
 
 def bench_rows(config, processor: MiniVLMProcessor, preset: str, name: str, count: int, seed: int = 0) -> list[Example]:
-    """Rows of a stage, the shortest first, with grey pictures.
+    """Rows of a stage, the shortest first, with grey images.
 
-    Those of scenes are the course's own; for clip-26m they are made up, lengths spread evenly around the typical one.
+    Those of scenes are the course's own; for clip-26m they are random, with lengths uniformly around the typical one.
     """
     if preset == "scenes":
         grey = random_example(config, Length(config.num_image_tokens + 2, 1)).images
@@ -150,7 +150,7 @@ def prepare(
 
 
 def loss_everywhere(model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What `supervised_loss` computes, the old way: logits at every place, most of which have nothing to learn."""
+    """What `supervised_loss` computes, by the old recipe: logits at every position, most of them not supervised."""
     inputs = {name: batch[name] for name in batch if name not in ("labels", "attention_mask")}
     logits = model(**inputs, use_cache=False).logits  # (B, T, V), all of them
     targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T) what comes next
@@ -158,7 +158,7 @@ def loss_everywhere(model: MiniVLMForConditionalGeneration, batch: Mapping[str, 
 
 
 def old_loss(model: MiniVLMForConditionalGeneration, step: Step, precision: str = "fp32") -> torch.Tensor:
-    """The old recipe's loss, a mean over learnt tokens: fixed padding, encoder in the step, logits everywhere."""
+    """The old recipe's loss, a mean over supervised tokens: fixed padding, encoder in the step, logits everywhere."""
     with torch.autocast(model.device.type, torch.bfloat16, enabled=precision == "bf16"):
         return loss_everywhere(model, step.old) / step.supervised
 
@@ -169,7 +169,7 @@ def new_loss(model: MiniVLMForConditionalGeneration, step: Step) -> torch.Tensor
 
 
 class Stepper:
-    """Takes optimizer steps of a stage in one way, from weights that all ways share."""
+    """Takes optimizer steps of a stage in one variant, from weights that all variants share."""
 
     def __init__(self, variant: Variant, model: MiniVLMForConditionalGeneration, optimizer: torch.optim.Optimizer):
         # the old recipe mixes precisions by itself, where it does
@@ -195,17 +195,17 @@ class Stepper:
         return time.perf_counter() - began
 
     def saved_bytes(self, step: Step) -> int:
-        """What a step keeps from its way forward for its way back, weights and inputs apart."""
+        """Activation memory: what the forward pass of a step saves for backward, without weights and inputs."""
         own = (*self.working.model.parameters(), *step.old.values(), *step.new.values())
         return saved_bytes(lambda: self.loss(step), own)
 
     def peak_bytes(self, step: Step) -> int | None:
-        """The most memory that a step takes beside what lies there between steps; None where no system tells."""
+        """The peak memory of a step above what is held between steps; None where the system does not report it."""
         return peak_bytes(lambda: self.seconds(step), self.working.model.device)
 
 
 def peak_bytes(compute: Callable[[], Any], device: torch.device) -> int | None:
-    """The most memory that a computation holds beside what was held before; on a CPU only Linux tells that."""
+    """The peak memory of a computation above what was held before; on a CPU only Linux reports it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
@@ -228,13 +228,13 @@ def _status(name: str) -> int:
 
 @dataclass(frozen=True)
 class Stat:
-    """What one way of taking a step came to, in one stage. Times are of the median round, and of the extremes.
+    """What was measured of one variant, in one stage. Times are of the median round, and of the extremes.
 
     So are the shares of the processor's rate, and the ratios to the old recipe; both compare what was measured next to
-    each other: a step with the matrix products just before and after it, two ways within a round. `ratio` is to the old
-    recipe in the precision it ran in, `ratio_equal` to the old recipe in this way's precision. `share_of_matmul_rate`
+    each other: a step with the matrix products before and after it, two variants within a round. `ratio` is to the old
+    recipe in the precision it ran in, `ratio_equal` to the old recipe in this variant's. `share_of_matmul_rate`
     is the median step's of the median product's rate, `share_nearby` the median of what each step has of the products
-    beside it; what a step keeps for its way back is a part of its peak.
+    beside it; the activation memory is a part of the peak.
     """
 
     precision: str
@@ -274,19 +274,19 @@ def bench(
     rounds: int = 4,
     compiled: bool | None = None,
 ) -> dict[str, Stat]:
-    """Take steps of a stage in all ways by turns, on the same rows and the same weights, which move a little.
+    """Take steps of a stage in all variants in turn, on the same rows and the same weights, which move a little.
 
     Args:
         preset: "scenes" or "clip-26m", whose recipe and rows are taken.
         name: the stage, "pretrain" or "sft".
         rows: in a step.
-        rounds: of all ways, after one that is not counted. Each takes the next of four steps' rows, which were sorted
-            by length together as `train` does it.
+        rounds: of all variants, after one that is not counted. Each takes the next of four steps' rows, all sorted
+            by length as `train` does it.
         compiled: also compile the engine's layers; None where that works.
 
     Returns:
-        One `Stat` for each way, by its name, the old recipe's first. A machine that others use has fast and slow
-        minutes, so ratios compare two ways within a round, and a step's share of the processor's rate is that of the
+        One `Stat` for each variant, by its name, the old recipe's first. A machine that others use has fast and slow
+        minutes, so ratios compare variants within a round, and a step's share of the processor's rate is that of the
         products just before and after it. Losses are those of the first step, before anything moved.
     """
     stage = STAGES[preset][name]
@@ -296,7 +296,7 @@ def bench(
     set_trainable(model, stage)
     optimizer = adamw(model, stage)
     for group in optimizer.param_groups:
-        group["lr"] = 1e-6  # nothing is to be learnt from made-up rows
+        group["lr"] = 1e-6  # the weights should hardly change
     chosen = variants_for(model.device, compiled if compiled is not None else not why_not_compiled())
     torch.compiler.reset()  # it counts what it has compiled, and a stage before this one would make it give up
     with torch.random.fork_rng(devices=[]):
@@ -348,7 +348,7 @@ def _by_turns(
 
 
 def needed(model: MiniVLMForConditionalGeneration, stage: Stage, variant: Variant, step: Step) -> int:
-    """Floating-point operations that a way has to do in a step; padding, the old or the new, is not counted."""
+    """Floating-point operations that a variant needs for a step; padding, the old or the new, is not counted."""
     lengths = [Length(len(row.input_ids), sum(label != IGNORE_INDEX for label in row.labels)) for row in step.rows]
     counted = [flops(model.config, stage, length) for length in lengths]
     return sum(value for parts in counted for part, value in parts.items() if variant.old or part != "encoder")
@@ -364,7 +364,7 @@ def _stat(
     megabytes: Sequence[float | None],
     loss: float,
 ) -> Stat:
-    """What was measured; `old` are the old recipe's turns, first in its precision, then in this way's."""
+    """What was measured; `old` are the old recipe's turns, first in its precision, then in this variant's."""
     seconds = [turn.seconds / len(turn.step.rows) for turn in turns]
     usual = statistics.median(seconds)
     ratios, equal = (
@@ -413,11 +413,11 @@ def as_text(stages: dict[str, dict[str, Stat]]) -> str:
 
 
 def plot(stages: dict[str, dict[str, Stat]]) -> Figure:
-    """Bars of milliseconds a row, a panel for each stage, with the spread of the rounds; lower is better."""
+    """Bars of milliseconds a row, a panel for each stage, with the range over the rounds; lower is better."""
     variants = max(len(stats) for stats in stages.values())
     figure = Figure(figsize=(10, 1.1 + 0.45 * variants), layout="constrained")
     panels = figure.subplots(1, len(stages), squeeze=False, sharey=True)[0]
-    panels[0].invert_yaxis()  # the first way on top, in all panels
+    panels[0].invert_yaxis()  # the first variant on top, in all panels
     for axes, (name, stats) in zip(panels, stages.items(), strict=True):
         times = [1e3 * stat.seconds_per_row for stat in stats.values()]
         errors = [[1e3 * (stat.seconds_per_row - stat.fastest) for stat in stats.values()],

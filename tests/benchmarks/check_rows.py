@@ -59,7 +59,7 @@ def turns(*texts: str) -> list[dict]:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
-BAD = {  # what is planted -> the row, and what must be said about it
+BAD = {  # name -> a bad row, and what the message must say
     "not JSON": ("{", "JSON"),
     "missing key": ({"image": "0.jpg"}, '"conversations"'),
     "wrong role": ({"conversations": [{"role": "robot", "content": "Hi"}, *turns("Hi", "Hi")]}, "robot"),
@@ -81,7 +81,7 @@ IMPOSSIBLE = {  # where a form has no such row
 
 
 def good_row(number: int) -> dict:
-    """One picture, two of them or none; one to three questions; in English or Chinese."""
+    """One image, two of them or none; one to three questions; in English or Chinese."""
     rng = random.Random(number)
     shown = 0 if number % 5 == 4 else 2 if number % 7 == 3 else 1
     texts = []
@@ -94,7 +94,7 @@ def good_row(number: int) -> dict:
 
 
 def planted(form: str, count: int) -> dict[int, str]:
-    """Which bad row stands where, counted from 1, spread over the file."""
+    """Which bad row has which number, counted from 1; evenly over the file."""
     names = [name for name in BAD if name not in IMPOSSIBLE[form]]
     return {1 + (2 * i + 1) * count // (2 * len(names)): name for i, name in enumerate(names)}
 
@@ -107,7 +107,7 @@ def rows(form: str, count: int) -> Iterator[dict | str]:
 
 
 def make(folder: Path, form: str, count: int) -> None:
-    """Write the pictures and a file."""
+    """Write the images and a file."""
     for number in range(IMAGES):
         Image.effect_noise((SIDE, SIDE), number % 100).convert("RGB").save(folder / f"{number}.jpg")
     (folder / "cut.jpg").write_bytes((folder / "0.jpg").read_bytes()[:-20])
@@ -134,7 +134,7 @@ def make_array(file: Path, count: int) -> None:
 
 
 def make_table(file: Path, count: int) -> None:
-    """The pictures in the table; all of it is one row group, the worst that a reader can be given."""
+    """The images in the table; all of it is one row group, the worst that a reader can be given."""
     held = {path.name: path.read_bytes() for path in file.parent.glob("*.jpg")}
     conversations, images = [], []
     for row in rows("parquet", count):
@@ -177,7 +177,7 @@ class Meter:
 
 
 def named(result: Survey, form: str, count: int) -> list[str]:
-    """The planted rows that were found in their places, with their reasons; an error elsewhere is one too many."""
+    """The planted rows that were found at their lines, with their reasons; an error elsewhere is one too many."""
     bad, right = planted(form, count), []
     for error in result.bad:
         where, _, reason = str(error).partition(": ")
@@ -215,7 +215,7 @@ def and_count(add: Callable, meter: Meter) -> Callable:
 
 
 def decoded(form: str, folder: Path, count: int) -> dict:
-    """A check with an index and with every picture opened."""
+    """A check with an index and with every image opened."""
     return indexed(form, folder, count, decode=True)
 
 

@@ -1,7 +1,7 @@
 """How far the controls of finished runs are at chance: `python tests/benchmarks/controls.py runs/seed-0 runs/seed-1 …`.
 
-Writes `data/results/controls.json`: for each run and control, and over all runs, how many intervals hold what the
-control's answers are worth by accident (`evaluation/chance.py`), which lie above or below it, and where another picture
+Writes `data/results/controls.json`: for each run and control, and over all runs, how many intervals hold the
+control's chance level (`evaluation/chance.py`), which lie above or below it, and where another image
 did better than the best blind guess.
 """
 

@@ -1,8 +1,8 @@
 """Cost curves, measured: `python tests/benchmarks/curves.py`, about ten minutes, on Linux.
 
 At the true 26M shape, with random weights: milliseconds and kept megabytes of a row of stage 2 against the length of
-its text and against the number of its image tokens (other sizes of the picture), and what the encoder takes for one.
-Here "old" is the old recipe but for its fixed padding: 32 bits, the encoder in every step, logits at every place.
+its text and against the number of its image tokens (other sizes of the image), and what the encoder takes for one.
+Here "old" is the old recipe but for its fixed padding: 32 bits, the encoder in every step, logits at every position.
 The most memory of a step of stage 2 with 32 rows. And the data path alone, from 1,000 to 100,000 rows: the check with
 its index, then one epoch of rows in training's order, rendered and padded, on one core, in a process of its own. Writes
 `data/results/curves.json` and a plot beside it. Others may work on the machine: `load_before` is its load at the start.
@@ -41,15 +41,15 @@ from minivlm.train import PAD_TO, SampleOrder, adamw
 FILE = "results/curves.json"
 VARIANTS = {"old": OLD, "engine": Variant(False, "bf16")}
 PEAKS = VARIANTS | {"compiled": Variant(False, "bf16", True)}
-SIDES = (112, 224, 336, 448)  # of the picture, in pixels: 49, 196, 441 and 784 patches of 16
-TEXTS = (64, 192, 448, 960, 1984)  # tokens beside the picture's
+SIDES = (112, 224, 336, 448)  # of the image, in pixels: 49, 196, 441 and 784 patches of 16
+TEXTS = (64, 192, 448, 960, 1984)  # tokens beside the image's
 ROWS_A_STEP, TIMES = 2, 3
-SHOWN = 0.88  # of a text is learnt
+SHOWN = 0.88  # of a text is supervised
 COUNTS = (1_000, 3_000, 10_000, 30_000, 100_000)  # rows
 
 
 def model_with(side: int) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProcessor]:
-    """The true shape with another size of pictures, its position table drawn at that size."""
+    """The true shape with another size of images, its position table drawn at that size."""
     model, processor, _ = build(RANDOM, RANDOM)
     vision = model.config.vision_config
     vision.image_size = side
@@ -60,7 +60,7 @@ def model_with(side: int) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProce
 
 
 def step_cost(model, processor, text: int, variant: Variant) -> dict[str, float]:
-    """The median of a few steps, and what one keeps for its way back, for a row."""
+    """The median of a few steps, and the activation memory of one, for a row."""
     n = model.config.num_image_tokens
     row = random_example(model.config, Length(n + text, round(SHOWN * text)))
     stage = STAGES["clip-26m"]["sft"]
@@ -79,7 +79,7 @@ def step_cost(model, processor, text: int, variant: Variant) -> dict[str, float]
 
 
 def encoder_cost(model, processor) -> float:
-    """Milliseconds a picture, eight at once, in 32 bits."""
+    """Milliseconds an image, eight at once, in 32 bits."""
     grey = random_example(model.config, Length(model.config.num_image_tokens + 2, 1)).images
     pixels = processor.pixels(grey * 8)
     seconds = []
@@ -91,7 +91,7 @@ def encoder_cost(model, processor) -> float:
 
 
 def data_path(count: int) -> dict:
-    """So many rows from a file to padded batches; no picture is opened."""
+    """So many rows from a file to padded batches; no image is opened."""
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), "json_lines", count)
         _, processor, _ = load_checkpoint(data_folder() / BASE)

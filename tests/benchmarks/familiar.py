@@ -1,11 +1,11 @@
-"""How far pictures are from the drawn world, and where to draw the line:
+"""How far images are from the drawn world, and where to draw the line:
 
     `python tests/benchmarks/familiar.py [FOLDER]`.
 
-Mean and spread of the encoder's features are taken from one part of the held-out "dev" scenes, the threshold from
+Mean and covariance of the encoder's features are taken from one part of the held-out "dev" scenes, the threshold from
 another: the distance that one scene in a hundred exceeds. No photograph is used for either. Then both kinds of error
-are counted on pictures that decided nothing: exam and holdout scenes, exam scenes after JPEG, photographs and crops of
-them. Photographs are those that matplotlib and scikit-learn install, and all pictures below FOLDER.
+are counted on images that decided nothing: exam and holdout scenes, exam scenes after JPEG, photographs and crops of
+them. Photographs are those that matplotlib and scikit-learn install, and all images below FOLDER.
 """
 
 import argparse
@@ -41,7 +41,7 @@ ENDINGS = {ending for ending, kind in Image.registered_extensions().items() if k
 
 
 def photographs(folder: Path | None) -> dict[str, Image.Image]:
-    """Names and pictures: those of the installed packages, and those below a folder, by their paths in it."""
+    """Names and images: those of the installed packages, and those below a folder, by their paths in it."""
     sample = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     photos = {f"matplotlib/{sample.name}": open_image(sample)}
     images = sklearn.datasets.load_sample_images()
@@ -54,14 +54,14 @@ def photographs(folder: Path | None) -> dict[str, Image.Image]:
 
 
 def corners(image: Image.Image) -> list[Image.Image]:
-    """The four corners of a picture."""
+    """The four corners of an image."""
     width, height = (max(1, round(side * CROP)) for side in image.size)
     right, lower = image.width - width, image.height - height
     return [image.crop((x, y, x + width, y + height)) for y in (0, lower) for x in (0, right)]
 
 
 def as_jpeg(image: Image.Image) -> Image.Image:
-    """What is left of a picture after a JPEG file of half its size and low quality."""
+    """What is left of an image after a JPEG file of half its size and low quality."""
     stream = io.BytesIO()
     ImageOps.scale(image, 0.5).save(stream, format="JPEG", quality=QUALITY)
     return open_image(stream.getvalue())
@@ -106,7 +106,7 @@ def measured(
 
 
 def summary(distances: torch.Tensor, familiar: Familiar) -> dict[str, Any]:
-    """How many of a group's pictures are called far, and its smallest, middle and largest distance."""
+    """How many of a group's images are called far, and its smallest, middle and largest distance."""
     far = sum(map(familiar.is_far, distances.tolist()))
     least, middle, most = rounded(torch.quantile(distances, torch.tensor([0.0, 0.5, 1.0])))
     return {"pictures": len(distances), "far": far, "least": least, "median": middle, "most": most}

@@ -1,4 +1,4 @@
-"""The engine beside the recipe it grew from: the same loss and the same gradient, and figures that add up."""
+"""The engine against the recipe it grew from: the same loss and the same gradient, and figures that add up."""
 
 import json
 from dataclasses import replace
@@ -64,7 +64,7 @@ def test_the_old_recipe_pads_every_row_to_its_length_and_encodes_again(model, pr
     (old, old_logits, looks), (new, new_logits, looks_again) = calls
     assert old == (3, 96) and old_logits[:2] == (3, 96) and looks
     assert new[1] == 32 * -(-max(len(row.input_ids) for row in rows) // 32) and not looks_again
-    assert new_logits[1] < new[1]  # logits only where something is learnt
+    assert new_logits[1] < new[1]  # logits at supervised positions only
     assert step.supervised == sum(label != IGNORE_INDEX for row in rows for label in row.labels)
 
 

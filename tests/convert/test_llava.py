@@ -16,7 +16,7 @@ from minivlm.convert.llava import ExportError, as_llava, export_llava
 from minivlm.generate import ask
 from minivlm.runtime.paths import data_folder
 
-# Runs in a process of its own, in which `import minivlm` fails. Given: the folder, a picture, a file to write.
+# Runs in a separate process, in which `import minivlm` fails. Given: the folder, an image, a file to write.
 STRANGER = """
 import importlib.abc, json, sys
 

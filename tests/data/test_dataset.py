@@ -23,7 +23,7 @@ from minivlm.data.survey import survey
 from minivlm.pipeline import recipe_for, sized_stage, train_on_index
 from minivlm.train import SampleOrder, Trainer, TrainingError
 
-MIXED = [GOOD[i % 3] for i in range(15)]  # one picture, two pictures and none by turns
+MIXED = [GOOD[i % 3] for i in range(15)]  # one image, two images and none by turns
 
 
 @pytest.fixture
@@ -226,7 +226,7 @@ def test_an_index_on_which_training_could_end_at_a_row_is_refused(folder, out, p
 
 @pytest.mark.parametrize("form", ["JSON lines", "Parquet"])  # files of images, and their bytes
 def test_training_on_an_index_is_training_on_its_rows(folder, out, model, make_model, processor, tmp_path, form):
-    """Rows with one picture, two and none in every step, over more than a whole epoch; the bad rows are not met."""
+    """Rows with one image, two and none in every step, over more than a whole epoch; the bad rows are not met."""
     bad = [BAD[name][0] for name in BAD if name not in FORMS[form][2] and name != "too long"]
     base = save_base(tmp_path / "base", model, processor)
     write_dataset(out, FORMS[form][0](folder, [*bad[:5], *MIXED, *bad[5:]]), processor, decode=True)

@@ -45,7 +45,7 @@ def test_the_right_answer_is_the_packages_own():
 
 
 def test_no_two_formulas_agree():
-    """Else a mistake would be told as another one."""
+    """Otherwise a mistake would get the message of another one."""
     for right, wrong in ((chair_i, WRONG_I), (chair_s, WRONG_S)):
         values = [right(MENTIONED, PRESENT), *(formula(MENTIONED, PRESENT) for formula, _ in wrong)]
         assert len({round(value, 5) for value in values}) == len(values), values

@@ -111,7 +111,7 @@ def test_associative_recall_asks_for_what_is_true_and_supervises_no_key(world_to
     lexicon = Lexicon.of(world_tokenizer)
     ids, labels = associative_recall(replace(PARK, things=(RED_CAR, tree)), lexicon, "en", random_stream("drill"))
     assert all(label in (token, IGNORE_INDEX) for token, label in zip(ids, labels, strict=True))
-    pieces: list[list[list[int]]] = []  # [key, what is learnt] of every item
+    pieces: list[list[list[int]]] = []  # [key, supervised ids] of every item
     for token, label in zip(ids, labels, strict=True):
         if label == IGNORE_INDEX and (not pieces or pieces[-1][1]):
             pieces.append([[], []])
