@@ -340,7 +340,7 @@ EDITED = [
 
 @pytest.mark.parametrize(("part", "key", "value"), EDITED)
 def test_a_config_that_was_edited_is_detected_by_its_hash(saved, part, key, value):
-    """Even where the weights would fit: another number of heads gives other answers without a word."""
+    """Even where the weights would fit: another number of heads gives other answers without an error."""
     edit_config(saved, part, key, value)
     assert_refused(saved, r"config\.json: not the one that .*put the checkpoint's own file back")
     if value is not None:  # which the library would take for its default

@@ -69,7 +69,7 @@ def run_all(*commands: list[str]) -> list[subprocess.CompletedProcess]:
 
 
 def torchrun(folder: Path, jobs: list[str], agents: int, processes: int) -> list[subprocess.CompletedProcess]:
-    """Jobs of the worker by so many agents, with so many processes each."""
+    """Run jobs of the worker with this number of agents, and of processes for each."""
     common = ["torch.distributed.run", "--nproc_per_node", str(processes), "--nnodes", str(agents)]
     common += ["--master_addr", "127.0.0.1", "--master_port", free_port()]
     end = [str(SCRIPT), str(folder), *jobs]

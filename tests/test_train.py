@@ -184,7 +184,7 @@ def by_hand(base, processor, rows) -> tuple[float, dict[str, torch.Tensor]]:
 
 @pytest.fixture
 def gradients():
-    """The gradients with which the optimizer goes its steps: a list that grows with every step."""
+    """The gradients of every optimizer step: a list that grows."""
     steps = []
 
     def note(optimizer, *_):
@@ -259,7 +259,7 @@ def test_each_part_gets_its_own_rate_and_decay_falls_on_matrices_only(model):
 
 
 def test_rows_are_drawn_from_anywhere_in_the_file(processor):
-    """Each epoch is a permutation that its seed decides: what comes together did not stand together."""
+    """Each epoch is a permutation from its seed: rows of one step are not neighbours in the file."""
     rows, halves = some_rows(24), []
     for seed in range(3):
         order = SampleOrder(rows, processor, step_size=3, seed=seed)

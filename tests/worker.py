@@ -71,7 +71,7 @@ def everything(machine: Path) -> dict:
 
 
 def refusals(machine: Path) -> dict:
-    """What each process says where only one of them has a reason to; and a Ctrl-C that reaches only one."""
+    """The message of each process for an error that only one of them has; and a Ctrl-C that reaches only one."""
     here, messages = processes(), {}
     taken = machine / "taken"
     if here.is_main_process:
@@ -104,7 +104,7 @@ def refusals(machine: Path) -> dict:
 
 
 def killed(machine: Path) -> dict:
-    """A run in which process 1 dies at once, the first time that it comes so far."""
+    """A run in which process 1 dies at step `KILLED_IN`, in the first attempt only."""
     passes = []
 
     def die(rows):
@@ -157,7 +157,7 @@ def stored(machine: Path) -> dict:
 
 
 def main(folder: Path, names: list[str]) -> None:
-    """Do jobs, each in a folder of its own; what this process has to tell of each goes to a file of its own."""
+    """Run jobs, each in its own folder; the report of this process for each job goes to its own file."""
     torch.set_num_threads(1)
     for job in (globals()[name] for name in names):
         report = {"processes": processes().num_processes, "launched": launched()}
@@ -166,7 +166,7 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 def require_no_threads() -> None:
-    """None of gloo's may be left: with one, the end of Python may be an abort. Only Linux tells their names."""
+    """No gloo thread may be left: with one, Python may abort at exit. Only Linux shows the names of threads."""
     ends = time.monotonic() + 30
     while left := [name for name in thread_names() if "gloo" in name]:  # a joined one is still listed for an instant
         assert time.monotonic() < ends, left

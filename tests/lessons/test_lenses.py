@@ -29,7 +29,7 @@ def prompt_of(processor, conversation) -> dict:
 
 
 def zero_queries(model) -> None:
-    """Queries of zeros: every position looks at all positions up to itself alike."""
+    """Queries of zeros: every position attends equally to all positions up to itself."""
     for layer in model.language_model.model.layers:
         layer.self_attn.q_proj.weight.data.zero_()
 
@@ -101,7 +101,7 @@ class TestAgainstTheLibrary:
 
 class TestThings:
     def test_looking_everywhere_alike_is_chance(self, model, processor):
-        """Without queries every position looks at all before it alike, so the thing gets its share of patches."""
+        """With zero queries attention is equal, so the thing gets its share of patches."""
         zero_queries(model)
         scenes = [sample_scene("dev", i) for i in range(3)]
         looks = lesson_04.attention_to_things(model, processor, scenes, torch.randn(3, 4, 16))

@@ -1,4 +1,4 @@
-"""The report: what its page shows of a run, the same as Markdown, marks on errors, text that is never obeyed."""
+"""The report: what its page shows of a run, the same as Markdown, marks on errors, text that is never markup."""
 
 import base64
 import copy
@@ -377,7 +377,7 @@ def test_what_an_answer_leaves_out_is_named_below(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """A report whose model, machine and command all write what should never be obeyed."""
+    """A report in which the texts of model, machine and command all contain markup."""
     run = make_run()
     for row in run["table"]:
         row["answers"] = {stage: dict.fromkeys(LANGUAGES, f"{HOSTILE} a green cat {HOSTILE}") for stage in STAGES}

@@ -30,7 +30,7 @@ from minivlm.train import Trainer, supervised_loss
 
 @pytest.fixture(scope="module")
 def compiler():
-    """Where tests must not be skipped, a missing compiler is a fault."""
+    """Where tests must not be skipped, a missing compiler is an error."""
     if reason := why_not_compiled():
         assert not os.environ.get("CI"), reason
         pytest.skip(f"torch.compile does not work here: {reason}")
