@@ -41,7 +41,7 @@ def test_answers_are_compared_with_images_of_which_the_same_was_asked():
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
 def test_descriptions_are_compared_with_every_image_but_their_own(lang):
-    """The expected value is `score_descriptions` over all pairs of a description and another scene, not the one shown."""
+    """The expected value is `score_descriptions` over all pairs of a text and another scene, not the one shown."""
     texts = [description(SCENES[i // 2], lang, random_stream("told", i)) for i in range(len(SCENES))]
     texts[5] = ""  # names nothing
     shown = [(i + 7) % len(SCENES) if i % 3 else [None, len(SCENES)][i % 2] for i in range(len(SCENES))]
