@@ -379,9 +379,9 @@ def test_small_files_that_hold_no_object(saved, name, content):
 )
 def test_small_files_that_cannot_be_understood(saved, name, changes):
     edit_json(saved / name, **changes)
-    with pytest.raises(CheckpointError, match=rf"{name}.*: ") as caught:
+    with pytest.raises(CheckpointError, match=rf"{name}.*: ") as error:
         load_checkpoint(saved)
-    assert len(str(caught.value).replace(str(saved), "")) < 500 and "\n" not in str(caught.value)
+    assert len(str(error.value).replace(str(saved), "")) < 500 and "\n" not in str(error.value)
 
 
 # ---- refused when loading: another vocabulary

@@ -55,8 +55,8 @@ def free_port() -> str:
 
 def run_all(*commands: list[str]) -> list[subprocess.CompletedProcess]:
     """Start all commands at the same time, and wait until the last has ended."""
-    given = {"env": os.environ | SETTINGS, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen([sys.executable, "-m", *command], **given) for command in commands]
+    options = {"env": os.environ | SETTINGS, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([sys.executable, "-m", *command], **options) for command in commands]
     try:
         outputs = [process.communicate(timeout=PATIENCE) for process in started]
     finally:

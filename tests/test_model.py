@@ -151,8 +151,8 @@ def test_features_computed_before_replace_pixels_bit_for_bit(model, make_batch):
         batch.pop("images_per_row")
         assert torch.equal(model(**batch, pixel_values=pixels).logits, expected)
         embeds = model.embed(batch["input_ids"], pixels)
-        given = {"inputs_embeds": embeds, "attention_mask": batch["attention_mask"]}
-        assert torch.equal(model(**given).logits, expected)
+        inputs = {"inputs_embeds": embeds, "attention_mask": batch["attention_mask"]}
+        assert torch.equal(model(**inputs).logits, expected)
 
 
 def test_autocast_keeps_text_and_images_in_one_precision(model, make_batch):

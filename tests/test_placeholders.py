@@ -89,12 +89,12 @@ def test_half_a_picture_is_refused_though_the_sum_is_right():
             replace_placeholders(embeddings(2, 4), ids, image_embeddings(2), IMAGE, counts)
 
 
-@pytest.mark.parametrize("given", [0, 1, 3])
-def test_surplus_and_missing_images_are_refused(given):
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_surplus_and_missing_images_are_refused(count):
     ids = torch.tensor([[IMAGE, IMAGE, 5], [IMAGE, IMAGE, 6]])
     for counts in (None, torch.tensor([1, 1])):
-        with pytest.raises(PlaceholderError, match=rf"1 \+ 1 = 2 pictures, but {given} were given"):
-            replace_placeholders(embeddings(2, 3), ids, image_embeddings(given), IMAGE, counts)
+        with pytest.raises(PlaceholderError, match=rf"1 \+ 1 = 2 pictures, but {count} were given"):
+            replace_placeholders(embeddings(2, 3), ids, image_embeddings(count), IMAGE, counts)
 
 
 def test_counts_for_another_number_of_rows_are_refused():

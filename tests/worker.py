@@ -41,7 +41,7 @@ def machine_folder(folder: Path, number: int) -> Path:
 
 def learn(name: str, machine: Path, out: str = "", before=lambda rows: None, **changes):
     """One of the runs; returns the model, its processor and the log. `before` is called with the rows of every pass."""
-    wanted, parent, precision = RUNS[name]
+    default_stage, parent, precision = RUNS[name]
     model, processor, _ = load_checkpoint(machine / parent)
     collate = processor.collate
 
@@ -52,7 +52,7 @@ def learn(name: str, machine: Path, out: str = "", before=lambda rows: None, **c
     processor.collate = noted
     options = {"parent": machine / parent, "precision": precision} | changes
     rows = options.pop("rows", ROWS)
-    log = Trainer(model, processor, rows, options.pop("stage", wanted), machine / (out or name), **options).fit()
+    log = Trainer(model, processor, rows, options.pop("stage", default_stage), machine / (out or name), **options).fit()
     return model, processor, log
 
 
@@ -146,7 +146,7 @@ def stored(machine: Path) -> dict:
     features.BATCH = 2
     model, processor, _ = load_checkpoint(machine / "base")
     counts, message = [], ""
-    model.vision.register_forward_hook(lambda _module, args, _made: counts.append(len(args[0])))
+    model.vision.register_forward_hook(lambda _module, args, _output: counts.append(len(args[0])))
     FeatureStore.build(machine / "store", open_dataset(machine.parent / "index"), model, processor)
     encoded = sum(counts)
     try:

@@ -79,9 +79,9 @@ class Product:
 
     def take(self) -> float:
         """Compute it, and note and return the seconds."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         (self.one @ self.other)[0, 0].item()  # waits for a GPU
-        self.times.append(time.perf_counter() - began)
+        self.times.append(time.perf_counter() - start)
         return self.times[-1]
 
     @property
@@ -185,14 +185,14 @@ class Stepper:
 
     def seconds(self, step: Step) -> float:
         """Take the step and say how long that took."""
-        began = time.perf_counter()
+        start = time.perf_counter()
         self.working.refresh()
         loss = self.loss(step)
         self.working.backward(loss)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)
         loss.item()  # waits for a GPU
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
     def saved_bytes(self, step: Step) -> int:
         """Activation memory: what the forward pass of a step saves for backward, without weights and inputs."""

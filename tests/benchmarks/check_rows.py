@@ -260,10 +260,10 @@ if __name__ == "__main__":
         print(json.dumps(WORK[work](form, Path(folder), options.rows)))
     else:
         load = os.getloadavg()[0]
-        made = {
+        report = {
             "command": f"python tests/benchmarks/check_rows.py --rows {options.rows}",
             "rows": options.rows,
             "load_before": load,
         }
-        made |= measure(options.rows)
-        (data_folder() / FILE).write_text(json.dumps(made, indent=1) + "\n", "utf-8")
+        report |= measure(options.rows)
+        (data_folder() / FILE).write_text(json.dumps(report, indent=1) + "\n", "utf-8")

@@ -43,6 +43,6 @@ def total(runs: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path)
-    found = [controls(json.loads((run / RESULTS).read_text("utf-8"))) for run in parser.parse_args().runs]
-    made = {"runs": found, "total": total(found)}
-    (data_folder() / FILE).write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n", "utf-8")
+    entries = [controls(json.loads((run / RESULTS).read_text("utf-8"))) for run in parser.parse_args().runs]
+    results = {"runs": entries, "total": total(entries)}
+    (data_folder() / FILE).write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n", "utf-8")

@@ -84,9 +84,9 @@ def encoder_cost(model, processor) -> float:
     pixels = processor.pixels(grey * 8)
     seconds = []
     for _ in range(TIMES + 1):
-        began = time.perf_counter()
+        start = time.perf_counter()
         encode(model, [pixels], 8, title="")
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return 1e3 * statistics.median(seconds[1:]) / 8
 
 
@@ -95,12 +95,12 @@ def data_path(count: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder), "json_lines", count)
         _, processor, _ = load_checkpoint(data_folder() / BASE)
-        began = time.perf_counter()
+        start = time.perf_counter()
         write_dataset(Path(folder) / "index", Path(folder) / FORMS["json_lines"], processor)
-        checked = time.perf_counter() - began
+        checked = time.perf_counter() - start
         rows = open_dataset(Path(folder) / "index")
         order = SampleOrder(rows, processor, 32, seed=0)
-        held, began, steps = [], time.perf_counter(), len(rows) // 32
+        held, start, steps = [], time.perf_counter(), len(rows) // 32
         for step in range(steps):
             processor.collate([replace(row, images=[]) for row in order[step]], pad_to_multiple_of=PAD_TO)
             if step in (steps // 10, steps - 1):
@@ -108,7 +108,7 @@ def data_path(count: int) -> dict:
         return {
             "rows": count,
             "check_seconds": checked,
-            "epoch_seconds": time.perf_counter() - began,
+            "epoch_seconds": time.perf_counter() - start,
             "held_mb": {"first": held[0], "last": held[-1]},
         }
 

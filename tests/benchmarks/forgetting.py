@@ -50,7 +50,7 @@ from minivlm.scenes.vocabulary import LANGUAGES
 COMMAND = "python tests/benchmarks/forgetting.py"
 SEEDS = (0, 1, 2)
 IMAGES = 1600  # one for each sample of a run
-ASKED = 40  # held-out images that questions are asked about
+EXAM_IMAGES = 40  # held-out images that questions are asked about
 
 
 def image_scores(
@@ -84,7 +84,7 @@ def run(file: Path, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
     results = _begin(file, meta)
     results["sittings"] += 1
     results["precision"] = precision = results["precision"] or choose_precision(model)
-    texts, scenes = text_questions(), [sample_scene("dev", i) for i in range(ASKED)]
+    texts, scenes = text_questions(), [sample_scene("dev", i) for i in range(EXAM_IMAGES)]
     features = scene_features(model, processor, scenes)
 
     def scores(one: MiniVLMForConditionalGeneration) -> dict[str, float]:
@@ -99,10 +99,10 @@ def run(file: Path, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
             about = {"trains": list(variant.trains), "parameters": size(model, prefixes)}
             entry = results["variants"].setdefault(name, about | {"text_samples": variant.text_samples, "seeds": {}})
             if str(seed) not in entry["seeds"]:
-                began = time.perf_counter()
+                start = time.perf_counter()
                 trained, _ = train_variant(variant, seed, training_features, parent, precision)
                 entry["seeds"][str(seed)] = scores(trained)
-                results["seconds"] = round(results["seconds"] + time.perf_counter() - began)
+                results["seconds"] = round(results["seconds"] + time.perf_counter() - start)
                 file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", "utf-8")
     return results
 
@@ -113,7 +113,7 @@ def _begin(file: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
     made_from = {"command": COMMAND, "parent": meta["hashes"]["projector"], "stage": stage}
     if file.is_file() and made_from.items() <= (earlier := read_results(file)).items():
         return earlier
-    sizes = {"texts": TEXTS, "pictures": ASKED}
+    sizes = {"texts": TEXTS, "pictures": EXAM_IMAGES}
     about = {"sizes": sizes, "cores": os.cpu_count(), "precision": None, "sittings": 0, "seconds": 0}
     return made_from | about | {"variants": {}}
 

@@ -37,5 +37,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lists", type=int, default=5000)
     lists = parser.parse_args().lists
-    made = {"command": f"python tests/benchmarks/lists.py --lists {lists}", "lists": lists, **measure(lists)}
-    (data_folder() / FILE).write_text(json.dumps(made, indent=1) + "\n", "utf-8")
+    results = {"command": f"python tests/benchmarks/lists.py --lists {lists}", "lists": lists, **measure(lists)}
+    (data_folder() / FILE).write_text(json.dumps(results, indent=1) + "\n", "utf-8")

@@ -45,11 +45,11 @@ def test_an_index_holds_the_usable_rows_as_they_are_read(folder, out, processor,
     direct, rows = survey(file, processor, decode=True), open_dataset(out)
     assert [str(error) for error in result.bad] == [str(error) for error in direct.bad] and len(result.bad) == 2
     assert (result.usable, result.tokens, result.lengths) == (direct.usable, direct.tokens, direct.lengths)
-    wanted = list(read_samples(FORMS[form][0](folder, GOOD)))
+    expected = list(read_samples(FORMS[form][0](folder, GOOD)))
     assert len(rows) == 3
-    assert [(row.messages, row.images) for row in rows] == [(row.messages, row.images) for row in wanted]
+    assert [(row.messages, row.images) for row in rows] == [(row.messages, row.images) for row in expected]
     assert [int(row.name.split()[-1]) for row in rows] == [1, 3, 5]
-    assert rows.table["tokens"][:] == [len(processor.encode(row).input_ids) for row in wanted]
+    assert rows.table["tokens"][:] == [len(processor.encode(row).input_ids) for row in expected]
     for outside in (3, -1):
         with pytest.raises(IndexError):
             rows[outside]
@@ -71,9 +71,9 @@ def test_a_source_that_cannot_be_read_is_not_called_a_failed_write(folder, tmp_p
         raise PermissionError(errno.EACCES, "Permission denied", str(file))
 
     monkeypatch.setattr(index, "survey", refused)
-    with pytest.raises(PermissionError) as caught:
+    with pytest.raises(PermissionError) as error_info:
         write_dataset(tmp_path / "elsewhere" / "index", file, processor)
-    assert caught.value.filename == str(file) and "cannot be written" not in str(caught.value)
+    assert error_info.value.filename == str(file) and "cannot be written" not in str(error_info.value)
     assert not list((tmp_path / "elsewhere").iterdir())
 
 

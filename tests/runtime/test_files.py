@@ -119,9 +119,9 @@ def test_the_system_really_refuses_to_write_more(saved, make_model, processor):
     """A true write stops in the middle of the first, or only of the largest file."""
     before, changed = contents(saved), make_model(1)
     for limit in (100, max(map(len, before.values())) - 1):
-        with no_file_larger_than(limit), pytest.raises(OSError, match=r"written \(File too large\)") as caught:
+        with no_file_larger_than(limit), pytest.raises(OSError, match=r"written \(File too large\)") as error_info:
             save_checkpoint(saved, changed, processor, META)
-        assert caught.value.errno == errno.EFBIG
+        assert error_info.value.errno == errno.EFBIG
         assert_unharmed(saved, before)
 
 
@@ -131,9 +131,9 @@ def test_a_full_disk_while_the_tokenizer_is_written(saved, model, processor):
     largest = max(len(data) for name, data in before.items() if name != "tokenizer.json")
     processor.tokenizer = copy.deepcopy(processor.tokenizer)
     processor.tokenizer.add_tokens([f"word{i}" * 20 for i in range(2000)])
-    with no_file_larger_than(largest + 5000), pytest.raises(OSError, match="cannot be written") as caught:
+    with no_file_larger_than(largest + 5000), pytest.raises(OSError, match="cannot be written") as error_info:
         save_checkpoint(saved, model, processor, META)
-    assert caught.value.errno == errno.EFBIG
+    assert error_info.value.errno == errno.EFBIG
     assert_unharmed(saved, before)
 
 
@@ -230,9 +230,9 @@ def test_what_others_named_like_the_old_folder_is_never_deleted(saved, model, pr
         lambda: replace_folder(saved).__enter__(),
         lambda: require_place(saved),
     ):
-        with pytest.raises(FolderError, match=r"sft\.replaced is in the way .* give it another name") as caught:
+        with pytest.raises(FolderError, match=r"sft\.replaced is in the way .* give it another name") as error_info:
             save()
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(error_info.value)
     assert {file: file.read_bytes() for file in saved.parent.rglob("*") if file.is_file()} == before
 
 
