@@ -41,7 +41,7 @@ if torch.accelerator.is_available():  # elsewhere no setting is needed
 JOBS = {(1, 2): ["everything", "stored", "left"], (2, 1): ["everything", "stored", "refusals"]}  # of one launch each
 PATIENCE = 400  # seconds, in which a launch has ended, well or not
 LOSSES = {"fp32": {"rel": 0, "abs": 1e-5}, "bf16": {"rel": 0, "abs": 0.02}}
-WEIGHTS = {"fp32": 1e-4, "bf16": 0.1}  # see `apart`
+WEIGHTS = {"fp32": 1e-4, "bf16": 0.1}  # see `relative_distance`
 
 pytestmark = pytest.mark.slow
 TWO = pytest.mark.parametrize(("agents", "processes"), JOBS, ids=["two processes", "two machines"])
@@ -133,7 +133,7 @@ def one_process(root, make_machines):
 
 @pytest.fixture
 def launch(root, make_machines, processor):
-    """`together(agents, processes, job)`: the job's folder and its reports; a launch does all its jobs, once."""
+    """`launch(agents, processes, job)`: the job's folder and its reports; a launch does all its jobs, once."""
 
     def make(agents: int, processes: int, job: str) -> tuple[Path, list[dict]]:
         folder, jobs = root / f"{agents}-times-{processes}", JOBS[agents, processes]
