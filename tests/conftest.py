@@ -1,4 +1,4 @@
-"""What all tests share: a tokenizer trained here, tiny random models, and batches with pictures.
+"""What all tests share: a tokenizer trained here, tiny random models, and batches with images.
 
 Nothing is downloaded and nothing is read from `data/`. `tests/faults.py` runs named tests with a fault planted.
 """
@@ -76,7 +76,7 @@ def config() -> MiniVLMConfig:
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
-        initializer_range=0.3,  # large, so that pictures and positions matter to the logits
+        initializer_range=0.3,  # large, so that images and positions matter to the logits
     )
     return MiniVLMConfig(vision_config=vision, text_config=text)
 
@@ -105,7 +105,7 @@ def processor(config, tokenizer) -> MiniVLMProcessor:
 
 @pytest.fixture
 def image() -> Image.Image:
-    """A small picture with different pixels everywhere."""
+    """A small image with different pixels everywhere."""
     values = torch.randint(0, 256, (8, 8, 3), generator=torch.Generator().manual_seed(7), dtype=torch.uint8)
     return Image.fromarray(values.numpy())
 
@@ -114,7 +114,7 @@ def image() -> Image.Image:
 def make_batch(config) -> Callable[..., dict[str, torch.Tensor]]:
     """`make_batch(counts, side="left", seed=0, dtype=torch.float32)`: one row per count, of different lengths.
 
-    Row r is text, then alternately a picture and text; it has `counts[r]` pictures. Without any picture in the batch
+    Row r is text, then alternately an image and text; it has `counts[r]` images. Without any image in the batch
     there are no `pixel_values`.
     """
 

@@ -60,7 +60,7 @@ def running_lab(root: Path) -> Iterator[Lab]:
     Outputs are dropped from the copy: what a test sees was made while it looked.
 
     Raises:
-        RuntimeError: it did not start; the message ends with what it said.
+        RuntimeError: it did not start; the message ends with its log.
     """
     folder = root / "notebooks"
     folder.mkdir()
@@ -125,7 +125,7 @@ class NotebookPage:
         self.page.get_by_role("menuitem", name="Run All Above Selected Cell").click()
 
     def alternative_texts(self) -> list[str | None]:
-        """Those of all pictures that the notebook shows now, in order."""
+        """Those of all images that the notebook shows now, in order."""
         return [image.get_attribute("alt") for image in self.page.locator(".jp-OutputArea img").all()]
 
     def write(self, text: str, source: str) -> None:

@@ -18,7 +18,7 @@ GOOD = [
     {"conversations": turns("<image>\n<image>\n这个图像中有什么内容？", "一只白色的狗。"), "image": "0.jpg, 1.jpg"},
     {"conversations": [{"role": "system", "content": "Be brief."}, *turns("Hi", "Hi", "And?", "No.")]},
 ]
-BAD = {  # what is planted -> what is said about it
+BAD = {  # name -> a bad row, and its message
     "not JSON": ('{"conversations": ', "not a line of JSON"),
     "missing key": ({"image": "0.jpg"}, 'not an object with "conversations"'),
     "wrong role": ({"conversations": [{"role": "robot", "content": "Hi"}, *turns("Hi", "Hi")]}, "role 'robot'"),
@@ -38,7 +38,7 @@ BAD = {  # what is planted -> what is said about it
 
 
 def with_images(folder: Path) -> Path:
-    """Two pictures, and one that is cut off."""
+    """Two images, and one that is cut off."""
     for name, colour in (("0.jpg", "red"), ("1.jpg", "lime"), ("cut.jpg", "blue")):
         Image.new("RGB", (16, 16), colour).save(folder / name)
     (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:-20])
@@ -67,7 +67,7 @@ def write_array(folder: Path, rows: list) -> Path:
 
 
 def write_table(folder: Path, rows: list, **options) -> Path:
-    """Parquet: turns as JSON, the bytes of pictures; one picture is no list."""
+    """Parquet: turns as JSON, the bytes of images; one image is no list."""
     table = {"conversations": [], "image_bytes": []}
     for row in rows:
         turns = row if isinstance(row, str) else json.dumps(row["conversations"]) if "conversations" in row else None
@@ -118,7 +118,7 @@ def noise_rows() -> list[dict]:
 
 
 def different_images(samples) -> list:
-    """Each different image once, in the order of the samples; told apart by their files' bytes."""
+    """Each different image once, in the order of the samples; compared by the bytes of their files."""
     images = {}
     for sample in samples:
         for image in sample.images:

@@ -1,4 +1,4 @@
-"""A run of the whole pipeline by hand: all that a report is made from, every number another one."""
+"""A made-up result of the whole pipeline: all that a report is made from. All numbers differ."""
 
 from minivlm.evaluation import CONTROLS, EVERYONE, POPE_SAMPLINGS
 from minivlm.evaluation.metrics import COUNTS, DISTANCES, LEVELS

@@ -141,7 +141,7 @@ def test_half_precision_and_how_to_generate_on_disk(model, processor, tmp_path):
 
 
 def test_hash_by_hand():
-    """Names in order, shapes, and every value as 32 bits, however it lies in memory."""
+    """Names in order, shapes, and every value as 32 bits, for any layout in memory."""
     parts = (b"a (2,)\n", struct.pack("<2f", 1, -2), b"b ()\n", struct.pack("<f", 0.5))
     parts += (b"c (2, 2)\n", struct.pack("<4f", 1, 3, 2, 4))
     bfloat16, turned = torch.tensor([1.0, -2.0], dtype=torch.bfloat16), torch.tensor([[1.0, 2.0], [3.0, 4.0]]).t()
@@ -340,7 +340,7 @@ EDITED = [
 
 @pytest.mark.parametrize(("part", "key", "value"), EDITED)
 def test_a_config_that_was_edited_is_detected_by_its_hash(saved, part, key, value):
-    """Even where the weights would fit: another number of heads gives other answers without a word."""
+    """Even where the weights would fit: another number of heads gives other answers without an error."""
     edit_config(saved, part, key, value)
     assert_refused(saved, r"config\.json: not the one that .*put the checkpoint's own file back")
     if value is not None:  # which the library would take for its default
@@ -379,9 +379,9 @@ def test_small_files_that_hold_no_object(saved, name, content):
 )
 def test_small_files_that_cannot_be_understood(saved, name, changes):
     edit_json(saved / name, **changes)
-    with pytest.raises(CheckpointError, match=rf"{name}.*: ") as caught:
+    with pytest.raises(CheckpointError, match=rf"{name}.*: ") as error:
         load_checkpoint(saved)
-    assert len(str(caught.value).replace(str(saved), "")) < 500 and "\n" not in str(caught.value)
+    assert len(str(error.value).replace(str(saved), "")) < 500 and "\n" not in str(error.value)
 
 
 # ---- refused when loading: another vocabulary

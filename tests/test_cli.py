@@ -32,16 +32,16 @@ def run_command(capsys, *arguments: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main([command, "--help"])
-    assert ended.value.code == 0
+    assert exit_info.value.code == 0
     assert f"minivlm {command}" in capsys.readouterr().out
 
 
 def test_an_unknown_command_is_refused(capsys):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main(["paint"])
-    assert ended.value.code == 2 and "invalid choice: 'paint'" in capsys.readouterr().err
+    assert exit_info.value.code == 2 and "invalid choice: 'paint'" in capsys.readouterr().err
 
 
 def test_bench_says_what_it_is_called_now(capsys):
@@ -112,9 +112,9 @@ def test_only_the_first_line_of_a_chat_may_be_shorthand(capsys, monkeypatch, mod
     ],
 )  # fmt: skip
 def test_an_option_out_of_range_is_refused(arguments, message, capsys):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         cli.main(arguments)
-    assert ended.value.code == 2 and message in capsys.readouterr().err
+    assert exit_info.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("through", ["arguments", "sys.argv"])
@@ -190,7 +190,7 @@ SMALL = ["--scale", "0.0025", "--pictures", "8", "--precision", "fp32"]  # two s
 
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
-    """The whole main job, in small: its folder, its results, and the lines that it printed."""
+    """A small `minivlm run`: its folder, its results, and the lines that it printed."""
     out, words = tmp_path_factory.mktemp("run"), io.StringIO()
     with redirect_stdout(words), pytest.MonkeyPatch.context() as patch:
         for limit in ("LONG", "SHORT"):  # a model of so few steps would write up to it

@@ -1,4 +1,4 @@
-"""Several processes on one machine, and on two, learn what one learns; if one dies, all stop and go on later.
+"""Several processes, on one machine or two, train the same weights as one; if one dies, all stop and can resume.
 
 Two machines are two torchrun agents here, each with a folder of its own: no disk is shared.
 """
@@ -36,12 +36,12 @@ SETTINGS = {
     "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
     "PYTHONPATH": str(SCRIPT.parents[1]),
 }
-if torch.accelerator.is_available():  # elsewhere nothing needs to be said
+if torch.accelerator.is_available():  # elsewhere no setting is needed
     SETTINGS["ACCELERATE_USE_CPU"] = "true"
 JOBS = {(1, 2): ["everything", "stored", "left"], (2, 1): ["everything", "stored", "refusals"]}  # of one launch each
 PATIENCE = 400  # seconds, in which a launch has ended, well or not
 LOSSES = {"fp32": {"rel": 0, "abs": 1e-5}, "bf16": {"rel": 0, "abs": 0.02}}
-WEIGHTS = {"fp32": 1e-4, "bf16": 0.1}  # see `apart`
+WEIGHTS = {"fp32": 1e-4, "bf16": 0.1}  # see `relative_distance`
 
 pytestmark = pytest.mark.slow
 TWO = pytest.mark.parametrize(("agents", "processes"), JOBS, ids=["two processes", "two machines"])
@@ -55,8 +55,8 @@ def free_port() -> str:
 
 def run_all(*commands: list[str]) -> list[subprocess.CompletedProcess]:
     """Start all commands at the same time, and wait until the last has ended."""
-    given = {"env": os.environ | SETTINGS, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen([sys.executable, "-m", *command], **given) for command in commands]
+    options = {"env": os.environ | SETTINGS, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = [subprocess.Popen([sys.executable, "-m", *command], **options) for command in commands]
     try:
         outputs = [process.communicate(timeout=PATIENCE) for process in started]
     finally:
@@ -69,7 +69,7 @@ def run_all(*commands: list[str]) -> list[subprocess.CompletedProcess]:
 
 
 def torchrun(folder: Path, jobs: list[str], agents: int, processes: int) -> list[subprocess.CompletedProcess]:
-    """Jobs of the worker by so many agents, with so many processes each."""
+    """Run jobs of the worker with this number of agents, and of processes for each."""
     common = ["torch.distributed.run", "--nproc_per_node", str(processes), "--nnodes", str(agents)]
     common += ["--master_addr", "127.0.0.1", "--master_port", free_port()]
     end = [str(SCRIPT), str(folder), *jobs]
@@ -133,7 +133,7 @@ def one_process(root, make_machines):
 
 @pytest.fixture
 def launch(root, make_machines, processor):
-    """`together(agents, processes, job)`: the job's folder and its reports; a launch does all its jobs, once."""
+    """`launch(agents, processes, job)`: the job's folder and its reports; a launch does all its jobs, once."""
 
     def make(agents: int, processes: int, job: str) -> tuple[Path, list[dict]]:
         folder, jobs = root / f"{agents}-times-{processes}", JOBS[agents, processes]
@@ -148,7 +148,7 @@ def launch(root, make_machines, processor):
 
 
 def relative_distance(one: Path, other: Path, parent: Path) -> float:
-    """How far two checkpoints' weights lie apart, as a share of the way that training led from their parent."""
+    """The distance between two checkpoints' weights, relative to how far training moved them from their parent."""
     start, first, second = (load_checkpoint(folder)[0] for folder in (parent, one, other))
     if read_meta(parent)["stage"] == "base":
         draw_projector(start, seed=0)
@@ -180,7 +180,7 @@ def test_in_an_epoch_every_row_is_seen_once_by_one_of_them(agents, processes, la
 
 
 def test_the_loss_is_the_mean_over_the_tokens_of_all_processes(launch):
-    """By hand, for the first step; the mean of the processes' own means is another number."""
+    """By hand, for the first step; the mean of the processes' means would be another number."""
     folder, results = launch(1, 2, "everything")
     model, processor, _ = load_checkpoint(machine_folder(folder, 0) / "parent")
     named = {row.name: row for row in ROWS}
@@ -305,7 +305,7 @@ def test_a_group_that_cannot_be_left_does_not_hold_a_process_up(monkeypatch):
 
 
 def test_the_command_line_in_two_processes_of_accelerate_is_that_of_one(root, capsys):
-    """Whatever the launcher's own settings; only the main process speaks and writes, and pictures are drawn once."""
+    """Whatever the launcher's own settings; only the main process speaks and writes, and images are drawn once."""
     command = ["train", "pretrain", "--scale", "0.002", "--pictures", "66", "--precision", "fp32", "--out"]
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launcher += ["--mixed_precision", "fp16", "--gradient_accumulation_steps", "4", "--dynamo_backend", "no"]

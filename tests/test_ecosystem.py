@@ -21,14 +21,14 @@ def conversation(image) -> list[dict]:
 
 
 def encoded(processor, image):
-    """It, ready for `generate`."""
+    """The conversation as inputs of `generate`."""
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     return processor.apply_chat_template(conversation(image), **options)
 
 
 @pytest.fixture
 def rows(processor, image):
-    """Rendered rows with their pictures: none, one, or two of them."""
+    """Rendered rows with their images: none, one, or two of them."""
     return [processor.encode(row) for row in some_rows(12, images=[image] * IMAGES)]
 
 
@@ -129,8 +129,8 @@ def test_lora_learns_from_images_and_moves_nothing_else(model, processor, rows, 
 
 def test_merged_adapters_and_loaded_ones_answer_the_same(make_model, processor, image, rows, whole, tmp_path):
     model, batch, question = make_model(dtype=torch.float64), processor.collate(rows), encoded(processor, image)
-    for given in (batch, question):
-        given["pixel_values"] = given["pixel_values"].double()
+    for inputs in (batch, question):
+        inputs["pixel_values"] = inputs["pixel_values"].double()
     greedy, beams = {"max_new_tokens": 12}, {"max_new_tokens": 12, "num_beams": 3, "num_return_sequences": 2}
     plain = model.generate(**question, **greedy)
     adapted, lora = with_lora(model, whole)

@@ -1,4 +1,4 @@
-"""The rooms of the model, one by one: config, vision, projector, model, what trains, save and load."""
+"""The parts of the model, one by one: config, vision, projector, model, what trains, save and load."""
 
 import copy
 import dataclasses
@@ -151,8 +151,8 @@ def test_features_computed_before_replace_pixels_bit_for_bit(model, make_batch):
         batch.pop("images_per_row")
         assert torch.equal(model(**batch, pixel_values=pixels).logits, expected)
         embeds = model.embed(batch["input_ids"], pixels)
-        given = {"inputs_embeds": embeds, "attention_mask": batch["attention_mask"]}
-        assert torch.equal(model(**given).logits, expected)
+        inputs = {"inputs_embeds": embeds, "attention_mask": batch["attention_mask"]}
+        assert torch.equal(model(**inputs).logits, expected)
 
 
 def test_autocast_keeps_text_and_images_in_one_precision(model, make_batch):
@@ -321,7 +321,7 @@ def test_the_ledger_counts_exactly(model, config):
         assert len({len(line) for line in str(counts).splitlines()}) == 1  # a table
 
 
-# ---- save and load in the library's way
+# ---- save and load with the library's methods
 
 
 def test_save_and_load_give_the_same_logits(model, make_batch, tmp_path):

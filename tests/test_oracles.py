@@ -47,7 +47,7 @@ def as_llava(model: MiniVLMForConditionalGeneration) -> LlavaForConditionalGener
 
 
 def for_llava(batch: dict) -> dict:
-    """The same batch without what LLaVA does not know."""
+    """The same batch without the keys that LLaVA does not know."""
     return {key: value for key, value in batch.items() if key != "images_per_row"}
 
 
@@ -115,7 +115,7 @@ def test_beams_equal_llava(model, make_batch):
     "beams", [{"num_beams": 3}, {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.5}]
 )
 def test_beams_equal_those_of_the_language_model_alone(model, make_batch, beams):
-    """Rows with two pictures, without any and with one, padded on the left; embedded by a loop, not by the model."""
+    """Rows with two images, without any and with one, padded on the left; embedded by a loop, not by the model."""
     batch = make_batch([2, 0, 1], dtype=torch.float64)
     table = model.language_model.model.embed_tokens.weight
     with torch.no_grad():
@@ -163,11 +163,11 @@ def test_enough_beams_find_the_best_of_all_answers(config, make_batch):
         best, numbers = scores.topk(5)
         assert torch.equal(output.sequences[5 * i : 5 * i + 5, -3:], answers[numbers])
         torch.testing.assert_close(output.sequences_scores[5 * i : 5 * i + 5], best.float(), rtol=0, atol=1e-6)
-    assert not torch.equal(greedy, output.sequences[::5, -3:])  # what greed misses
+    assert not torch.equal(greedy, output.sequences[::5, -3:])  # greedy search does not find them
 
 
 def test_the_oracles_can_tell_images_apart(model, make_batch):
-    """A model that ignores pictures would pass above if both sides ignored them; here both must not."""
+    """A model that ignores images would pass above if both sides ignored them; here both must not."""
     batch = make_batch([2, 1], dtype=torch.float64)
     other = batch | {"pixel_values": batch["pixel_values"].flip(0)}
     for each, adapt in ((model, dict), (as_llava(model), for_llava)):
@@ -189,7 +189,7 @@ def test_left_padding_changes_no_logit(model, make_batch):
 
 
 def test_left_padding_changes_no_logit_with_absolute_positions(config, make_batch):
-    """GPT-2 numbers its positions absolutely: a text that padding shifts reads quite differently."""
+    """GPT-2 numbers its positions absolutely: a text that padding shifts would give other logits."""
     text = GPT2Config(vocab_size=320, n_positions=64, n_embd=24, n_layer=2, n_head=2, initializer_range=0.3)
     other = MiniVLMConfig(vision_config=config.vision_config, text_config=text)
     model = MiniVLMForConditionalGeneration(other).double().eval()
@@ -198,7 +198,7 @@ def test_left_padding_changes_no_logit_with_absolute_positions(config, make_batc
 
 
 def _assert_rows_are_as_if_alone(model, batch, atol) -> None:
-    """A row in a padded batch has the logits that it has alone, with its own pictures only."""
+    """A row in a padded batch has the logits that it has alone, with its own images only."""
     with torch.no_grad():
         together = model(**batch).logits
         for row, alone in enumerate(_rows_alone(batch)):
@@ -278,7 +278,7 @@ def test_samples_are_those_of_a_batch_with_every_row_repeated(model, make_batch)
 
 
 def test_finite_differences_of_the_gradient_that_reaches_w_through_the_frozen_lm(model, make_batch, monkeypatch):
-    """Nudge W and look at the loss: two pictures in a row, padding, float64."""
+    """Change W a little and compare the loss: two images in a row, padding, float64."""
 
     def norm_in_float64(self, hidden):  # the library's own rounds to float32, whatever it is given
         return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)

@@ -27,7 +27,7 @@ def plan(tmp_path, model, processor) -> Plan:
 
 @pytest.fixture
 def events(monkeypatch, config) -> list[str]:
-    """A run in tiny: six steps a stage, an exam and a page without content. What it did, in order."""
+    """A tiny run: six steps a stage, an exam and a page without content. The list of what it did, in order."""
     order = []
     exam = SimpleNamespace(scenes=[], holdout=[], questioned=0)
 
@@ -47,7 +47,7 @@ def events(monkeypatch, config) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def probe_finds(monkeypatch):
-    """`probe_finds(precision)`: what the probe finds faster from then on; at first it is fp32."""
+    """`probe_finds(precision)`: the probe finds this precision faster; at first it is fp32."""
 
     def finds(precision: str) -> None:
         monkeypatch.setattr(minivlm.pipeline, "choose_precision", lambda model: precision)

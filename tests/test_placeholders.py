@@ -1,4 +1,4 @@
-"""`<image>` becomes N placeholders, and pictures take exactly their own places."""
+"""`<image>` becomes N placeholders, and image embeddings replace exactly their own positions."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def image_embeddings(count: int) -> torch.Tensor:
 
 
 def placed_by_hand(embeds, ids, images) -> torch.Tensor:
-    """The definition, in loops: the k-th placeholder of the batch gets the k-th embedding of the pictures."""
+    """The definition, in loops: the k-th placeholder of the batch gets the k-th embedding of the images."""
     result, queue = embeds.clone(), [vector for image in images for vector in image]
     for row in range(ids.shape[0]):
         for column in range(ids.shape[1]):
@@ -89,12 +89,12 @@ def test_half_a_picture_is_refused_though_the_sum_is_right():
             replace_placeholders(embeddings(2, 4), ids, image_embeddings(2), IMAGE, counts)
 
 
-@pytest.mark.parametrize("given", [0, 1, 3])
-def test_surplus_and_missing_images_are_refused(given):
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_surplus_and_missing_images_are_refused(count):
     ids = torch.tensor([[IMAGE, IMAGE, 5], [IMAGE, IMAGE, 6]])
     for counts in (None, torch.tensor([1, 1])):
-        with pytest.raises(PlaceholderError, match=rf"1 \+ 1 = 2 pictures, but {given} were given"):
-            replace_placeholders(embeddings(2, 3), ids, image_embeddings(given), IMAGE, counts)
+        with pytest.raises(PlaceholderError, match=rf"1 \+ 1 = 2 pictures, but {count} were given"):
+            replace_placeholders(embeddings(2, 3), ids, image_embeddings(count), IMAGE, counts)
 
 
 def test_counts_for_another_number_of_rows_are_refused():

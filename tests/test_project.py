@@ -1,4 +1,4 @@
-"""The promises of the project itself: one file of pins, true pages, imports that run one way, small files."""
+"""The promises of the project itself: one file of pins, true pages, imports in one direction, small files."""
 
 import ast
 import importlib.metadata
@@ -121,19 +121,19 @@ class TestVersions:
         assert {name: want for name, want in wants.items() if "3.11.0" not in SpecifierSet(want)} == {}
 
     def test_everything_installed_that_we_need_is_pinned(self):
-        """Follow the requirements of what we ask for; each one met on the way has a pin."""
-        queue, seen = list(declared("course", "test").values()), set()
+        """Follow the requirements of what we ask for; each one that is met has a pin."""
+        queue, checked = list(declared("course", "test").values()), set()
         while queue:
             requirement = queue.pop()
             name = canonicalize_name(requirement.name)
-            if name in seen or name.startswith(("nvidia-", "cuda-")) or name == "triton":  # torch pins these itself
+            if name in checked or name.startswith(("nvidia-", "cuda-")) or name == "triton":  # torch pins these itself
                 continue
-            seen.add(name)
+            checked.add(name)
             for line in importlib.metadata.requires(name) or []:
                 child = Requirement(line)
                 if child.marker is None or any(child.marker.evaluate({"extra": e}) for e in {"", *requirement.extras}):
                     queue.append(child)
-        assert seen - set(pins()) == set()
+        assert checked - set(pins()) == set()
 
     def test_dependencies_are_what_the_code_imports(self):
         assert third_party(MODULES) == set(declared())

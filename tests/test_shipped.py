@@ -1,4 +1,4 @@
-"""What lies in `data/`: its size, its lineage, the bars it must reach, and the exam it was measured by."""
+"""What is in `data/`: its size, its lineage, the bars it must reach, and the exam that measured it."""
 
 import hashlib
 import json
@@ -111,7 +111,7 @@ def test_a_linear_probe_reads_near_things_and_the_setting_in_the_encoder(name, b
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_language_model_turns_lists_into_captions(lang):
-    """Not the figure alone: the whole interval lies above the bar."""
+    """Not only the value: the whole interval is above the bar."""
     measured = measured_in("lists")
     assert measured["lists"] == 5000 and measured[lang]["recall"]["denominator"] > 10_000
     assert min(measured[lang][name]["low"] for name in ("precision", "recall")) >= LISTS_BAR
@@ -149,7 +149,7 @@ def test_every_seed_is_above_the_floors(stage, lang):
 
 @pytest.mark.parametrize("control", ("blank", "another"))
 def test_every_seeds_controls_are_at_chance(control):
-    """Nine intervals of ten hold the chance level, and hardly any lies above it: nothing is known."""
+    """Nine intervals of ten contain the chance level, and hardly any is above it: the control knows nothing."""
     measured = measured_in("controls")
     held = {run["seed"]: run["held"][control] for run in measured["runs"]}
     assert set(held) == {0, 1, 2}

@@ -47,7 +47,7 @@ def base(tmp_path, model, processor) -> Path:
 
 @pytest.fixture
 def start(base, processor):
-    """`start(name, out, parent=base, **options)`: train the stage from its parent as it lies on the disk."""
+    """`start(name, out, parent=base, **options)`: train the stage from its parent on the disk."""
 
     def run(name, out, parent=base, rows=None, changes=None, **options):
         model, _, _ = load_checkpoint(parent)
@@ -184,7 +184,7 @@ def by_hand(base, processor, rows) -> tuple[float, dict[str, torch.Tensor]]:
 
 @pytest.fixture
 def gradients():
-    """The gradients with which the optimizer goes its steps: a list that grows with every step."""
+    """The gradients of every optimizer step: a list that grows."""
     steps = []
 
     def note(optimizer, *_):
@@ -259,7 +259,7 @@ def test_each_part_gets_its_own_rate_and_decay_falls_on_matrices_only(model):
 
 
 def test_rows_are_drawn_from_anywhere_in_the_file(processor):
-    """Each epoch is a permutation that its seed decides: what comes together did not stand together."""
+    """Each epoch is a permutation from its seed: rows of one step are not neighbours in the file."""
     rows, halves = some_rows(24), []
     for seed in range(3):
         order = SampleOrder(rows, processor, step_size=3, seed=seed)
@@ -302,7 +302,7 @@ def base_with_dropout(config, make_model, processor, tmp_path) -> Path:
     return save_base(tmp_path / "base", make_model(), processor)
 
 
-# moment: (whose, which function, at which call, what then lies beside the other folders)
+# moment: (owner, name of its function, which call, what is then left beside the other folders)
 KILLS = {
     "before the first checkpoint": (None, "on_step", 1, set()),
     "between two checkpoints": (None, "on_step", 3, {"killed"}),
@@ -503,7 +503,7 @@ def test_the_ledger_is_printed_before_the_first_step_and_the_log_written(start, 
 
 
 def test_every_step_in_16_bits_begins_with_the_weights_as_they_are(start, tmp_path, monkeypatch):
-    """The engine's own weights are the model's, rounded to 16 bits, in each step: else it would learn from old ones."""
+    """The engine's own weights are the model's, rounded to 16 bits, in each step; otherwise it would train old ones."""
     start("pretrain", tmp_path / "one", changes={"steps": 2})
     projectors, engines, loss = [], [], minivlm.train.supervised_loss
 

@@ -1,4 +1,4 @@
-"""What the tests of training share: rows of all kinds, features for their pictures, and a base checkpoint."""
+"""What the tests of training share: rows of all kinds, features for their images, and a base checkpoint."""
 
 import itertools
 import os
@@ -30,9 +30,9 @@ def stage(name: str, **changes) -> Stage:
 def some_rows(
     count: int = 26, features: torch.Tensor | None = FEATURES, images: Sequence | None = None
 ) -> list[Sample]:
-    """Samples of very different lengths: one picture, two pictures, several turns, and none (every fifth).
+    """Samples of very different lengths: one image, two images, several turns, and none (every fifth).
 
-    Pictures are features (I, N, Dv), or the images that are given.
+    Images are features (I, N, Dv), or the images that are given.
     """
     samples = []
     for i in range(count):
@@ -53,7 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def assert_unharmed(folder: Path, before: dict[str, bytes]) -> None:
-    """The folder is as it was, and there is nothing beside it."""
+    """The folder is unchanged, and nothing was added next to it."""
     assert contents(folder) == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     load_checkpoint(folder)
@@ -76,7 +76,7 @@ def save_base(folder: Path, model, processor) -> Path:
 
 
 def kill_at(function: Callable, at: int | str) -> Callable:
-    """The function, but its `at`-th call kills the process, or the one for an existing folder with that ending."""
+    """The function, but its `at`-th call kills the process, or the call for an existing folder with that ending."""
     calls = itertools.count(1)
 
     def call(*args, **kwargs):

@@ -40,8 +40,8 @@ def machine_folder(folder: Path, number: int) -> Path:
 
 
 def learn(name: str, machine: Path, out: str = "", before=lambda rows: None, **changes):
-    """One of the runs; returns the model, its processor and the log. `before` is told the rows of every pass."""
-    wanted, parent, precision = RUNS[name]
+    """One of the runs; returns the model, its processor and the log. `before` is called with the rows of every pass."""
+    default_stage, parent, precision = RUNS[name]
     model, processor, _ = load_checkpoint(machine / parent)
     collate = processor.collate
 
@@ -52,12 +52,12 @@ def learn(name: str, machine: Path, out: str = "", before=lambda rows: None, **c
     processor.collate = noted
     options = {"parent": machine / parent, "precision": precision} | changes
     rows = options.pop("rows", ROWS)
-    log = Trainer(model, processor, rows, options.pop("stage", wanted), machine / (out or name), **options).fit()
+    log = Trainer(model, processor, rows, options.pop("stage", default_stage), machine / (out or name), **options).fit()
     return model, processor, log
 
 
 def everything(machine: Path) -> dict:
-    """All runs: which rows this process saw in each pass, the losses, and the weights it ended with."""
+    """All runs: the rows that this process read in each pass, the losses, and the hashes of the final weights."""
     report = {}
     for name in RUNS:
         read = []
@@ -71,7 +71,7 @@ def everything(machine: Path) -> dict:
 
 
 def refusals(machine: Path) -> dict:
-    """What each process says where only one of them has a reason to; and a Ctrl-C that reaches only one."""
+    """The message of each process for an error that only one of them has; and a Ctrl-C that reaches only one."""
     here, messages = processes(), {}
     taken = machine / "taken"
     if here.is_main_process:
@@ -104,7 +104,7 @@ def refusals(machine: Path) -> dict:
 
 
 def killed(machine: Path) -> dict:
-    """A run in which process 1 dies at once, the first time that it comes so far."""
+    """A run in which process 1 dies at step `KILLED_IN`, in the first attempt only."""
     passes = []
 
     def die(rows):
@@ -142,11 +142,11 @@ def left(machine: Path) -> dict:
 
 
 def stored(machine: Path) -> dict:
-    """A store of each machine; then one in which a picture cannot be read. How many pictures this process encoded."""
+    """A store of each machine; then one in which an image cannot be read. How many images this process encoded."""
     features.BATCH = 2
     model, processor, _ = load_checkpoint(machine / "base")
     counts, message = [], ""
-    model.vision.register_forward_hook(lambda _module, args, _made: counts.append(len(args[0])))
+    model.vision.register_forward_hook(lambda _module, args, _output: counts.append(len(args[0])))
     FeatureStore.build(machine / "store", open_dataset(machine.parent / "index"), model, processor)
     encoded = sum(counts)
     try:
@@ -157,7 +157,7 @@ def stored(machine: Path) -> dict:
 
 
 def main(folder: Path, names: list[str]) -> None:
-    """Do jobs, each in a folder of its own; what this process has to tell of each goes to a file of its own."""
+    """Run jobs, each in its own folder; the report of this process for each job goes to its own file."""
     torch.set_num_threads(1)
     for job in (globals()[name] for name in names):
         report = {"processes": processes().num_processes, "launched": launched()}
@@ -166,7 +166,7 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 def require_no_threads() -> None:
-    """None of gloo's may be left: with one, the end of Python may be an abort. Only Linux tells their names."""
+    """No gloo thread may be left: with one, Python may abort at exit. Only Linux shows the names of threads."""
     ends = time.monotonic() + 30
     while left := [name for name in thread_names() if "gloo" in name]:  # a joined one is still listed for an instant
         assert time.monotonic() < ends, left
@@ -176,7 +176,7 @@ def require_no_threads() -> None:
 def thread_names() -> list[str]:
     names = []
     for task in Path("/proc/self/task").glob("*"):
-        with suppress(OSError):  # it ended meanwhile
+        with suppress(OSError):  # it has ended
             names.append((task / "comm").read_text().strip())
     return names
 

@@ -21,7 +21,7 @@ from minivlm.generate import ask
 from minivlm.train import Trainer
 
 SYSTEM = "你是 MiniMind，一个有用的助手。"
-# in the manner of llama_legacy: the head of the answer follows every question, of minimind2: only where it is asked for
+# llama_legacy: the head of the answer follows every question; minimind2: only with add_generation_prompt
 TEMPLATES = {
     "llama_legacy": "{% if messages[0]['role'] == 'system' %}{{ '<s>system\\n' + messages[0]['content'] + '</s>\\n' }}"
     "{% else %}{{ '<s>system\\n" + SYSTEM + "</s>\\n' }}{% endif %}{% for m in messages %}"
@@ -302,7 +302,7 @@ def put_in_cache(cache: Path, name: str, folder: Path) -> None:
 def test_published_names_are_read_from_what_was_fetched_before(sources, tmp_path, monkeypatch):
     cache, weights = tmp_path / "hub", tmp_path / "MiniMind2-V-PyTorch"
     weights.mkdir()
-    # the published folder also has a config whose code lies beside it; that code is never run
+    # the published folder also has a config with code in the same folder; that code is never run
     beside = {"model_type": "minimind-v", "auto_map": {"AutoConfig": "model_vlm.VLMConfig"}}
     (Path(sources["tokenizer"]) / "config.json").write_text(json.dumps(beside))
     Path(sources["weights"]).rename(weights / "sft_vlm_512.pth")

@@ -16,7 +16,7 @@ from minivlm.convert.llava import ExportError, as_llava, export_llava
 from minivlm.generate import ask
 from minivlm.runtime.paths import data_folder
 
-# Runs in a process of its own, in which `import minivlm` fails. Given: the folder, a picture, a file to write.
+# Runs in a separate process, in which `import minivlm` fails. Given: the folder, an image, a file to write.
 STRANGER = """
 import importlib.abc, json, sys
 
@@ -83,8 +83,8 @@ def test_the_folder_has_everything_and_the_placeholder_is_never_written(shipped,
     _, processor, meta = shipped
     folder = export_llava(tmp_path / "llava", *shipped)
     there = {file.name for file in folder.iterdir()}
-    wanted = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "processor_config.json"}
-    assert wanted | {"chat_template.jinja", "README.md"} <= there
+    expected = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "processor_config.json"}
+    assert expected | {"chat_template.jinja", "README.md"} <= there
     assert json.loads((folder / "generation_config.json").read_text())["suppress_tokens"] == [processor.image_token_id]
     names = set(load_file(folder / "model.safetensors"))
     assert sum("embed_tokens" in name for name in names) == 1 and not any("lm_head" in name for name in names)

@@ -41,7 +41,7 @@ def test_its_logits_are_those_of_the_layouts_own_computation(tmp_path, generatio
 
 @pytest.mark.parametrize("generation", ["llama_legacy", "minimind2"])
 def test_a_long_text_too(tmp_path, generation):
-    """As long as a picture with its question and an answer; only the rotary angles are still rounded to 32 bits."""
+    """As long as an image with its question and an answer; only the rotary angles are still rounded to 32 bits."""
     weights = checkpoint(generation, FULL)
     model = load_published(store(tmp_path, weights)).language_model.double()
     ids = torch.randint(0, 6400, (420,), generator=torch.Generator().manual_seed(1))
@@ -107,7 +107,7 @@ def with_value(weights: dict, name: str, value: float) -> None:
 
 
 PARTS = ("q", "k", "v", "o", "gate", "up", "down", "before", "between", "norm")
-WRONG = [  # a weight, what happens to it, and what is said of it
+WRONG = [  # a weight, how it is changed, and the message
     *((key, renamed, "missing: {0}; not of this layout: {0}s.") for key in ("q", "down", "between")),
     *((key, dict.pop, "missing: {0}.") for key in (*PARTS, MATRIX)),
     *((key, cut, "of another shape: {0} {1} instead of") for key in ("q", "k", "gate", "before")),

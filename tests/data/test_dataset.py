@@ -23,7 +23,7 @@ from minivlm.data.survey import survey
 from minivlm.pipeline import recipe_for, sized_stage, train_on_dataset
 from minivlm.train import SampleOrder, Trainer, TrainingError
 
-MIXED = [GOOD[i % 3] for i in range(15)]  # one picture, two pictures and none by turns
+MIXED = [GOOD[i % 3] for i in range(15)]  # one image, two images and none by turns
 
 
 @pytest.fixture
@@ -45,11 +45,11 @@ def test_an_index_holds_the_usable_rows_as_they_are_read(folder, out, processor,
     direct, rows = survey(file, processor, decode=True), open_dataset(out)
     assert [str(error) for error in result.bad] == [str(error) for error in direct.bad] and len(result.bad) == 2
     assert (result.usable, result.tokens, result.lengths) == (direct.usable, direct.tokens, direct.lengths)
-    wanted = list(read_samples(FORMS[form][0](folder, GOOD)))
+    expected = list(read_samples(FORMS[form][0](folder, GOOD)))
     assert len(rows) == 3
-    assert [(row.messages, row.images) for row in rows] == [(row.messages, row.images) for row in wanted]
+    assert [(row.messages, row.images) for row in rows] == [(row.messages, row.images) for row in expected]
     assert [int(row.name.split()[-1]) for row in rows] == [1, 3, 5]
-    assert rows.table["tokens"][:] == [len(processor.encode(row).input_ids) for row in wanted]
+    assert rows.table["tokens"][:] == [len(processor.encode(row).input_ids) for row in expected]
     for outside in (3, -1):
         with pytest.raises(IndexError):
             rows[outside]
@@ -71,9 +71,9 @@ def test_a_source_that_cannot_be_read_is_not_called_a_failed_write(folder, tmp_p
         raise PermissionError(errno.EACCES, "Permission denied", str(file))
 
     monkeypatch.setattr(index, "checked_samples", refused)
-    with pytest.raises(PermissionError) as caught:
+    with pytest.raises(PermissionError) as error_info:
         write_dataset(tmp_path / "elsewhere" / "index", file, processor)
-    assert caught.value.filename == str(file) and "cannot be written" not in str(caught.value)
+    assert error_info.value.filename == str(file) and "cannot be written" not in str(error_info.value)
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
@@ -226,7 +226,7 @@ def test_an_index_on_which_training_could_end_at_a_row_is_refused(folder, out, p
 
 @pytest.mark.parametrize("form", ["JSON lines", "Parquet"])  # files of images, and their bytes
 def test_training_on_an_index_is_training_on_its_rows(folder, out, model, make_model, processor, tmp_path, form):
-    """Rows with one picture, two and none in every step, over more than a whole epoch; the bad rows are not met."""
+    """Rows with one image, two and none in every step, over more than a whole epoch; the bad rows are not met."""
     bad = [BAD[name][0] for name in BAD if name not in FORMS[form][2] and name != "too long"]
     base = save_base(tmp_path / "base", model, processor)
     write_dataset(out, FORMS[form][0](folder, [*bad[:5], *MIXED, *bad[5:]]), processor, decode=True)

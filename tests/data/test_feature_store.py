@@ -102,7 +102,7 @@ def test_an_image_of_many_rows_is_encoded_once_and_the_size_is_printed_before(
 
 
 def test_features_stay_on_the_disk(out, make_dataset, model, processor, monkeypatch):
-    """Entries of 5 MB: an image's features are read where they lie, and pickled a store is its path."""
+    """Entries of 5 MB: an image's features are read from the disk, and a pickled store is only its path."""
     dataset = make_dataset()
     about = FeatureStore.build(out, dataset, model, processor).about
     (out / ABOUT).write_text(json.dumps(about | {"tokens of an image": 256, "width": 10_000}))
@@ -127,7 +127,7 @@ def test_features_stay_on_the_disk(out, make_dataset, model, processor, monkeypa
 def test_training_from_a_store_is_training_from_pixels_rounded(
     out, make_dataset, model, processor, tmp_path, form, name
 ):
-    """The encoder is asked for each image once, in the first run; the second makes the same weights from the disk."""
+    """The encoder sees each image once, in the first run; the second run makes the same weights from the disk."""
     folder = make_dataset(form).folder
     parent = save_base(tmp_path / "base", model, processor)
     if name == "sft":

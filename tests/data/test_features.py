@@ -72,7 +72,7 @@ def test_images_of_any_kind_are_encoded_in_order(model, processor, image, tmp_pa
 
 
 def test_what_is_kept_is_not_drawn_again(model, processor, tmp_path, drawings):
-    """Also when the projector has changed meanwhile."""
+    """Also after the projector has changed."""
     file = tmp_path / "new folder" / "features.safetensors"
     first = scene_features(model, processor, SCENES, file, workers=1)
     model.projector.weight.data += 1

@@ -1,4 +1,4 @@
-"""Every way in which an image can be almost RGB, and every way in which a file can be no image."""
+"""Images: all modes become RGB, and files that are no images are refused."""
 
 import io
 import multiprocessing
@@ -348,7 +348,7 @@ def test_a_genuine_20_000_square_costs_no_memory(tmp_path):
 
 
 def refusal(path: Path) -> tuple[str, int]:
-    """What is said of a file, and by how many kilobytes memory grew."""
+    """The message for a file, and by how many kilobytes memory grew."""
     import resource
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -358,7 +358,7 @@ def refusal(path: Path) -> tuple[str, int]:
 
 
 def refused_in_little_memory(path: Path) -> str:
-    """What is said of a file, in a process of its own: memory that this one once used would hide what is new."""
+    """The message for a file, from a new process: memory that this one has used before would hide growth."""
     with multiprocessing.Pool(1) as pool:
         message, grown = pool.apply(refusal, (path,))
     assert grown < 30_000

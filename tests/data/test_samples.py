@@ -51,7 +51,7 @@ def test_byte_order_mark_and_windows_line_ends(folder):
 
 
 def test_a_row_becomes_a_batch(folder, processor):
-    """Pictures stand where their `<image>` does, in whichever turn."""
+    """Images stand where their `<image>` does, in whichever turn."""
     conversation = [*turns("Compare <image> with <image>."), *turns("简要描述。\n<image>")]
     file = write(folder, [{"conversations": conversation, "image": "0.jpg, 2.jpg, 1.jpg"}])
     row = next(read_samples(file, folder / "pictures"))

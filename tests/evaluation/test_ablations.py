@@ -26,7 +26,7 @@ def scene(*kinds: str, setting: str = "beach") -> Scene:
     return Scene(setting, tuple(things), 0)
 
 
-FEATURES = torch.arange(IMAGES)[:, None, None]  # (I, 1, 1): each picture's is its number
+FEATURES = torch.arange(IMAGES)[:, None, None]  # (I, 1, 1): each image's is its number
 
 
 def text_of(message) -> str:
@@ -95,9 +95,9 @@ class TestScores:
     @pytest.mark.parametrize(
         ("before", "after", "claimed"),
         [
-            ([0.01, 0.02, 0.03], [0.06, 0.07, 0.08], True),  # means 0.05 apart, spread 0.02
+            ([0.01, 0.02, 0.03], [0.06, 0.07, 0.08], True),  # means 0.05 apart, range 0.02
             ([0.01, 0.02, 0.03], [0.03, 0.03, 0.04], False),  # about 0.013 apart
-            ([0.01, 0.01, 0.01], [0.02, 0.06, 0.10], False),  # 0.05 apart, but the second variant spreads over 0.08
+            ([0.01, 0.01, 0.01], [0.02, 0.06, 0.10], False),  # 0.05 apart, but the second variant has a range of 0.08
             ([0.9, 0.9, 0.9], [0.5, 0.5, 0.5], True),
         ],
     )

@@ -1,4 +1,4 @@
-"""Chance levels against the plain way: every answer compared with every unrelated picture in turn."""
+"""Chance levels against the definition: every answer compared with every unrelated image in turn."""
 
 from itertools import permutations
 
@@ -30,18 +30,18 @@ def test_agreement_is_the_mean_over_all_pairs_of_different_images():
 
 
 def test_answers_are_compared_with_images_of_which_the_same_was_asked():
-    """Three cats, two dogs, and a bird that stands alone and is passed over."""
+    """Three cats, two dogs, and one bird, which is skipped: there is nothing to compare it with."""
     questions = ["cat", "dog", "cat", "dog", "cat", "bird"]
     answers = ["no", "no", "yes", "yes", "no", "yes"]
     true = ["yes", "yes", "no", "no", "no", "yes"]
-    # cat, said no: others are no, no -> 1; cat, said yes: others yes, no -> 1/2; cat, said no: others yes, no -> 1/2
-    # dog, said no: the other is no -> 1; dog, said yes: the other is yes -> 1
+    # cat, answer no: others no, no -> 1; cat, answer yes: others yes, no -> 1/2; cat, answer no: others yes, no -> 1/2
+    # dog, answer no: the other is no -> 1; dog, answer yes: the other is yes -> 1
     assert evaluation.chance.agreement(answers, true, questions) == pytest.approx((1 + 1 / 2 + 1 / 2 + 1 + 1) / 5)
 
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
 def test_descriptions_are_compared_with_every_image_but_their_own(lang):
-    """As `score_descriptions` has it, given all wrong pairs as so many answers: neither asked about nor shown."""
+    """The expected value is `score_descriptions` over all pairs of a text and another scene, not the one shown."""
     texts = [description(SCENES[i // 2], lang, random_stream("told", i)) for i in range(len(SCENES))]
     texts[5] = ""  # names nothing
     shown = [(i + 7) % len(SCENES) if i % 3 else [None, len(SCENES)][i % 2] for i in range(len(SCENES))]
@@ -116,7 +116,7 @@ def test_pope_is_compared_with_other_images_of_which_the_same_kind_was_asked(lan
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
 def test_a_control_that_tells_about_another_image_scores_its_chance_level(lang):
-    """A perfect teller, shown pictures in another order: within the interval, nineteen times in twenty or so."""
+    """A perfect model, shown images in another order: within the interval, nineteen times in twenty or so."""
     rng, count, inside = random_stream("another order", lang), len(SCENES), []
     for _ in range(20):
         order = rng.permutation(count).tolist()
@@ -126,7 +126,7 @@ def test_a_control_that_tells_about_another_image_scores_its_chance_level(lang):
 
 
 def within(lang, shown):
-    """Which intervals hold their level: of recall, and of the types that can be asked about every picture."""
+    """Which intervals hold their level: of recall, and of the types that can be asked about every image."""
     texts = [description(SCENES[shown(i)], lang, random_stream("told", i)) for i in range(len(SCENES))]
     answers = replies(lang, shown)
     level = evaluation.chance.chance_levels(SCENES, texts, answers, [], [shown(i) for i in range(len(SCENES))])

@@ -50,7 +50,7 @@ def test_the_exam_is_the_exam_split_and_ends_with_grey(exam, model, processor):
 
 
 def test_a_model_that_tells_the_truth_gets_full_marks_and_its_controls_do_not(exam, model, processor, monkeypatch):
-    """The model's answers are replaced by the truth about the picture that it is shown."""
+    """The model's answers are replaced by the truth about the image that it is shown."""
 
     def oracle(model, processor, conversations, **_):
         texts = []

@@ -37,7 +37,7 @@ def mentioned(*things, setting="park"):
         ((("car", "blue"), ("dog", "red")), "pair", "near", (0, 1, 2, 1)),  # blue car for the panda, at best
         ((("car", "blue"), ("dog", "red")), "pair", "far", (1, 1, 2, 1)),
         ((("car", "blue"), ("dog", "red")), "kind", "near", (2, 0, 2, 0)),
-        # a colour left out is no pair; said twice counts once
+        # without its colour it is no pair; a repeated name counts once
         ((("car", None), ("dog", "blue"), ("dog", "blue")), "pair", "near", (1, 1, 2, 1)),
         # more untrue names than missed far things
         ((("cat", "red"), ("cat", "blue"), ("cat", "pink")), "pair", "near", (0, 3, 2, 2)),
@@ -97,7 +97,7 @@ def test_the_interval_is_that_of_the_plain_bootstrap():
     of = rng.integers(1, 5, 60)
     count = rng.binomial(of, 0.7)
     interval = estimate((i, c, o) for i, (c, o) in enumerate(zip(count, of, strict=True)))
-    draws = [rng.integers(0, 60, 60) for _ in range(4000)]  # another stream, one picture at a time
+    draws = [rng.integers(0, 60, 60) for _ in range(4000)]  # another stream, one image at a time
     values = [count[d].sum() / of[d].sum() for d in draws]
     assert interval["value"] == pytest.approx(count.sum() / of.sum(), abs=1e-5)
     assert [interval["low"], interval["high"]] == pytest.approx(np.quantile(values, (0.025, 0.975)), abs=0.02)
@@ -122,7 +122,7 @@ def test_an_interval_is_the_same_each_time():
 
 
 def test_pope_by_hand():
-    """Two pictures: yes/yes, yes/no as replies to what is there and what is not; then one that is gibberish."""
+    """Two images: yes/yes, yes/no as replies to what is there and what is not; then one that is gibberish."""
     scenes = [sample_scene("exam", i) for i in range(3)]
     items = [item for item in pope_questions(scenes, "en") if item.group in (PRESENT, "random")]
     texts = ["Yes.", "Yes.", "Yes.", "No.", "Blub.", "Blub."]
@@ -132,7 +132,7 @@ def test_pope_by_hand():
         "accuracy": (3, 6),
         "precision": (2, 3),
         "recall": (2, 3),
-        "f1": (4, 6),  # 2 * 2 true yes; 3 are there, 3 were said to be
+        "f1": (4, 6),  # 2 * 2 true yes; 3 are there, 3 were answered with yes
         "yes_ratio": (3, 6),
         "unreadable": (2, 6),
     }

@@ -1,6 +1,6 @@
 """The course in a real browser: JupyterLab on loopback, headless Chromium, a reader's clicks and keys.
 
-Only what a reader would find is looked for: text, roles, alternative text; never pixels or coordinates. Without a
+The tests look for what a reader sees: text, roles, alternative text; never pixels or coordinates. Without a
 browser these tests are skipped and say why; where `CI` is set, as `.ci/run` does, they fail instead.
 """
 
@@ -80,7 +80,7 @@ def test_the_exercise_of_notebook_02_is_solved_by_typing(open_notebook):
 
 
 def test_the_slider_of_notebook_03_moves_through_the_training(open_notebook, lab):
-    shorten(lab, "03_projector_pretraining", {"2400, 300, 200": "64, 8, 150"})  # pictures, steps, tested
+    shorten(lab, "03_projector_pretraining", {"2400, 300, 200": "64, 8, 150"})  # images, steps, tested
     notebook = open_notebook("03_projector_pretraining")
     notebook.run_above("slider.show()")
     shown = notebook.run("slider.show()", seconds=180)

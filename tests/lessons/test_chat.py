@@ -1,4 +1,4 @@
-"""The chat of notebook 00: what a reader picks, types and sees; no browser is needed for that."""
+"""The chat of notebook 00: what a reader chooses, types and sees; without a browser."""
 
 import datetime
 import html
@@ -29,7 +29,7 @@ def shipped():
 
 
 class Ruler(Familiar):
-    """Calls every picture near whose mean is that of no noise: by a rule of its own, not by what was measured."""
+    """Decides by its threshold alone, not by measured values."""
 
     def is_far(self, distance: float) -> bool:
         return self.threshold < distance
@@ -37,7 +37,7 @@ class Ruler(Familiar):
 
 @pytest.fixture
 def chat(shipped):
-    """A chat for which every picture is near."""
+    """A chat for which every image is near."""
     return Chat(*shipped, Ruler(torch.zeros(192), torch.eye(192), threshold=float("inf")))
 
 

@@ -51,7 +51,7 @@ def test_what_is_kept_is_what_a_hand_counts():
     assert cost.saved_bytes(lambda: second(first(inputs).relu()), own) == 4 * 6 * 4
     # a square keeps what it squares; the sum keeps nothing
     assert cost.saved_bytes(lambda: first(inputs).pow(2).sum(), own) == 4 * 6 * 4
-    first.requires_grad_(False)  # what lies below everything that learns keeps nothing, and ReLU nothing for it
+    first.requires_grad_(False)  # below the first trainable layer nothing is saved, and ReLU saves nothing for it
     assert cost.saved_bytes(lambda: second(first(inputs).relu()), own) == 4 * 6 * 4  # the second map's input
     second.requires_grad_(False)
     assert cost.saved_bytes(lambda: second(first(inputs).relu()), own) == 0

@@ -12,14 +12,14 @@ from minivlm.scenes.language import noun_phrase
 
 def by_hand(mentioned, present):
     """A right answer, written as a reader would."""
-    invented = mentions = liars = 0
+    invented = mentions = wrong_answers = 0
     for named, there in zip(mentioned, present, strict=True):
         kinds = {kind for kind, _ in there}
         untrue = [kind for kind, _ in named if kind not in kinds]
         invented += len(untrue)
         mentions += len(named)
-        liars += len(untrue) > 0
-    return invented / max(1, mentions), liars / len(mentioned)
+        wrong_answers += len(untrue) > 0
+    return invented / max(1, mentions), wrong_answers / len(mentioned)
 
 
 def test_a_right_answer():
@@ -45,7 +45,7 @@ def test_the_right_answer_is_the_packages_own():
 
 
 def test_no_two_formulas_agree():
-    """Else a mistake would be told as another one."""
+    """Otherwise a mistake would get the message of another one."""
     for right, wrong in ((chair_i, WRONG_I), (chair_s, WRONG_S)):
         values = [right(MENTIONED, PRESENT), *(formula(MENTIONED, PRESENT) for formula, _ in wrong)]
         assert len({round(value, 5) for value in values}) == len(values), values

@@ -1,4 +1,4 @@
-"""The frame of all exercises: three beginnings of a verdict, and nobody hands in the package's own function."""
+"""The frame of all exercises: a verdict begins in one of three ways, and the package's own function is no answer."""
 
 import pytest
 from lessons import exercises as checks
@@ -13,7 +13,7 @@ ARGUMENTS = ([5, 99], 99, 2)
 
 @pytest.fixture(autouse=True)
 def doubling(monkeypatch):
-    """A small exercise: expand placeholders. It stands among the others for the length of a test."""
+    """A small exercise: expand placeholders. It is one of the exercises while a test runs."""
     monkeypatch.setattr(checking, "EXERCISES", dict(checking.EXERCISES))
 
     @exercise

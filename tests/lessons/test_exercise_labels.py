@@ -1,4 +1,4 @@
-"""The exercise of notebook 03, `build_labels`: what it says of a right answer, of typical mistakes and of a cheat."""
+"""The exercise of notebook 03, `build_labels`: messages for a right answer, typical mistakes and cheating."""
 
 from collections.abc import Callable
 

@@ -39,7 +39,7 @@ def test_a_right_answer():
 
 
 def test_no_two_formulas_agree():
-    """Else a mistake would be told as another one."""
+    """Otherwise a mistake would get the message of another one."""
     counts = [formula(odd_config()) for formula, _ in LANGUAGE_MODEL] + [Formula()(odd_config())]
     assert len(set(counts)) == len(counts)
     assert len({message for _, message in LANGUAGE_MODEL}) == len(LANGUAGE_MODEL)

@@ -49,7 +49,7 @@ def test_it_does_not_matter_whether_the_notebook_wants_gradients():
 
 
 def on_mask(mask_of):
-    """An answer that fills only the places that `mask_of` leaves of the mask."""
+    """An answer that fills only the positions that `mask_of` keeps of the mask."""
 
     def answer(embeds, ids, images, image):
         full = by_index_put(embeds, ids, images, image)
@@ -59,7 +59,7 @@ def on_mask(mask_of):
 
 
 def with_images(change):
-    """An answer that changes the pictures before the swap."""
+    """An answer that changes the images before the swap."""
     return lambda embeds, ids, images, image: by_index_put(embeds, ids, change(images), image)
 
 
@@ -88,7 +88,7 @@ def counted_over_the_batch(embeds, ids, images, image):
 
 
 def missing_ones_repeated(embeds, ids, images, image):
-    """Notices what is too much, and fills what is too little with what there is."""
+    """Notices a surplus, but fills a gap by repeating the embeddings."""
     count = int((ids == image).sum())
     vectors = images.flatten(0, 1)
     if len(vectors) > count:

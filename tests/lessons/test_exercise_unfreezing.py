@@ -1,4 +1,4 @@
-"""The exercise of notebook 04: right choices pass, and each typical wrong one is told what is wrong with it."""
+"""The exercise of notebook 04: right choices pass, and each typical wrong one gets a message that says why."""
 
 import re
 
@@ -93,7 +93,7 @@ def test_a_typical_mistake_has_its_own_message(name):
 
 
 def test_no_two_mistakes_get_the_same_message():
-    """Two mistakes are each made in two ways."""
+    """Two mistakes have two versions each."""
     messages = {re.sub(r"[\d,]+|'[^']*'", "…", verdict("choose_unfreezing", answer)) for answer, _ in WRONG.values()}
     assert len(messages) == len(WRONG) - 2
 
@@ -104,7 +104,7 @@ RIGHT = {"longer": [EVERYTHING, TABLE_TOO, FIRST, LAST], "forgets": [EVERYTHING]
 
 @pytest.fixture
 def measured(monkeypatch) -> None:
-    """Results in which all but W make answers longer, and in which translating is lost if everything learns.
+    """Results in which all but W make answers longer, and in which translation is lost if everything trains.
 
     The last layer loses some, too, but no more than its seeds differ; the table wins some. W adds a tenth of a word,
     with every seed.
@@ -159,7 +159,7 @@ class TestPrediction:
         assert verdict("predict_unfreezing", nothing).startswith("Not written yet")
 
     def test_what_is_shipped_has_an_answer(self):
-        """Not every choice does the same, else there were nothing to predict."""
+        """The choices differ in their effects; otherwise there would be nothing to predict."""
         results = unfreezing.read_results()
         for key, (measure, _) in unfreezing.PREDICTED.items():
             effects = [unfreezing.compared(results, name, measure) for name in unfreezing.CHOICES]

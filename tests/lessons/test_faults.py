@@ -34,7 +34,7 @@ def run_all() -> tuple[dict[str, str], dict[str, dict[str, str]]]:
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """In a process of its own, so that no fault can stay behind in this one."""
+    """In a separate process, so that no fault remains in this one."""
     with multiprocessing.Pool(1) as pool:
         return pool.apply(run_all)
 

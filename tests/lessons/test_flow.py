@@ -1,4 +1,4 @@
-"""The map of the course: every box is drawn, and what is lit is said without colour, too."""
+"""The map of the course: every box is drawn, and what is highlighted can also be seen without colour."""
 
 import pytest
 from lessons.plots import flow

@@ -1,4 +1,4 @@
-"""Attention from words to patches: by hand, against what the library hands out as it generates, and how it is shown."""
+"""Attention from words to patches: by hand, against the library's own attentions in `generate`, and how it is shown."""
 
 import io
 
@@ -29,7 +29,7 @@ def prompt_of(processor, conversation) -> dict:
 
 
 def zero_queries(model) -> None:
-    """Queries of zeros: every position looks at all positions up to itself alike."""
+    """Queries of zeros: every position attends equally to all positions up to itself."""
     for layer in model.language_model.model.layers:
         layer.self_attn.q_proj.weight.data.zero_()
 
@@ -43,7 +43,7 @@ class TestByHand:
         looks = lenses.attention_to_patches(model, processor, conversation, ANSWER)
         prompt = prompt_of(processor, conversation)["input_ids"].shape[1]
         words = lenses.words_of(processor.tokenizer, ANSWER)
-        # a token is written from the position before it, which sees all before that, too
+        # a token is predicted at the position before it, which also sees all earlier ones
         expected = [np.mean([1 / (prompt + token) for token in tokens]) for _, tokens in words]
         assert looks.words == ANSWER.split()
         np.testing.assert_allclose(looks.patches, np.tile(np.array(expected)[:, None], (1, 4)), rtol=1e-6)
@@ -58,7 +58,7 @@ class TestByHand:
 class TestAgainstTheLibrary:
     @pytest.mark.parametrize("layer", [None, 0, 1, -1])
     def test_what_generate_hands_out_step_by_step(self, model, processor, image, layer):
-        """`generate` goes through the cache, one token at a time: step k's table has the row that wrote token k."""
+        """`generate` uses the cache, one token at a time: the attentions of step k have the row of token k."""
         batch = prompt_of(processor, messages(image))
         ids = processor.tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
         forced = iter(ids)
@@ -101,7 +101,7 @@ class TestAgainstTheLibrary:
 
 class TestThings:
     def test_looking_everywhere_alike_is_chance(self, model, processor):
-        """Without queries every position looks at all before it alike, so the thing gets its share of patches."""
+        """With zero queries attention is equal, so the thing gets its share of patches."""
         zero_queries(model)
         scenes = [sample_scene("dev", i) for i in range(3)]
         looks = lesson_04.attention_to_things(model, processor, scenes, torch.randn(3, 4, 16))
@@ -182,7 +182,7 @@ class TestFigures:
         red = Image.new("RGB", (30, 20), (200, 0, 0))
         pixels = np.asarray(lenses.faded(red, np.array([0.4, 0.1, 0.0, 0.0]), side=4)).astype(int)
         assert pixels[0, 0].tolist() == [200, 0, 0]
-        half = [200 + 0.4 * 44, 0.4 * 242, 0.4 * 238]  # the root of a quarter: half of the way back
+        half = [200 + 0.4 * 44, 0.4 * 242, 0.4 * 238]  # the root of a quarter: half of it remains
         np.testing.assert_allclose(pixels[0, 3], half, atol=1.5)
         np.testing.assert_allclose(pixels[3, 0], [200 + 0.8 * 44, 0.8 * 242, 0.8 * 238], atol=1.5)
         # no attention at all: all is faded

@@ -108,7 +108,7 @@ REPORT = {"groups": {}, "scenes": [0.8, 1.0, 1.1], "photographs": {"a": 3.0, "b"
 
 @pytest.fixture
 def features():
-    """Of 50 pictures with 4 patches, uneven in their directions, (I, N, Dv)."""
+    """Of 50 images with 4 patches, uneven in their directions, (I, N, Dv)."""
     generator = torch.Generator().manual_seed(3)
     return torch.randn(50, 4, 6, generator=generator) * torch.tensor([1, 2, 3, 0.5, 1, 1]) + 5
 
@@ -125,7 +125,7 @@ class TestDistance:
         ours = lesson_00.fit(features)
         means = features.mean(dim=1).numpy().astype(np.float64)
         count = len(means)
-        # the library divides by I, torch.cov by I - 1; a distance in the wider spread is shorter
+        # the library divides by I, torch.cov by I - 1; with the larger covariance the distance is shorter
         theirs = ShrunkCovariance(shrinkage=lesson_00.SHRINKAGE).fit(means).mahalanobis(means) * (count - 1) / count
         np.testing.assert_allclose(ours.distances(features).numpy(), np.sqrt(theirs / 6), rtol=1e-4)
 

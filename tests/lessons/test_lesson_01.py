@@ -1,4 +1,4 @@
-"""Lenses on the encoder: probes that read what is there, twins, and the figures and the widget of notebook 01."""
+"""Lenses on the encoder: linear probes, twin patches, and the figures and the widget of notebook 01."""
 
 import re
 
@@ -54,7 +54,7 @@ class TestExamples:
 
 class TestProbe:
     def examples(self, readable: bool) -> PatchExamples:
-        """Forty pictures of five patches; at depth 1 the kind is one of the numbers, or nothing is."""
+        """Forty images of five patches; at depth 1 the kind is one of the numbers, or nothing is."""
         rng = np.random.default_rng(0)
         kinds = rng.choice(["car", "dog"], 200)
         features = rng.normal(size=(2, 200, 6))
@@ -68,7 +68,7 @@ class TestProbe:
         assert fit_probe(self.examples(False), "kind", depth=1, held_out=10).accuracy < 0.75
 
     def test_held_out_images_fit_nothing(self):
-        """What only the last pictures would teach is not known, and they alone are counted."""
+        """The probe does not know what only the held-out images show, and only they are counted."""
         examples = self.examples(True)
         examples.kinds[-50:] = "cat"
         probe = fit_probe(examples, "kind", depth=1, held_out=10)

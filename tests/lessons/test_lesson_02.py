@@ -1,4 +1,4 @@
-"""Sequences as pictures: every run has its length, and a cache leaves one place per new token."""
+"""Sequences as figures: every run of tokens has its length, and with a cache each new token is one position."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What notebook 03 looks at: patches as words, the gradient's way, W at every step; its figures and its widgets."""
+"""What notebook 03 shows: patches as words, the path of the gradient, W at every step; its figures and widgets."""
 
 import html
 import re
@@ -43,7 +43,7 @@ def world():
 
 @pytest.fixture(scope="module")
 def patch_features():
-    """Random features of two pictures, (I, N, Dv)."""
+    """Random features of two images, (I, N, Dv)."""
     return torch.randn(2, N, 192, generator=torch.Generator().manual_seed(1))
 
 
@@ -123,7 +123,7 @@ class TestWords:
 
 
 def test_the_gradient_goes_through_the_frozen_layers_and_ends_in_w(model, make_batch):
-    """In the tiny model: N = 4, two layers; the row is one token, two of text, the picture, three of text."""
+    """In the tiny model: N = 4, two layers; the row is one token, two of text, the image, three of text."""
     set_trainable(model, stage("pretrain"))
     batch = make_batch([1], "right")
     batch["labels"] = torch.full_like(batch["input_ids"], IGNORE_INDEX)
@@ -131,7 +131,7 @@ def test_the_gradient_goes_through_the_frozen_layers_and_ends_in_w(model, make_b
     norms = lenses.gradient_map(model, batch)
     length = batch["input_ids"].shape[1]
     assert norms.shape == (3, length)
-    # one label, at the last token: the loss enters one place before it, and nothing flows to what comes later
+    # one label, at the last token: its loss is computed one position before it, and nothing flows to what comes later
     assert norms[-1].nonzero().flatten().tolist() == [length - 2]
     assert (norms[:, -1] == 0).all() and (norms[0, : length - 1] > 0).all()
     kept = {name for name, parameter in model.named_parameters() if parameter.grad is not None}

@@ -50,12 +50,12 @@ class TestHiding:
         assert (np.asarray(h.hide(BEACH, 0, grey=True))[top:bottom, left:right] == 128).all()
 
     def test_a_thing_that_stands_alone_leaves_no_trace(self):
-        """Hidden, one after the other, nothing but the setting remains: shadows too lie inside of what is replaced."""
+        """Hidden, one after the other, nothing but the setting remains: shadows are in the replaced part, too."""
         for index in range(12):
             scene = sample_scene("dev", index, things=1)
             assert h.stands_alone(scene, 0)
             empty = np.asarray(draw(replace(scene, things=()))).astype(int)
-            assert np.abs(np.asarray(h.hide(scene, 0)).astype(int) - empty).max() <= 2  # a shadow's last breath
+            assert np.abs(np.asarray(h.hide(scene, 0)).astype(int) - empty).max() <= 2  # the faint edge of a shadow
 
     def test_a_neighbour_that_would_be_cut_is_seen(self):
         assert h.stands_alone(Scene("beach", (KITE, replace(BOAT, distance="near", size="medium")), 22), 0)

@@ -1,4 +1,4 @@
-"""Notebook A1: two towers, byte pairs, a reader that learns not to read, shuffled bags of words, and their figures."""
+"""Notebook A1: two towers, byte pairs, a reader that ignores the image, shuffled bags of words, and figures."""
 
 from collections import Counter
 
@@ -36,7 +36,7 @@ def towers(config, tokenizer):
 
 class TestTowers:
     def test_the_contrast_is_the_librarys(self):
-        """Of `transformers`' CLIP, asked for its own vectors; all captions differ."""
+        """Of `transformers`' CLIP, with the same vectors; all captions differ."""
         text = CLIPTextConfig(vocab_size=30, hidden_size=16, intermediate_size=32, num_hidden_layers=1,
                               num_attention_heads=2, max_position_embeddings=8, eos_token_id=2)  # fmt: skip
         vision = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "intermediate_size": 32,
@@ -94,7 +94,7 @@ def test_halved_images_are_means_of_four():
 def test_agreement_by_hand():
     park = Scene("park", (CAR,), 1)
     scenes = [park, Scene("park", (CAR, TREE), 2), Scene("snow", (TREE,), 3)]
-    chosen = np.array([[0, 1, 0], [0, 1, 0], [0, 1, 0]])  # every picture chooses the second caption
+    chosen = np.array([[0, 1, 0], [0, 1, 0], [0, 1, 0]])  # every image chooses the second caption
     assert lesson_a1.agreement(chosen, scenes) == pytest.approx(
         {"the setting": 2 / 3, "how many things": 1 / 3, "a kind of thing": 1, "its own caption": 1 / 3}
     )

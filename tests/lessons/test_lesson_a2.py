@@ -1,4 +1,4 @@
-"""Notebook A2: counts agree with the hand and the library, rungs compute the same, figures show what was measured."""
+"""Notebook A2: counts are those by hand and by the library, variants compute the same, figures show the results."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ ALL = Waste(padded=1536, everywhere=True, encoder=True)
 
 @pytest.fixture
 def batches(model, processor):
-    """Two rows of a tiny model: padded with pictures one by one, and both together with features."""
+    """Two rows of a tiny model: padded with images one by one, and both together with features."""
     set_trainable(model, STAGES["scenes"]["sft"])
     rows = [random_example(model.config, Length(20 + 4 * index, 7), seed=index) for index in range(2)]
     old = [processor.collate([row], pad_to_multiple_of=40) for row in rows]
@@ -58,7 +58,7 @@ class TestWaste:
 
     @pytest.mark.parametrize("everywhere", [True, False])
     def test_operations_of_batches_are_those_that_the_meter_sees(self, model, batches, everywhere):
-        model.vision.clip.set_attn_implementation("eager")  # a fused kernel's products are not seen
+        model.vision.clip.set_attn_implementation("eager")  # the products of a fused kernel are not counted
         model.language_model.set_attn_implementation("eager")
         loss = loss_everywhere if everywhere else supervised_loss
         worker = WorkingCopy(model, "fp32").model
@@ -82,7 +82,7 @@ class TestVariants:
         old, short = batches
         for batch in old:
             supervised = int((batch["labels"] >= 0).sum())
-            there = model(**batch).loss * supervised  # the library's: a mean over learnt tokens
+            there = model(**batch).loss * supervised  # the library's: a mean over supervised tokens
             torch.testing.assert_close(loss_everywhere(model, batch), there)
         weight = model.projector.weight
         before = torch.autograd.grad(sum(loss_everywhere(model, batch) for batch in old), weight)[0]

@@ -44,7 +44,7 @@ PREDICTIONS, COMPARED = 3, 6  # at least so many in each notebook
 
 
 def load(file: Path) -> dict:
-    """A notebook as it lies there."""
+    """A notebook as JSON."""
     return json.loads(file.read_text("utf-8"))
 
 
@@ -59,7 +59,7 @@ def outputs(file: Path) -> list[dict]:
 
 
 def text_of(output: dict) -> str:
-    """What an output says, without the bytes of its pictures."""
+    """What an output says, without the bytes of its images."""
     parts = [output.get("text", ""), *output.get("data", {}).values()]
     text = "\n".join("".join(part) if isinstance(part, list) else str(part) for part in parts)
     return re.sub(r"base64,[\w+/=]+", "", text)
@@ -202,7 +202,7 @@ class TestEveryNotebook:
         assert [number for number in NUMBER.findall(prose) if number.replace(",", "") not in known] == []
 
     def test_a_lab_notices_when_its_fault_is_no_longer_refused(self, file):
-        """A caught error whose message nobody compares must not be missed: the `try` has an `else` that raises."""
+        """If the error no longer comes, the cell must fail: the `try` has an `else` that raises."""
         for cell in load(file)["cells"]:
             source = "".join(cell["source"])
             if cell["cell_type"] == "code" and re.search(r"^ *try:", source, re.MULTILINE):

@@ -1,4 +1,4 @@
-"""What trains in which stage: blocks, the strip, the widget's callbacks, and parameters that are held still."""
+"""What trains in which stage: blocks, the strip, the widget's callbacks, and frozen parameters."""
 
 import io
 

@@ -111,7 +111,7 @@ def test_associative_recall_asks_for_what_is_true_and_supervises_no_key(world_to
     lexicon = Lexicon.of(world_tokenizer)
     ids, labels = associative_recall(replace(PARK, things=(RED_CAR, tree)), lexicon, "en", random_stream("drill"))
     assert all(label in (token, IGNORE_INDEX) for token, label in zip(ids, labels, strict=True))
-    pieces: list[list[list[int]]] = []  # [key, what is learnt] of every item
+    pieces: list[list[list[int]]] = []  # [key, supervised ids] of every item
     for token, label in zip(ids, labels, strict=True):
         if label == IGNORE_INDEX and (not pieces or pieces[-1][1]):
             pieces.append([[], []])
@@ -215,8 +215,8 @@ def test_held_out_pairs_are_in_no_class_list():
 def test_training_pixels_are_the_image_processors():
     images = np.stack([np.asarray(draw(sample_scene("dev", i)).resize((112, 112), 3)) for i in range(2)])
     processor = CLIPImageProcessorPil(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112})
-    wanted = processor([draw(sample_scene("dev", i)) for i in range(2)], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(encoder.normalised(images), wanted)
+    expected = processor([draw(sample_scene("dev", i)) for i in range(2)], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(encoder.normalised(images), expected)
 
 
 def test_mirrored_facts_belong_to_the_mirrored_image():

@@ -1,4 +1,4 @@
-"""The report: what its page shows of a run, the same as Markdown, marks on errors, text that is never obeyed."""
+"""The report: what its page shows of a run, the same as Markdown, marks on errors, text that is never markup."""
 
 import base64
 import copy
@@ -114,7 +114,7 @@ def seeds() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def folder(run, seeds, tmp_path_factory):
-    """A report as it lies on the disk. The run has been through JSON, as a real one has."""
+    """A report on the disk. The run has been through JSON, as a real one has."""
     out = tmp_path_factory.mktemp("report") / "new" / "folder"
     assert write_report(out, json.loads(json.dumps(run)), seeds) == out / "index.html"
     return out
@@ -207,7 +207,7 @@ def test_the_shipped_tables_are_those_of_the_shipped_results():
 
 @pytest.mark.parametrize(("another", "distinguished"), [(99, True), (60, False)])
 def test_questions_stand_beside_another_image_and_the_best_of_three_blind(run, another, distinguished):
-    """Another picture is no blind guess, however good; where it beats chance by its interval, the page says so."""
+    """Another image is no blind guess, however good; where it beats chance by its interval, the page says so."""
     run = copy.deepcopy(run)
     for lang in LANGUAGES:
         run["exam"]["sft"][lang]["questions"]["another"] |= {t: figure(0, 100) for t in ("all", *QUESTION_TYPES)}
@@ -377,7 +377,7 @@ def test_what_an_answer_leaves_out_is_named_below(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory):
-    """A report whose model, machine and command all write what should never be obeyed."""
+    """A report in which the texts of model, machine and command all contain markup."""
     run = make_run()
     for row in run["table"]:
         row["answers"] = {stage: dict.fromkeys(LANGUAGES, f"{HOSTILE} a green cat {HOSTILE}") for stage in STAGES}

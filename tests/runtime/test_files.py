@@ -90,7 +90,7 @@ def test_a_drive_that_cannot_sync_folders_is_good_enough(saved, make_model, proc
 
 
 def test_a_folder_that_cannot_be_written(model, processor, tmp_path, monkeypatch):
-    """As any user meets it, before training too; root, who may write anywhere, is told so by the system call."""
+    """As any user meets it, before training too; root may write anywhere, so for root the system call fails."""
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
     if os.geteuid() == 0:
@@ -119,21 +119,21 @@ def test_the_system_really_refuses_to_write_more(saved, make_model, processor):
     """A true write stops in the middle of the first, or only of the largest file."""
     before, changed = contents(saved), make_model(1)
     for limit in (100, max(map(len, before.values())) - 1):
-        with no_file_larger_than(limit), pytest.raises(OSError, match=r"written \(File too large\)") as caught:
+        with no_file_larger_than(limit), pytest.raises(OSError, match=r"written \(File too large\)") as error_info:
             save_checkpoint(saved, changed, processor, META)
-        assert caught.value.errno == errno.EFBIG
+        assert error_info.value.errno == errno.EFBIG
         assert_unharmed(saved, before)
 
 
 def test_a_full_disk_while_the_tokenizer_is_written(saved, model, processor):
-    """The tokenizers library tells of it by a bare Exception; here its file alone is too large."""
+    """The tokenizers library raises a bare Exception; here its file alone is too large."""
     before = contents(saved)
     largest = max(len(data) for name, data in before.items() if name != "tokenizer.json")
     processor.tokenizer = copy.deepcopy(processor.tokenizer)
     processor.tokenizer.add_tokens([f"word{i}" * 20 for i in range(2000)])
-    with no_file_larger_than(largest + 5000), pytest.raises(OSError, match="cannot be written") as caught:
+    with no_file_larger_than(largest + 5000), pytest.raises(OSError, match="cannot be written") as error_info:
         save_checkpoint(saved, model, processor, META)
-    assert caught.value.errno == errno.EFBIG
+    assert error_info.value.errno == errno.EFBIG
     assert_unharmed(saved, before)
 
 
@@ -177,7 +177,7 @@ def test_killed_at_a_rename(saved, model, processor, rename):
 
 
 def test_what_killed_runs_left_is_cleared_up(saved, make_model, processor):
-    """Killed while writing aside, or after the second rename but before the old folder was deleted."""
+    """Killed while writing the temporary folder, or after the second rename but before the old folder was deleted."""
     for left in ("sft.partial-1", "sft.replaced"):
         shutil.copytree(saved, saved.with_name(left))
         (saved.with_name(left) / MARK).touch()
@@ -225,7 +225,7 @@ def test_what_others_named_like_a_temporary_folder_is_never_deleted(saved, make_
 @pytest.mark.parametrize("other", ["thesis", "checkpoint", "file", "link"])
 @pytest.mark.parametrize("there", [True, False])
 def test_what_others_named_like_the_old_folder_is_never_deleted(saved, model, processor, other, there):
-    """Even a checkpoint: without the mark it may be somebody's copy. It is said before anything is written."""
+    """Even a checkpoint: without the mark it may be somebody's copy. The error comes before anything is written."""
     replaced, elsewhere = saved.with_name("sft.replaced"), saved.with_name("elsewhere")
     shutil.copytree(saved, elsewhere)
     (elsewhere / MARK).touch()
@@ -246,9 +246,9 @@ def test_what_others_named_like_the_old_folder_is_never_deleted(saved, model, pr
         lambda: replace_folder(saved).__enter__(),
         lambda: require_place(saved),
     ):
-        with pytest.raises(FolderError, match=r"sft\.replaced is in the way .* give it another name") as caught:
+        with pytest.raises(FolderError, match=r"sft\.replaced is in the way .* give it another name") as error_info:
             save()
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(error_info.value)
     assert {file: file.read_bytes() for file in saved.parent.rglob("*") if file.is_file()} == before
 
 

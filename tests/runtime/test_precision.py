@@ -1,4 +1,4 @@
-"""The working copy computes what the model computes: the library's eager pass is the oracle."""
+"""The working copy computes the same as the model; the library's eager forward pass is the reference."""
 
 import ctypes
 import os
@@ -30,14 +30,14 @@ from minivlm.train import Trainer, supervised_loss
 
 @pytest.fixture(scope="module")
 def compiler():
-    """Where tests must not be skipped, a missing compiler is a fault."""
+    """Where tests must not be skipped, a missing compiler is an error."""
     if reason := why_not_compiled():
         assert not os.environ.get("CI"), reason
         pytest.skip(f"torch.compile does not work here: {reason}")
 
 
 def mixed_batch(model, processor) -> dict[str, torch.Tensor]:
-    """Rows with one picture, with two, and with none."""
+    """Rows with one image, with two, and with none."""
     rows = [processor.encode(row) for row in some_rows(10)]
     assert {0 if row.patch_features is None else len(row.patch_features) for row in rows} == {0, 1, 2}
     return processor.collate(rows, pad_to_multiple_of=32)
@@ -189,7 +189,7 @@ def test_compiled_layers_compute_the_same(model, processor, compiler):
 
 @pytest.mark.slow
 def test_a_compiled_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not(model, processor, compiler, tmp_path):
-    """In 16 bits, with an attention of our own; and what it learns is what it learns without a compiler."""
+    """In 16 bits, with our own attention; the trained weights are those of a run that is not compiled."""
     base = save_base(tmp_path / "base", model, processor)
 
     def start(out, on_step=None, compiled=None):
@@ -203,7 +203,7 @@ def test_a_compiled_run_that_was_stopped_ends_with_the_bytes_of_one_that_was_not
     with pytest.raises(KeyboardInterrupt):
         start("parts", lambda step, loss, _: step == 3 and os.kill(os.getpid(), signal.SIGINT), compiled=True)
     torch.compiler.reset()  # as in a new process, nothing is compiled yet
-    start("parts")  # without being told, it goes on compiled
+    start("parts")  # it resumes compiled, without the option
     whole, parts, without = (contents(tmp_path / out) for out in ("whole", "parts", "plain"))
     assert parts["projector.safetensors"] == whole["projector.safetensors"] != without["projector.safetensors"]
     assert [read_meta(tmp_path / out)["compiled"] for out in ("whole", "parts", "plain")] == [True, True, False]

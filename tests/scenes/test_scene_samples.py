@@ -1,4 +1,4 @@
-"""The rows of both stages: pure functions, true to their pictures, in the announced shares."""
+"""The rows of both stages: pure functions, true to their images, in the documented shares."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ from minivlm.scenes.facts import random_stream, sample_scene
 from minivlm.scenes.language import questions, read_facts
 from minivlm.scenes.samples import FOLLOW_UPS, SFT_MIX, TURNS, SceneSamples
 
-NUMBERS = torch.arange(200)[:, None, None]  # as features (I, 1, 1): each picture's is its number
+NUMBERS = torch.arange(200)[:, None, None]  # as features (I, 1, 1): each image's is its number
 
 
 def samples(*args, **kwargs) -> SceneSamples:
@@ -20,7 +20,7 @@ def samples(*args, **kwargs) -> SceneSamples:
 
 
 def text_of(message) -> str:
-    """A message's text, with `<image>` where its picture stands."""
+    """A message's text, with `<image>` where its image stands."""
     return "".join(part.get("text", "<image>") for part in message["content"])
 
 

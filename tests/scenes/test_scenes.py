@@ -1,4 +1,4 @@
-"""The drawn world: what a scene may be, how splits are drawn, pictures checked by their pixels, text read back.
+"""The drawn world: what a scene may be, how splits are drawn, images checked by their pixels, text read back.
 
 Tolerances are stated where they are used. All streams are seeded, so nothing here passes or fails by luck.
 """
@@ -36,7 +36,7 @@ from minivlm.scenes.facts import (
 )
 from minivlm.scenes.language import caption, description, in_reading_order, noun_phrase, questions, read_facts
 
-EXAM = 500  # pictures of the exam
+EXAM = 500  # images of the exam
 LONG = 4000  # of a stream, where a closer look is wanted
 EVERY_PAIR = [(kind, colour) for kind in KINDS for colour in (COLOURS if kind not in COLOURLESS else (None,))]
 
@@ -111,7 +111,7 @@ def is_uniform(values: list[str], among) -> bool:
 
 
 def test_the_exams_numbers_kinds_colours_settings_and_places_are_uniform():
-    """Each number of things is exactly a quarter; no chi-square exceeds its 1% value over the 500 pictures."""
+    """Each number of things is exactly a quarter; no chi-square exceeds its 1% value over the 500 images."""
     scenes = scenes_of("exam", EXAM)
     things = things_of(scenes)
     assert Counter(len(scene.things) for scene in scenes) == dict.fromkeys((1, 2, 3, 4), EXAM // 4)
@@ -204,7 +204,7 @@ def test_a_thing_stands_where_its_place_says():
             assert low < (left + right) / 2 < high
 
 
-# ---- pictures
+# ---- images
 
 
 # Hue in degrees of each colour word, as colour wheels give it; what is pale and bright is white.
@@ -306,7 +306,7 @@ def test_near_things_cover_far_ones_and_what_stands_lower_covers_what_stands_hig
 
 
 def test_settings_can_be_distinguished_at_a_glance():
-    """By the nearest of the other pictures, on thumbnails of 8 x 8 pixels; by chance one in ten would be right."""
+    """By the nearest of the other images, on thumbnails of 8 x 8 pixels; by chance one in ten would be right."""
     labels = [setting for setting in SETTINGS for _ in range(4)]
     empty = [Scene(setting, (), number) for number, setting in enumerate(labels)]
     pixels = np.stack([np.asarray(draw(s).resize((8, 8), Image.Resampling.BOX), dtype=float).ravel() for s in empty])
@@ -561,7 +561,7 @@ def test_any_other_answer_to_a_question_is_wrong(type_, lang):
 
 @pytest.mark.parametrize("lang", w.LANGUAGES)
 def test_what_has_no_exact_answer_is_not_asked(lang):
-    """Two cars: which one would "the car" be? And of things at one place none is further left."""
+    """With two cars, "the car" is ambiguous. Of two things at the same place none is further left."""
     cars = (Thing("car", "red", "left", "near", "medium"), Thing("car", "blue", "right", "near", "medium"))
     panda = (Thing("panda", None, "left", "near", "medium"), Thing("dog", "red", "left", "far", "small"))
     unasked = {cars: {"where", "colour", "distance", "compare"}, panda[:1]: {"colour", "compare"}, panda: {"compare"}}
