@@ -27,9 +27,9 @@ BAD = {  # name -> a bad row, and its message
     "empty answer": ({"conversations": turns("Hi", "")}, "an assistant turn is empty"),
     "more <image> than pictures": (
         {"conversations": turns("<image><image>", "Hi"), "image": "0.jpg"},
-        "2 <image> in the text, but 1 pictures",
+        "2 <image> in the text, but 1 images",
     ),
-    "fewer": ({"conversations": turns("Hi", "Hi"), "image": "0.jpg"}, "0 <image> in the text, but 1 pictures"),
+    "fewer": ({"conversations": turns("Hi", "Hi"), "image": "0.jpg"}, "0 <image> in the text, but 1 images"),
     "file missing": ({"conversations": turns("<image>", "Hi"), "image": "gone.jpg"}, "gone.jpg is missing"),
     "outside the folder": ({"conversations": turns("<image>", "Hi"), "image": "../0.jpg"}, "no name inside"),
     "picture unreadable": ({"conversations": turns("<image>", "Hi"), "image": "cut.jpg"}, "the file is cut off"),

@@ -180,7 +180,7 @@ def test_forward_refuses_what_is_ambiguous(model, make_batch):
         model(**batch, inputs_embeds=embeds)
     with pytest.raises(ValueError, match="give input_ids or inputs_embeds"):
         model(pixel_values=batch["pixel_values"])
-    with pytest.raises(ValueError, match="already hold the pictures"):
+    with pytest.raises(ValueError, match="already hold the images"):
         model(inputs_embeds=embeds, patch_features=features)
     with pytest.raises(ValueError, match="give the prompt"):
         model.generate(pixel_values=batch["pixel_values"])
@@ -191,11 +191,11 @@ def test_images_and_placeholders_must_belong_together(model, make_batch, call):
     run = getattr(model, call)
     batch = make_batch([1, 2])
     ids, mask, pixels = batch["input_ids"], batch["attention_mask"], batch["pixel_values"]
-    with pytest.raises(PlaceholderError, match=r"1 \+ 2 = 3 pictures, but 0 were given"):
+    with pytest.raises(PlaceholderError, match=r"1 \+ 2 = 3 images, but 0 were given"):
         run(input_ids=ids, attention_mask=mask)
-    with pytest.raises(PlaceholderError, match=r"1 \+ 2 = 3 pictures, but 2 were given"):
+    with pytest.raises(PlaceholderError, match=r"1 \+ 2 = 3 images, but 2 were given"):
         run(input_ids=ids, attention_mask=mask, pixel_values=pixels[:2])
-    with pytest.raises(PlaceholderError, match=r"row 0 has 4 placeholders, but 2 pictures"):
+    with pytest.raises(PlaceholderError, match=r"row 0 has 4 placeholders, but 2 images"):
         run(input_ids=ids, attention_mask=mask, pixel_values=pixels, images_per_row=torch.tensor([2, 1]))
 
 

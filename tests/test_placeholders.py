@@ -93,7 +93,7 @@ def test_half_a_picture_is_refused_though_the_sum_is_right():
 def test_surplus_and_missing_images_are_refused(count):
     ids = torch.tensor([[IMAGE, IMAGE, 5], [IMAGE, IMAGE, 6]])
     for counts in (None, torch.tensor([1, 1])):
-        with pytest.raises(PlaceholderError, match=rf"1 \+ 1 = 2 pictures, but {count} were given"):
+        with pytest.raises(PlaceholderError, match=rf"1 \+ 1 = 2 images, but {count} were given"):
             replace_placeholders(embeddings(2, 3), ids, image_embeddings(count), IMAGE, counts)
 
 

@@ -198,12 +198,12 @@ def test_raw_strings_count_image_placeholders(processor, image):
 )
 def test_more_or_fewer_placeholders_than_images(processor, image, texts, sizes, where, placeholders, count):
     images = [image] * sizes if isinstance(sizes, int) else [[image] * len(row) for row in sizes]
-    with pytest.raises(SampleError, match=f"{where}: {placeholders} <image> in the text, but {count} pictures;"):
+    with pytest.raises(SampleError, match=f"{where}: {placeholders} <image> in the text, but {count} images;"):
         processor(text=texts, images=images)
 
 
 def test_lists_of_images_must_match_the_texts(processor, image):
-    with pytest.raises(SampleError, match="1 texts, but 2 lists of pictures"):
+    with pytest.raises(SampleError, match="1 texts, but 2 lists of images"):
         processor(text="<image>", images=[[image], [image]])
     with pytest.raises(SampleError, match="the list of texts is empty"):
         processor(text=[])
@@ -225,7 +225,7 @@ def test_a_text_too_long_is_refused_and_its_image_block_never_cut(processor):
     assert len(processor.encode(Sample(messages), max_length=length).input_ids) == length
     for limit in range(1, length):  # wherever a cut would fall, in the block too
         with pytest.raises(
-            SampleError, match=f"row 7: {length} tokens, {N} of them for pictures, where {limit} are allowed"
+            SampleError, match=f"row 7: {length} tokens, {N} of them for images, where {limit} are allowed"
         ):
             processor.encode(Sample(messages, "row 7"), max_length=limit)
 
@@ -390,10 +390,10 @@ def test_features_replace_images(processor):
     assert "pixel_values" not in batch
     assert batch["patch_features"][:, 0, 0].tolist() == [1, 1, 2]
     rows[2].patch_features = torch.ones(2, N, 16)
-    with pytest.raises(SampleError, match="1 pictures, but features for 2"):
+    with pytest.raises(SampleError, match="1 images, but features for 2"):
         processor.collate(rows)
     rows[2].patch_features = None
-    with pytest.raises(SampleError, match="1 pictures, but features for 0"):
+    with pytest.raises(SampleError, match="1 images, but features for 0"):
         processor.collate(rows)
 
 

@@ -68,10 +68,10 @@ def test_a_row_becomes_a_batch(folder, processor):
     [
         ('[{"conversations": []}, ', "not a line of JSON.*correct it"),
         ("[1, 2]", 'not an object with "conversations"'),
-        ({"conversations": turns("<image>")}, "1 <image> in the text, but 0 pictures"),
+        ({"conversations": turns("<image>")}, "1 <image> in the text, but 0 images"),
         (
             {"conversations": turns("<image><image><image>"), "image": "0.jpg, 1.jpg"},
-            "3 <image> in the text, but 2 pictures; write one <image> for each picture",
+            "3 <image> in the text, but 2 images; write one <image> for each image",
         ),
         ({"conversations": turns("<image>"), "image": "gone.jpg"}, r"gone\.jpg is missing; add it or drop the row"),
         ({"conversations": turns("<image>"), "image": ["0.jpg"]}, '"image" is list; write file names in one string'),

@@ -75,7 +75,7 @@ def test_a_tables_black_stand_in_is_no_image_of_a_text_only_row(folder, limited)
     pyarrow.parquet.write_table(pyarrow.table(table), file)
     result = survey(file, limited, decode=True)
     assert result.images == {0: 2, 1: 1}
-    messages = [f"{file}, row {row}: 0 <image> in the text, but 1 pictures" for row in (3, 4, 5, 6)]
+    messages = [f"{file}, row {row}: 0 <image> in the text, but 1 images" for row in (3, 4, 5, 6)]
     assert [str(error)[: len(one)] for error, one in zip(result.bad, messages, strict=True)] == messages
     table = {"conversations": [json.dumps(turns("Hi", "Hi"))] * 2, "image_bytes": [[stand_in] * 2, [stand_in, held[3]]]}
     pyarrow.parquet.write_table(pyarrow.table(table), file)
