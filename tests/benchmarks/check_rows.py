@@ -4,9 +4,8 @@ Makes 100,000 rows in each of the three forms, with twelve kinds of bad rows amo
 process of its own, on one core. Writes `data/results/rows.json`: rows a second, the process's private memory from the
 first row to the last, and which bad rows were reported with the right reason. Then the samples of each data set are
 read in a random order. `rows_a_second` counts wall time, `rows_a_second_of_its_own` the process's own time: others may
-work on the machine (`load_before` is its load at the start). Private memory is what `smaps_rollup` calls so: `held` is
-Private_Dirty, which cannot be reclaimed; `mapped` is Private_Clean, pages of files that the system drops when it needs
-room.
+work on the machine (`load_before` is its load at the start). Of the private memory in `smaps_rollup`, `held` is
+Private_Dirty, which cannot be reclaimed, and `mapped` is Private_Clean, pages of files that the system can drop.
 """
 
 import argparse
@@ -163,9 +162,8 @@ class Meter:
         seconds, own_seconds = time.perf_counter() - self.start, time.process_time() - self.own_start
         result = {"rows_a_second": round(count / seconds), "rows_a_second_of_its_own": round(count / own_seconds)}
         for kind in ("held", "mapped"):
-            values = [round(sample[kind], 1) for sample in self.samples]
-            difference = round(max(values) - min(values), 1)
-            result[f"{kind}_mb"] = {"first": values[0], "last": values[-1], "range": difference}
+            mb = [round(sample[kind], 1) for sample in self.samples]
+            result[f"{kind}_mb"] = {"first": mb[0], "last": mb[-1], "range": round(max(mb) - min(mb), 1)}
         return result
 
 

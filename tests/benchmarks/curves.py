@@ -6,7 +6,7 @@ of its text and against the number of its image tokens (images of other sizes), 
 "engine" is ours in bfloat16. Then the peak memory of a step of stage 2 with 32 samples. And the data path alone, from
 1,000 to 100,000 rows: the check that writes a data set, then one epoch of samples in training's order, encoded and
 padded, on one core, in a process of its own. Writes `data/results/curves.json` and the plot beside it; `--plot` only
-draws the plot from the JSON that is there. `load_before` is the machine's load at the start: others may work on it.
+draws the plot from the JSON that is there. `load_before` is the machine's load at the start.
 """
 
 import argparse

@@ -1,11 +1,10 @@
 """Whether a run reproduces the shipped results: `python tests/benchmarks/same_results.py runs/seed-0`.
 
-Compares the headline figures of a finished run with those of the shipped seeds, which were trained before the package
-computed in 16 bits with attention of its own (the library's eager attention, mixed precision or float32, nothing
-compiled). Writes `data/results/same_results.json`: for each figure its value, the seeds' lowest and highest, and its
-distance from their mean in standard errors of one run (from the widest of the four intervals, as that of a perfect
-score has no width). And the losses of the last steps beside those of the shipped weights, step by step; both runs must
-have the same seed and samples.
+Compares the headline figures of a finished run with those of the shipped seeds, which were trained with the library's
+eager attention, in mixed precision or float32, not compiled. Writes `data/results/same_results.json`: for each figure
+its value, the seeds' lowest and highest, and its distance from their mean in standard errors of one run (from the
+widest of the four intervals, as that of a perfect score has no width). And the losses of the last steps beside those of
+the shipped weights, step by step; both runs must have the same seed and samples.
 """
 
 import argparse

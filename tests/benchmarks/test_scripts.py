@@ -19,6 +19,7 @@ import steps_26m
 from lessons import lesson_04
 from lessons.cost import Length
 from lessons.lesson_04 import WITH, WITHOUT
+from matplotlib.figure import Figure
 from PIL import Image
 from runs import make_run
 from test_bench import keys_of
@@ -68,19 +69,18 @@ def same_process(put, capsys):
 @linux
 def test_curves_measures_and_plots(make_model, processor, shipped, same_process, tmp_path, put):
     same_process(curves)
-    file = tmp_path / "curves.json"
+    file, plot = tmp_path / "curves.json", curves.plot
     put(bench, LENGTHS={"sft": Length(30, 12)})
     put(check_rows, IMAGES=5)
     put(curves, TEXTS=(20,), SIDES=(8, 16), COUNTS=(64,), REPEATS=1, PADDED={"clip-26m": {"sft": 64}}, FILE=file)
     put(curves, PEAK_VARIANTS=curves.VARIANTS | {"compiled": bench.OURS[1]})  # compiling is slow
-    put(curves, build=lambda *_: (make_model(), processor, {}))
+    put(curves, build=lambda *_: (make_model(), processor, {}), plot=lambda _: Figure())
     curves.main([])
     written = read(file)
     assert keys_of(written) == keys_of(shipped["curves"])
     assert [point["image_tokens"] for point in written["image"]["engine"]] == [4, 16]
     assert [point["tokens"] for point in written["text"]["old"]] == [36] and written["data"][0]["rows"] == 64
-    file.with_suffix(".png").unlink()
-    put(curves, measure=None)
+    put(curves, measure=None, plot=plot)
     curves.main(["--plot"])
     assert Image.open(file.with_suffix(".png")).width > 1000 and read(file) == written
     text, memory, *_ = curves.plot(shipped["curves"]).axes
