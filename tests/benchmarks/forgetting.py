@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lessons.lenses.blocks import blocks, size
 from lessons.lesson_04 import (
     RESULTS,
     STAGE,
@@ -32,7 +33,6 @@ from lessons.lesson_04 import (
     text_scores,
     train_variant,
 )
-from lessons.stages import blocks, size
 
 from minivlm.checkpoint import load_checkpoint
 from minivlm.config import PROMPTS

@@ -9,9 +9,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from lessons import chat
-from lessons.chat import ANY, FILE, QUESTIONS, WHOLE, Chat
 from lessons.lesson_00 import Familiar
+from lessons.widgets import chat
+from lessons.widgets.chat import ANY, FILE, MOST_QUESTIONS, WHOLE, Chat
 from PIL import Image
 
 from minivlm.checkpoint import load_checkpoint
@@ -103,11 +103,11 @@ class TestAConversation:
             return f"answer {len(asked)}"
 
         monkeypatch.setattr(chat, "reply", echo)
-        for number in range(QUESTIONS + 1):
+        for number in range(MOST_QUESTIONS + 1):
             talk.ask(f"<image>\nquestion {number}?")
         roles = [[message["role"] for message in messages] for messages in asked]
-        assert roles[1] == ["user", "assistant", "user"] and len(roles[QUESTIONS - 1]) == 2 * QUESTIONS - 1
-        assert roles[QUESTIONS] == ["user"], "a conversation longer than any of stage 2 begins anew"
+        assert roles[1] == ["user", "assistant", "user"] and len(roles[MOST_QUESTIONS - 1]) == 2 * MOST_QUESTIONS - 1
+        assert roles[MOST_QUESTIONS] == ["user"], "a conversation longer than any of stage 2 begins anew"
         first, *later = [message["content"] for message in asked[1] if message["role"] == "user"]
         assert [part["type"] for part in first] == ["image", "text"] and first[1]["text"] == "question 0?"
         assert later == [[{"type": "text", "text": "<image>\nquestion 1?"}]], "shorthand only where a picture begins"
@@ -124,7 +124,7 @@ class TestAConversation:
         talk.source.value = ANY
         assert talk.scene.layout.display is None
         talk.scene.value = 17
-        np.testing.assert_array_equal(np.asarray(talk.picture), np.asarray(draw(sample_scene("dev", 17))))
+        np.testing.assert_array_equal(np.asarray(talk.image), np.asarray(draw(sample_scene("dev", 17))))
 
     def test_typed_markup_is_text(self, talk, monkeypatch):
         monkeypatch.setattr(chat, "reply", lambda *given, streamer: "<i>no</i>")
@@ -163,7 +163,7 @@ class TestAFileOfOnesOwn:
 
     def test_a_damaged_file_is_refused_in_words(self, talk):
         upload(talk, png(draw(TABLE["sunset"]))[:500])
-        assert "cut off" in said(talk) and talk.picture is None
+        assert "cut off" in said(talk) and talk.image is None
         assert "Choose a picture first." in type_and_send(talk, "What is it?")
 
     def test_a_far_picture_is_called_far_before_any_answer(self, shipped):

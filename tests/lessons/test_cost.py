@@ -96,12 +96,13 @@ def test_a_probe_takes_real_steps_and_moves_what_learns_alone(model, processor, 
         return step(self, *given, **options)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
-    found = cost.probe(model, processor, stage(name), SHORT, precision, examples=2, steps=3)
+    found = cost.time_steps(model, processor, stage(name), SHORT, precision, examples=2, steps=3)
     moved = {key.split(".")[0] for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
     assert moved == ({"projector"} if name == "pretrain" else {"projector", "language_model"})
     assert len(found.losses) == len(found.seconds) == 3 and found.losses[-1] < found.losses[0]
     assert set(rates) == {2e-3}  # the stage's own
-    assert cost.Probe(4, (9.0, 1.0, 2.0, 4.0), (1.0,) * 4).examples_per_second == 2.0  # the median without the first
+    timed = cost.TimedSteps(4, (9.0, 1.0, 2.0, 4.0), (1.0,) * 4)
+    assert timed.examples_per_second == 2.0  # the median without the first
     assert not model.training
 
 

@@ -1,4 +1,4 @@
-"""Sequences as pictures: every run has its length, and a cache leaves one place per new token."""
+"""Sequences as pictures: every run has its length, and a cache computes one position per new token."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_an_image_token_at_padding_is_padding():
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_places_computed_with_and_without_a_cache(steps):
+def test_positions_computed_with_and_without_a_cache(steps):
     figure = cache_plate([False, True, True, False, False], steps)
     without, cached = figure.axes
     counts = [5 + step for step in range(steps)]
