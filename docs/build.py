@@ -1,8 +1,8 @@
 """Write README.md and the other pages from their templates and the measured numbers: `python docs/build.py`.
 
 A template `docs/templates/PAGE.md.j2` becomes the page PAGE.md; `PAGES` says where it lies. In a template a file
-`data/results/NAME.json` is the variable NAME, so no table of numbers is typed. A test holds that every committed page is
-what this command writes.
+`data/results/NAME.json` is the variable NAME, so no table of numbers is typed. A test holds that every committed page
+is what this command writes.
 """
 
 import json

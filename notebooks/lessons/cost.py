@@ -23,8 +23,6 @@ from minivlm.processor import MiniVLMProcessor
 from minivlm.runtime import WorkingCopy, attend, attend_back, give_back_memory
 from minivlm.train import adamw, supervised_loss
 
-PARTS = ("encoder", "W", "language model, forward", "language model, backward", "head")
-
 
 @dataclass(frozen=True)
 class Length:
@@ -40,11 +38,11 @@ LENGTHS = {"pretrain": Length(250, 40), "sft": Length(400, 180)}
 
 
 def flops(config: MiniVLMConfig, stage: Stage, length: Length) -> dict[str, int]:
-    """Floating-point operations of training on one example with one image, part by part (`PARTS`).
+    """Floating-point operations of training on one example with one image, part by part.
 
-    A weight that trains costs three products for each token: forward, for what lies below, for itself. A frozen one on
-    the gradient's way to W costs two. The encoder lies on no gradient's way and costs one. Logits are computed at the
-    supervised positions alone.
+    A weight that trains costs three products for each token: forward, for what lies below, for itself. A frozen one
+    that the gradient passes on its way to W costs two. The encoder, which no gradient passes, costs one. Logits are
+    computed at the supervised positions alone.
     """
     vision, text = config.vision_config, config.text_config
     dv, dl, n, tokens = config.vision_width, config.language_width, config.num_image_tokens, length.tokens
@@ -132,7 +130,7 @@ def saved_bytes(forward: Callable[[], torch.Tensor], inputs: Iterable[torch.Tens
 
 
 @dataclass(frozen=True)
-class Probe:
+class TimedSteps:
     """A few real steps: seconds of each, and the loss per supervised token before each."""
 
     examples: int
@@ -145,7 +143,7 @@ class Probe:
         return self.examples / statistics.median(self.seconds[1:] or self.seconds)
 
 
-def probe(
+def time_steps(
     model: MiniVLMForConditionalGeneration,
     processor: MiniVLMProcessor,
     stage: Stage,
@@ -153,7 +151,7 @@ def probe(
     precision: str,
     examples: int | None = None,
     steps: int = 3,
-) -> Probe:
+) -> TimedSteps:
     """Take real optimizer steps on random examples of the length, each with a grey image. The weights move.
 
     The encoder runs in every step, as it does in training without features that were computed before.
@@ -182,7 +180,7 @@ def probe(
     model.zero_grad()
     del optimizer, batch, copy
     give_back_memory()
-    return Probe(examples, tuple(seconds), tuple(losses))
+    return TimedSteps(examples, tuple(seconds), tuple(losses))
 
 
 def random_example(config: MiniVLMConfig, length: Length, seed: int = 0) -> Example:
@@ -239,7 +237,7 @@ def as_lines(bills: Sequence[tuple[str, Bill]]) -> list[str]:
 # The meter: operations and bytes of every call that torch makes
 
 LARGE, ATTENTION, SINGLE, COPIES = "large products", "attention's products", "number by number", "copies, look-ups"
-KINDS = (LARGE, ATTENTION, SINGLE, COPIES)
+WORK_KINDS = (LARGE, ATTENTION, SINGLE, COPIES)
 LARGE_CALLS = {"mm", "addmm", "linear"}
 ATTENTION_CALLS = {"bmm", "baddbmm"}
 COPY_CALLS = {
@@ -275,7 +273,7 @@ class Work:
 
 
 class Meter(TorchDispatchMode):
-    """Counts, while it is entered, the operations and bytes of all calls that torch makes, by kind (`KINDS`).
+    """Counts, while it is entered, the operations and bytes of all calls that torch makes, by kind (`WORK_KINDS`).
 
     A call reads each of its tensors once and writes its result once. A product counts two operations for each pair of
     numbers that it multiplies, everything else what `STEPS` says for each number. A view moves nothing.
@@ -287,7 +285,7 @@ class Meter(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.work = dict.fromkeys(KINDS, Work())
+        self.work = dict.fromkeys(WORK_KINDS, Work())
         self.names: set[str] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

@@ -74,7 +74,7 @@ def class_token_counted(patch: Patch) -> None:
 
 @fault
 def class_token_kept_last_patch_lost(patch: Patch) -> None:
-    """The class token stays and the last patch goes: the shape is right, every patch stands one place too late."""
+    """The class token stays and the last patch goes: the shape is right, every patch stands one position too late."""
 
     @torch.no_grad()
     def forward(self, pixel_values):
@@ -85,7 +85,7 @@ def class_token_kept_last_patch_lost(patch: Patch) -> None:
 
 @fault
 def mask_off_by_one(patch: Patch) -> None:
-    """Supervision begins and ends one token late: the first token of an answer is never learnt."""
+    """Supervision begins and ends one token late: the first token of an answer is never supervised."""
     encode = processor.MiniVLMProcessor._encode
 
     def shifted(self, pieces):

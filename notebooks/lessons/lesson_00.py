@@ -27,9 +27,22 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from lessons.chat import Chat  # noqa: F401 (for the notebook)
-from lessons.lenses import attention_to_patches, show_attention  # noqa: F401 (for the notebook)
-from lessons.plots import BLUE, BOXES, GREY, HEIGHT, INK, ORANGE, WIDTH, chinese_font, note, show, style, table_html
+from lessons.lenses.attention import attention_to_patches, show_attention  # noqa: F401 (for the notebook)
+from lessons.plots import (
+    BLUE,
+    BOX_HEIGHT,
+    BOX_WIDTH,
+    BOXES,
+    GREY,
+    INK,
+    ORANGE,
+    chinese_font,
+    note,
+    show,
+    style,
+    table_html,
+)
+from lessons.widgets.chat import Chat  # noqa: F401 (for the notebook)
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.runtime.files import hash_tensors
 from minivlm.runtime.paths import BASE, PRETRAIN, SFT, data_folder
@@ -142,8 +155,12 @@ STATIONS = (
     Station("A2", "Speed", "Where does the time go,\nand what is it for?", ("encoder", "language model", "answer")),
 )
 AFTER = {"A1": "01", "A2": "06"}  # the appendices, and the notebook that each asks for
-CARD, GAP, HIGH = 26.0, 5.0, 34.0  # the width of a card, the gap to the next one, the height of a card
-ACROSS, BETWEEN = 5, 9.0  # cards in a row, and the gap to the row below
+CARD, MARGIN, HIGH = (
+    26.0,
+    5.0,
+    34.0,
+)  # the width of a card, the gap to the next one, the height of a card
+CARDS, BETWEEN = 5, 9.0  # cards in a row, and the gap to the row below
 SHORT = {"language model": "LM"}
 
 
@@ -164,7 +181,11 @@ def course_map(minutes: dict[str, float]) -> Figure:
     legend = "The model has these boxes;\na card lights those that\nits notebook is about."
     axes.text(left, bottom + HIGH - 8, legend, va="top")
     _boxes(axes, (), left, bottom + 6.3, named=True)
-    axes.set(xlim=(-2, ACROSS * (CARD + GAP) - GAP + 2), ylim=(-2, 2 * HIGH + BETWEEN + 2), aspect="equal")
+    axes.set(
+        xlim=(-2, CARDS * (CARD + MARGIN) - MARGIN + 2),
+        ylim=(-2, 2 * HIGH + BETWEEN + 2),
+        aspect="equal",
+    )
     axes.axis("off")
     return figure
 
@@ -188,8 +209,8 @@ def show_course(minutes: dict[str, float]) -> None:
 
 def _corner(station: int) -> tuple[float, float]:
     """A card's lower left corner: the first row above, the others below."""
-    row, column = divmod(station, ACROSS)
-    return column * (CARD + GAP), (1 - row) * (HIGH + BETWEEN)
+    row, column = divmod(station, CARDS)
+    return column * (CARD + MARGIN), (1 - row) * (HIGH + BETWEEN)
 
 
 def _card(axes: Axes, station: Station, left: float, bottom: float, minutes: float | None) -> None:
@@ -212,9 +233,9 @@ def _boxes(axes: Axes, lit: tuple[str, ...], left: float, bottom: float, named: 
         corner = (left + x * across, bottom + y * up)
         plain = {"facecolor": "#E4E2DE", "edgecolor": "#C9C7C3", "linewidth": 0.6}
         look = {"facecolor": ORANGE, "edgecolor": INK, "linewidth": 1.1} if name in lit else plain
-        axes.add_patch(Rectangle(corner, WIDTH * across, HEIGHT * up, **look))
+        axes.add_patch(Rectangle(corner, BOX_WIDTH * across, BOX_HEIGHT * up, **look))
         if named:
-            middle = corner[0] + WIDTH * across / 2
+            middle = corner[0] + BOX_WIDTH * across / 2
             axes.text(middle, corner[1] - 0.5, SHORT.get(name, name), ha="center", va="top", fontsize=6.6)
 
 

@@ -30,11 +30,11 @@ from lessons.probes import (  # noqa: F401 (for the notebook)
     twin_rate,
 )
 
-GROUND = {BLUE: "#E6F0F7", ORANGE: "#FFF0E2", GREY: "#F4F4F4"}  # a pale ground for each line colour
+GROUNDS = {BLUE: "#E6F0F7", ORANGE: "#FFF0E2", GREY: "#F4F4F4"}  # a pale ground for each line colour
 DARK = 0.22  # brightness of a patch that is nothing like the chosen one
 PART_COLOURS = {"vision": BLUE, "language_model": GREY, "projector": ORANGE}
 PART_NAMES = {"vision": "encoder", "language_model": "language model", "projector": "W"}
-Box = tuple[float, float, float, float]  # left, bottom, width, height
+Frame = tuple[float, float, float, float]  # left, bottom, width, height
 
 
 # ---- the parts
@@ -42,7 +42,7 @@ Box = tuple[float, float, float, float]  # left, bottom, width, height
 
 @style()
 def anatomy(
-    picture: Image.Image,
+    image: Image.Image,
     patch_features: np.ndarray,
     image_embeds: np.ndarray,
     inputs_embeds: np.ndarray,
@@ -61,7 +61,7 @@ def anatomy(
     side = int(n**0.5)
     figure = Figure(figsize=(11.5, 5.4))
     ax = figure.add_axes((0, 0, 1, 1))
-    _picture(ax, (1, 30, 22, 22), picture, side)
+    _draw_image(ax, (1, 30, 22, 22), image, side)
     _part(ax, (29, 34, 16, 14), "vision", parameters["vision"], "frozen, always", BLUE)
     draw_matrix(ax, (51, 30, 12, 22), patch_features)
     _part(ax, (69, 34, 16, 14), "projector W", parameters["projector"], "trains in both stages", ORANGE)
@@ -88,10 +88,10 @@ def anatomy(
     return figure
 
 
-def _part(ax: Axes, box: Box, name: str, parameters: int, role: str, colour: str) -> None:
+def _part(ax: Axes, box: Frame, name: str, parameters: int, role: str, colour: str) -> None:
     """A box of the diagram: its name, its parameters, whether it trains."""
     left, bottom, width, height = box
-    look = {"facecolor": GROUND[colour], "edgecolor": colour, "linewidth": 1.8, "zorder": 2}
+    look = {"facecolor": GROUNDS[colour], "edgecolor": colour, "linewidth": 1.8, "zorder": 2}
     ax.add_patch(FancyBboxPatch((left, bottom), width, height, boxstyle="round,pad=0,rounding_size=1.2", **look))
     x, y, middle = left + width / 2, bottom + height / 2, {"ha": "center", "va": "center", "zorder": 3}
     ax.text(x, y + 3, name, fontsize=12, fontweight="bold", **middle)
@@ -107,7 +107,7 @@ def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], **loo
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, color=INK, linewidth=1.4, **look))
 
 
-def _runs(ax: Axes, box: Box, is_image: np.ndarray) -> list[float]:
+def _runs(ax: Axes, box: Frame, is_image: np.ndarray) -> list[float]:
     """Bars over the parts of a sequence: text, picture, text. Returns the middles of the bars."""
     left, bottom, width, height = box
     edges = [0, *(np.flatnonzero(np.diff(is_image.astype(int))) + 1), len(is_image)]
@@ -153,12 +153,12 @@ def to_scale(models: Mapping[str, Mapping[str, int]]) -> Figure:
 
 
 @style()
-def cut_plate(picture: Image.Image, side: int, pulled: Sequence[int]) -> Figure:
+def cut_plate(image: Image.Image, side: int, pulled: Sequence[int]) -> Figure:
     """A square picture of side x side patches, these pulled apart, and four of them, `pulled`, large."""
-    cuts = patches(picture, side * side)
+    cuts = patches(image, side * side)
     figure = Figure(figsize=(11.5, 4.3))
     whole, apart = figure.add_axes((0.005, 0.02, 0.36, 0.9)), figure.add_axes((0.385, 0.02, 0.36, 0.9))
-    _picture(whole, (0, 0, side, side), picture, side)
+    _draw_image(whole, (0, 0, side, side), image, side)
     for patch in range(side * side):
         y, x = divmod(patch, side)
         apart.imshow(cuts[patch], extent=(x + 0.06, x + 0.94, y + 0.94, y + 0.06))
@@ -200,8 +200,8 @@ def probe_curve(accuracies: Mapping[str, Sequence[float]], guessing: Mapping[str
 
 
 @style()
-def reading_plate(picture: Image.Image, readings: Mapping[str, Mapping[int, tuple[str, bool]]], side: int) -> Figure:
-    """The words that probes read off single patches, written over the picture; wrong words are struck through.
+def reading_plate(image: Image.Image, readings: Mapping[str, Mapping[int, tuple[str, bool]]], side: int) -> Figure:
+    """The words that probes read off single patches, written over the image; wrong words are struck through.
 
     Args:
         readings: for each panel's title, patch → (word, whether it is right).
@@ -209,7 +209,7 @@ def reading_plate(picture: Image.Image, readings: Mapping[str, Mapping[int, tupl
     figure = Figure(figsize=(5.6 * len(readings), 5.9), layout="constrained")
     panels = figure.subplots(1, len(readings), squeeze=False)[0]
     for axes, (title, words) in zip(panels, readings.items(), strict=True):
-        pixels = np.asarray(picture.convert("RGB"), dtype=float)
+        pixels = np.asarray(image.convert("RGB"), dtype=float)
         axes.imshow(np.round(pixels + 0.35 * (255 - pixels)).astype(np.uint8), extent=(0, side, side, 0))
         axes.set(xlim=(-0.03, side + 0.03), ylim=(side + 0.03, -0.03))
         axes.set_title(title, fontsize=11.5)
@@ -225,10 +225,10 @@ def reading_plate(picture: Image.Image, readings: Mapping[str, Mapping[int, tupl
     return figure
 
 
-def _picture(axes: Axes, box: Box, picture: Image.Image, side: int) -> None:
-    """Draw a picture into a box, under white lines that cut it into patches."""
+def _draw_image(axes: Axes, box: Frame, image: Image.Image, side: int) -> None:
+    """Draw an image into a box, under white lines that cut it into patches."""
     left, bottom, width, height = box
-    axes.imshow(np.asarray(picture), extent=(left, left + width, bottom, bottom + height), interpolation="bicubic")
+    axes.imshow(np.asarray(image), extent=(left, left + width, bottom, bottom + height), interpolation="bicubic")
     for cut in range(1, side):
         axes.plot([left + width * cut / side] * 2, [bottom, bottom + height], color="white", linewidth=0.7, alpha=0.8)
         axes.plot([left, left + width], [bottom + height * cut / side] * 2, color="white", linewidth=0.7, alpha=0.8)
@@ -238,9 +238,9 @@ def _picture(axes: Axes, box: Box, picture: Image.Image, side: int) -> None:
 
 
 class Twin(NamedTuple):
-    """One panel of `twin_plate`: a picture, its cosines (N, N), the chosen patch, and a title."""
+    """One panel of `twin_plate`: an image, its cosines (N, N), the chosen patch, and a title."""
 
-    picture: Image.Image
+    image: Image.Image
     cosine: torch.Tensor
     patch: int
     title: str
@@ -262,8 +262,8 @@ def twin_plate(twins: Sequence[Twin]) -> Figure:
 def _twin_panel(axes: Axes, twin: Twin) -> None:
     side = int(len(twin.cosine) ** 0.5)
     like = twin.cosine[twin.patch].reshape(side, side).clamp(0, 1).numpy()
-    pixels = np.asarray(twin.picture.convert("RGB"), dtype=float) / 255
-    light = np.asarray(Image.fromarray(like.astype(np.float32)).resize(twin.picture.size, Image.Resampling.NEAREST))
+    pixels = np.asarray(twin.image.convert("RGB"), dtype=float) / 255
+    light = np.asarray(Image.fromarray(like.astype(np.float32)).resize(twin.image.size, Image.Resampling.NEAREST))
     grey = pixels.mean(-1, keepdims=True) * DARK
     axes.imshow(grey + (pixels - grey) * light[..., None], extent=(0, side, side, 0), interpolation="bicubic")
     similar = twin_of(twin.cosine, twin.patch)
@@ -278,7 +278,7 @@ def _twin_panel(axes: Axes, twin: Twin) -> None:
     axes.axis("off")
 
 
-def twin_chooser(picture: Image.Image, cosine: torch.Tensor, patch: int) -> ipywidgets.VBox:
+def twin_chooser(image: Image.Image, cosine: torch.Tensor, patch: int) -> ipywidgets.VBox:
     """Two sliders choose a patch by row and column, and its map follows. Arrow keys move a slider that has the focus.
 
     Args:
@@ -297,7 +297,7 @@ def twin_chooser(picture: Image.Image, cosine: torch.Tensor, patch: int) -> ipyw
             f"Patch {chosen} (row {row.value}, column {column.value}): most like patch {similar} "
             f"(row {similar // side}, column {similar % side}), cosine {cosine[chosen, similar]:.2f}."
         )
-        plate = twin_plate([Twin(picture, cosine, chosen, f"like patch {chosen}")])
+        plate = twin_plate([Twin(image, cosine, chosen, f"like patch {chosen}")])
         alt = f"The picture, lit where a patch is like the chosen one. {text}"
         view.value = f'{figure_html(plate, alt, 380)}<p role="status">{html.escape(text)}</p>'
 

@@ -29,7 +29,7 @@ LOOKS = {
 
 
 def user(*parts: Part) -> list[dict]:
-    """A conversation of one message: text, pictures, and None for a picture that is handed over separately."""
+    """A conversation of one message: text, images, and None for an image that is passed separately."""
     content = []
     for part in parts:
         image = {} if part is None else {"image": part}
@@ -54,7 +54,7 @@ def answers(model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor,
 
 @style()
 def swap(
-    picture: Image.Image, tokens: Sequence[str], looked_up: np.ndarray, swapped: np.ndarray, is_image: np.ndarray
+    image: Image.Image, tokens: Sequence[str], looked_up: np.ndarray, swapped: np.ndarray, is_image: np.ndarray
 ) -> Figure:
     """A sequence before and after the picture's embeddings replace its placeholders, with the patches above it.
 
@@ -68,7 +68,7 @@ def swap(
     ax = figure.add_subplot()
     for bottom, values in ((7.0, looked_up), (0.0, swapped)):
         draw_matrix(ax, (0, bottom, length, 5), scale_rows(values).T)
-    for position, patch in zip(positions, patches(picture, len(positions)), strict=True):
+    for position, patch in zip(positions, patches(image, len(positions)), strict=True):
         ax.imshow(patch, extent=(position, position + 1, 13.3, 13.3 + PATCH_HEIGHT))
     for position in np.flatnonzero(~is_image):
         ax.text(position + 0.5, 12.3, tokens[position], rotation=90, ha="center", va="bottom", fontsize=8)
@@ -94,8 +94,8 @@ def rows_plate(
         beside: a few words to the right of each row.
     """
     rows, length = input_ids.shape
-    image, padding = (input_ids == image_token_id).numpy(), (attention_mask == 0).numpy()
-    kinds = np.select([padding, image], ["padding", "placeholders"], "words")
+    is_image, padding = (input_ids == image_token_id).numpy(), (attention_mask == 0).numpy()
+    kinds = np.select([padding, is_image], ["padding", "placeholders"], "words")
     figure = Figure(figsize=(11.5, 0.52 * rows + 0.75))
     ax = figure.add_axes((0.06, 0.02, 0.72 if any(beside) else 0.92, 0.96))
     for row in range(rows):

@@ -1,4 +1,4 @@
-"""What notebook 03 shows: the gradient's way to W, the words that patches become, and what the model then can do.
+"""What notebook 03 shows: how gradients reach W, the words that patches become, and what the model then can do.
 
 Each `show_…` shows a figure with its alternative text and its summary. Letters as in `config.py`.
 """
@@ -15,64 +15,16 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from PIL import Image
 
 from lessons.faults import planted  # noqa: F401 (the notebook uses it, and others below)
-from lessons.lenses import (
-    FACTS,
-    NO_WORD,
-    UNTRUE,
-    PatchWord,
-    facts_named,  # noqa: F401
-    gradient_map,  # noqa: F401
-    listed,
-    read_aloud,  # noqa: F401
-    read_patches,  # noqa: F401
-    things_patches,
-    typed_image,  # noqa: F401
-)
-from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, border, note, patches, readable, show, style
-from lessons.widgets import Album, Moment, PatchExplorer, StepExplorer  # noqa: F401
+from lessons.lenses.blocks import gradient_map  # noqa: F401
+from lessons.lenses.words import FACTS, UNTRUE, facts_named, listed, read_aloud, read_patches, show_words, typed_image  # noqa: F401
+from lessons.plots import BLUE, INK, LIGHT_BLUE, MAP, ORANGE, PALE_ORANGE, note, patches, show, style
+from lessons.widgets.explorers import Album, Moment, PatchExplorer, StepExplorer  # noqa: F401
 from minivlm.config import IGNORE_INDEX
-from minivlm.evaluation import Estimate, Reply, score_questions
-from minivlm.evaluation.questions import Item
 from minivlm.processor import MiniVLMProcessor
-from minivlm.scenes.facts import Scene
-from minivlm.scenes.language import noun_phrase
 
-ZH = "ᶻʰ"  # marks an English word that stands for a Chinese one
-SHARE = 0.38  # of an image's colours that are left below the words; the rest is white
 FAINTEST = 0.002  # of a layer's largest gradient: what is below is drawn alike
-MARKERS = "os^Dv"
 HATCHES = ("", "///", "...", "\\\\\\", "xxx", "")  # so that bars differ without colour, too
-SHADES = ("#C85200", "#FF800E", "#FFBC79", "#5F9ED1", "#A2C8EC", "#E6E6E6")
-
-
-def show_words(
-    image: Image.Image, scene: Scene, panels: Mapping[str, Sequence[PatchWord]], answers: Sequence[str] = ()
-) -> None:
-    """The nearest words of an image's patches, once for each variant of them, and the model's answer to each.
-
-    Args:
-        scene: its facts; its things are outlined.
-        panels: a name and N words for each variant.
-        answers: one for each, or none.
-    """
-    sentences = [f": “{sentence}”" for sentence in answers] or [""] * len(panels)
-    outlines = [
-        (noun_phrase(thing.kind, thing.colour, "en"), covered)
-        for thing, covered in things_patches(scene, len(next(iter(panels.values()))))
-    ]
-    titles = {f"{name}{sentence}": panels[name] for name, sentence in zip(panels, sentences, strict=True)}
-    alt = (
-        f"A pale picture ({listed(scene)}), {len(panels)} times, its things outlined, a word on each patch; words "
-        "that are true of their patch are bold and framed."
-    )
-    counts = []
-    for title, words in titles.items():
-        true = [word.english for word in words if word.true]
-        alt += f" {title}: {len(true)} true, {', '.join(sorted(set(true))) or 'none'}."
-        counts.append(f"{title}: {len(true)} of {len(words)} words are true")
-    remark = "" if readable("中") else f" ({ZH} marks a Chinese word, written in English here)"
-    wrapped = {textwrap.fill(title, 52): words for title, words in titles.items()}
-    show(patch_words(image, wrapped, outlines), alt, f"{'; '.join(counts)}.{remark}")
+SHADES = ("#C85200", "#FF800E", "#FFBC79", "#5F9ED1", LIGHT_BLUE, "#E6E6E6")
 
 
 def show_gradient_path(
@@ -82,11 +34,11 @@ def show_gradient_path(
     processor: MiniVLMProcessor,
     kept: torch.Tensor,
 ) -> None:
-    """The gradient's way through the language model, from `lenses.gradient_map`.
+    """The gradient through the language model, from `lenses.gradient_map`.
 
     Args:
         norms: (L + 1, T).
-        batch: the one example, made by `processor`, that was learnt from.
+        batch: the one example, made by `processor`, of the backward pass.
         kept: W's gradient.
     """
     ids = batch["input_ids"][0]
@@ -97,12 +49,12 @@ def show_gradient_path(
     top, bottom = (np.count_nonzero(norms[layer]) for layer in (-1, 0))
     alt = (
         "A map: the row's tokens from left to right, the layers from top to bottom, the gradient's size as brightness. "
-        f"At the top only {top} places have any, those where a word of the caption is predicted. One layer below, all "
-        "that stands before them has some, the picture's places too. Below the map: the picture with a dot on each "
+        f"At the top only {top} positions have any, those that predict a word of the caption. One layer below, all "
+        "that stands before them has some, the picture's positions too. Below the map: the picture with a dot on each "
         "patch, the larger, the more arrives there; from there an arrow to W."
     )
     summary = (
-        f"Out of the last layer {top} of {len(ids)} places have a gradient, of what goes in {bottom} do, all "
+        f"Out of the last layer {top} of {len(ids)} positions have a gradient, of what goes in {bottom} do, all "
         f"{np.count_nonzero(norms[0][is_image])} of the picture's among them; W keeps it."
     )
     show(figure, alt, summary)
@@ -129,18 +81,6 @@ def show_facts(rows: Mapping[str, Mapping[str, int]]) -> None:
     show(facts_bars(rows), alt, f"Patches of things whose nearest word is true of the thing: {summary}.")
 
 
-def show_intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> None:
-    """Shares with their intervals and counts; see `intervals`."""
-
-    def counts(share: Estimate) -> str:
-        return f"{share['numerator']} of {share['denominator']}"
-
-    lines = [f"{who}, {what}: {counts(share)}" for who, row in rows.items() for what, share in row.items()]
-    what = next(iter(next(iter(rows.values()))))
-    summary = f"{what}: {', '.join(f'{who} {counts(row[what])}' for who, row in rows.items())}."
-    show(intervals(rows, label), f"Points with intervals, {label}. {'; '.join(lines)}.", summary)
-
-
 @style()
 def gradient_path(
     image: Image.Image,
@@ -150,7 +90,7 @@ def gradient_path(
     supervised: np.ndarray,
     arrives: float,
 ) -> Figure:
-    """The gradient's way from the caption's words down through the language model to the patches, and on to W.
+    """The gradient from the caption's words down through the language model to the patches, and on to W.
 
     Args:
         norms: (L + 1, T) from `lenses.gradient_map`; each row is drawn against its own largest.
@@ -177,7 +117,7 @@ def gradient_path(
         ax.plot(t, layers + 0.72, marker="v", color=INK, markersize=5, clip_on=False)
     middle, above = np.flatnonzero(supervised).mean(), layers + 1.0
     ax.text(middle, above, "the loss enters here", ha="center", va="bottom", fontsize=9)
-    ax.text(positions.mean(), layers + 0.62, f"the picture's {len(positions)} places", ha="center", fontsize=9)
+    ax.text(positions.mean(), layers + 0.62, f"the picture's {len(positions)} positions", ha="center", fontsize=9)
     legend = "the brighter, the more of its row's largest gradient; white: none"
     ax.text(-0.5, above, legend, va="bottom", fontsize=8.5)
     ax.set(xlim=(-0.5, length - 0.5), ylim=(-0.5, layers + 0.5))
@@ -187,7 +127,7 @@ def gradient_path(
 
 
 def _down_to_w(figure: Figure, ax: Axes, image: Image.Image, last: np.ndarray, arrives: float) -> None:
-    """Below the map: the gradient over the image's own patches, and W, where the way ends."""
+    """Below the map: the gradient over the image's own patches, and W, where it ends."""
     box, side = ax.get_position(), len(last)
     left = box.x0 + 0.16
     whole = figure.add_axes((left, 0.0, 0.125, 0.295))
@@ -204,7 +144,7 @@ def _down_to_w(figure: Figure, ax: Axes, image: Image.Image, last: np.ndarray, a
     beside.axis("off")
     beside.text(0, 9.4, "a dot's area: how much\narrives at its patch", va="top", fontsize=8.5)
     beside.add_patch(FancyArrowPatch((0, 3.2), (24, 3.2), **arrow))
-    beside.add_patch(Rectangle((25, 0.6), 11, 5.4, facecolor="#FFE3C8", edgecolor=ORANGE, linewidth=2.4))
+    beside.add_patch(Rectangle((25, 0.6), 11, 5.4, facecolor=PALE_ORANGE, edgecolor=ORANGE, linewidth=2.4))
     beside.text(30.5, 3.3, "W", ha="center", va="center", fontsize=15, fontweight="bold")
     size = f"keeps a gradient of norm {arrives:.3g};\nthe layers above keep none"
     beside.text(38, 3.3, size, va="center", fontsize=10)
@@ -262,95 +202,3 @@ def facts_bars(rows: Mapping[str, Mapping[str, int]]) -> Figure:
     axes.spines["left"].set_visible(False)
     axes.legend(ncols=6, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9, handlelength=1.6)
     return figure
-
-
-@style()
-def intervals(rows: Mapping[str, Mapping[str, Estimate]], label: str) -> Figure:
-    """Shares (who -> what -> estimate) as points with their intervals, and their counts written out."""
-    measured = list(next(iter(rows.values())))
-    figure = Figure(figsize=(9.2, 0.3 * len(rows) * (len(measured) + 0.45) + 1.0), layout="constrained")
-    axes = figure.add_subplot()
-    ticks = []
-    for index, (who, figures) in enumerate(rows.items()):
-        for number, (what, share) in enumerate(figures.items()):
-            y = index * (len(measured) + 0.45) + number
-            ticks.append((y, who if len(measured) == 1 else f"{who}: {what}" if number == 0 else what))
-            if share["value"] is None:
-                note(axes, "nothing named", (0, y), (6, 0), va="center", fontsize=9)
-                continue
-            colour = BLUE if index == 0 else GREY
-            axes.plot([share["low"], share["high"]], [y, y], color=colour, linewidth=5, alpha=0.45)
-            axes.plot(share["value"], y, MARKERS[number % len(MARKERS)], color=colour, markersize=8)
-            text = f"{share['value']:.2f}   ({share['numerator']} of {share['denominator']})"
-            note(axes, text, (max(share["high"], share["value"]), y), (9, 0), va="center", fontsize=9)
-    axes.set_yticks(*zip(*ticks, strict=True))
-    axes.invert_yaxis()
-    axes.set(xlim=(-0.02, 1.22), xlabel=label)
-    axes.set_xticks(np.linspace(0, 1, 6))
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x")
-    return figure
-
-
-@style()
-def patch_words(
-    image: Image.Image, panels: Mapping[str, Sequence[PatchWord]], outlines: Sequence[tuple[str, np.ndarray]] = ()
-) -> Figure:
-    """The word nearest to each projected patch, written over the image; what is true of its patch is framed.
-
-    Without a Chinese font, a Chinese word is written in English and marked "zh".
-
-    Args:
-        panels: a title and N words for each panel.
-        outlines: a label and the patches of each thing, to be drawn around them.
-    """
-    figure = Figure(figsize=(5.9 * len(panels), 6.4), layout="constrained")
-    for number, (title, words) in enumerate(panels.items(), start=1):
-        axes, side = figure.add_subplot(1, len(panels), number), int(len(words) ** 0.5)
-        pale = np.round(255 - (255 - np.asarray(image, dtype=float)) * SHARE).astype(np.uint8)
-        axes.imshow(pale, extent=(0, side, side, 0), interpolation="bicubic")
-        for label, covered in outlines:
-            _outline(axes, covered, side, label)
-        for index, word in enumerate(words):
-            y, x = divmod(index, side)
-            _patch_word(axes, x + 0.5, y + 0.5, word)
-        axes.set_title(title, fontsize=12, pad=8)
-        axes.set(xlim=(-0.03, side + 0.03), ylim=(side + 0.03, -0.03))
-        axes.axis("off")
-    return figure
-
-
-def written(word: PatchWord) -> str:
-    """A patch's word as the figures' fonts can write it."""
-    if readable(word.word):
-        return word.word
-    return word.english if word.english == NO_WORD else f"{word.english}{ZH}"
-
-
-def _patch_word(axes: Axes, x: float, y: float, word: PatchWord) -> None:
-    """One word in its patch: framed and bold if it is true."""
-    text = written(word)
-    plain = {"facecolor": "white", "edgecolor": "none", "alpha": 0.45}
-    frame = {"facecolor": "#FFF6EC", "edgecolor": ORANGE, "alpha": 0.95} if word.true else plain
-    size = min(9.0, 58 / max(6, len(text.removesuffix(ZH)) + 1))
-    look = {"color": INK, "fontweight": "bold", "zorder": 4} if word.true else {"color": "#5A5A5A", "zorder": 3}
-    box = {"boxstyle": "round,pad=0.22", "linewidth": 1.5, **frame}
-    axes.text(x, y, text, ha="center", va="center", fontsize=size, bbox=box, **look)
-
-
-def _outline(axes: Axes, covered: np.ndarray, side: int, label: str) -> None:
-    """A line around patches, and what stands there."""
-    lines = border(covered, side)
-    for colour, width in (("white", 5.0), (BLUE, 2.2)):
-        for x0, y0, x1, y1 in lines:
-            axes.plot([x0, x1], [y0, y1], color=colour, linewidth=width, solid_capstyle="round", zorder=2)
-    top = covered.min() // side
-    middle = (covered[covered // side == top] % side).mean() + 0.5
-    x, y, align = min(max(middle, 1.2), side - 1.2), top or 0.02, "center" if top else "top"
-    box = {"boxstyle": "round,pad=0.25", "facecolor": BLUE, "edgecolor": "white"}
-    axes.text(x, y, label, ha="center", va=align, fontsize=8, color="white", bbox=box, zorder=5)
-
-
-def questions_right(items: Sequence[Item], answers: Sequence[str]) -> dict[str, Estimate]:
-    """What share of the exam's questions is answered exactly, by their kind and in "all"."""
-    return score_questions(Reply(item, text) for item, text in zip(items, answers, strict=True))

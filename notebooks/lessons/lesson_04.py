@@ -2,7 +2,7 @@
 
 The results of eighteen short trainings lie in `data/results/forgetting.json`; `tests/benchmarks/forgetting.py` writes
 them. **Forgetting** is measured on text alone, without any image: held-out translations, small talk, and questions
-about listed scenes, all written by `minivlm.scenes.corpus`, from which the language model learnt them. An answer is
+about listed scenes, all written by `minivlm.scenes.corpus`, on which the language model was trained. An answer is
 right if it is the exact one, up to capital letters and punctuation. **Looking** is measured while the model writes the
 word for a thing, in a right description that is the same for all models: how much of its attention goes to the image,
 and how much of that to the thing's own patches. Letters as in `config.py`.
@@ -23,22 +23,13 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from lessons.faults import planted  # noqa: F401 (the notebook uses it, and others below)
-from lessons.lenses import (
-    Looks,
-    attention_to_patches,
-    draw_attention,
-    listed,  # noqa: F401
-    moved,  # noqa: F401
-    things_patches,
-    where,
-    word_title,
-)
-from lessons.lesson_03 import questions_right  # noqa: F401
+from lessons.lenses.attention import Looks, attention_to_patches, draw_attention, where, word_title
+from lessons.lenses.blocks import TITLED_STAGES, blocks, blocks_of, ledger_of, moved, only, size, strips  # noqa: F401
+from lessons.lenses.words import listed, things_patches  # noqa: F401
 from lessons.plots import BLUE, GREY, INK, ORANGE, note, show, style
-from lessons.stages import blocks, only, rates_figure, show_strips, size, strips  # noqa: F401
-from lessons.widgets import StageExplorer  # noqa: F401
+from lessons.widgets.stages import StageExplorer  # noqa: F401
 from minivlm.checkpoint import load_checkpoint
-from minivlm.config import PROMPTS, STAGES
+from minivlm.config import PROMPTS, STAGES, Stage
 from minivlm.data import Sample
 from minivlm.evaluation import Effect, effect, normalised
 from minivlm.generate import ask, reply
@@ -50,7 +41,7 @@ from minivlm.scenes.facts import Scene, random_stream
 from minivlm.scenes.language import description
 from minivlm.scenes.samples import SceneSamples
 from minivlm.scenes.vocabulary import KIND_WORDS
-from minivlm.train import Trainer
+from minivlm.train import Trainer, learning_rates
 
 RESULTS = Path("results") / "forgetting.json"
 STAGE = replace(STAGES["scenes"]["sft"], steps=100, batch_size=8, accumulation=2, warmup_steps=20)
@@ -163,7 +154,7 @@ def compared(results: Mapping[str, Any], variant: str, measure: str, against: st
 
 def in_words(name: str, change: Effect) -> str:
     """An effect as a sentence that claims no more than was measured."""
-    points = f"{name}: {100 * change.difference:+.1f} points, spread of the seeds {100 * change.seed_range:.1f}"
+    points = f"{name}: {100 * change.difference:+.1f} points, range over the seeds {100 * change.seed_range:.1f}"
     return f"{points}: {'an effect' if change.claimed else 'no effect that three seeds could show'}"
 
 
@@ -264,6 +255,40 @@ def show_choices(results: Mapping[str, Any], measures: Mapping[str, str]) -> Non
 def _written(measure: str, value: float) -> str:
     """A measure's value as people write it: words as a number, all else as a share."""
     return f"{value:.0f}" if measure == "words" else f"{value:.0%}"
+
+
+# What trains in a stage
+
+
+def show_strips(model: MiniVLMForConditionalGeneration) -> None:
+    """Both stages to scale, with alternative text and a summary."""
+    rows = {title: blocks_of(model, STAGES["scenes"][name]) for title, name in TITLED_STAGES.items()}
+    totals = {title: ledger_of(model, names, title).total for title, names in rows.items()}
+    shares = {title: total.trained / total.parameters for title, total in totals.items()}
+    lines = "; ".join(f"{title} trains {', '.join(names)}, {shares[title]:.1%} of all" for title, names in rows.items())
+    alt = "Two strips, each the whole model, its blocks as wide as they have parameters. Hatched is what trains: "
+    one, two = (f"{shares[title]:.1%}" for title in rows)
+    show(strips(model, rows), alt + lines, f"Stage 1 trains {one} of the parameters, stage 2 {two}; no encoder ever.")
+
+
+@style()
+def rates_figure(stage: Stage) -> Figure:
+    """The learning rate of each part over a stage's steps, each line named at its end."""
+    steps = range(stage.steps)
+    rates = [learning_rates(step, stage) for step in steps]
+    looks = {"projector": (ORANGE, "--", "W"), "language_model": (BLUE, "-", "language model")}
+    figure = Figure(figsize=(7, 2.6))
+    axes = figure.add_subplot()
+    for part in stage.trains:
+        colour, line, name = looks[part]
+        values = [rate[part] for rate in rates]
+        peak = values.index(max(values))
+        axes.plot([step + 1 for step in steps], values, color=colour, linestyle=line, linewidth=2)
+        at, label = (peak + 1, max(values)), f"{name}: at most {max(values):g}"
+        note(axes, label, at, (4, 4), color=INK)
+    axes.set(xlim=(0, stage.steps * 1.02), ylim=(0, None), xlabel="step", ylabel="learning rate")
+    axes.grid(axis="y")
+    return figure
 
 
 # Where the words of an answer look

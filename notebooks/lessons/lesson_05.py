@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, image_html, note, smoothed, style, table_html
+from lessons.plots import BLUE, GREY, INK, MAP, ORANGE, image_html, note, style, table_html, trailing_mean
 from minivlm.evaluation import EXPERIMENTS, effect, values
 from minivlm.generate import ask, reply
 from minivlm.model import MiniVLMForConditionalGeneration
@@ -77,7 +77,7 @@ def two_losses(losses: Mapping[str, Sequence[float]], nothing_known: float) -> F
     for axes, (name, row), colour in zip(
         figure.subplots(1, 2, sharey=True), losses.items(), (BLUE, ORANGE), strict=True
     ):
-        steps, mean = np.arange(1, len(row) + 1), smoothed(row)
+        steps, mean = np.arange(1, len(row) + 1), trailing_mean(row)
         axes.plot(steps, row, color=GREY, linewidth=0.6)
         axes.plot(steps, mean, color=colour, linewidth=2)
         axes.axhline(nothing_known, color=INK, linewidth=1, linestyle=":")
@@ -152,12 +152,12 @@ def stands_alone(scene: Scene, index: int) -> bool:
 
 @dataclass(frozen=True)
 class Occlusion:
-    """What hiding a part of a picture does to one word of the answer.
+    """What hiding a part of an image does to one word of the answer.
 
     Attributes:
-        answer: what the model says about the whole picture.
+        answer: what the model says about the whole image.
         word: the word that is followed.
-        whole: its probability with the whole picture, given the answer so far.
+        whole: its probability with the whole image, given the answer so far.
         hidden: (P, P), its probability with a window hidden whose top left patch is here; P positions a side.
         window: patches a side of the window.
     """
@@ -184,19 +184,19 @@ class Occlusion:
 def occlude(
     model: MiniVLMForConditionalGeneration,
     processor: MiniVLMProcessor,
-    picture: Image.Image,
+    image: Image.Image,
     prompt: str,
     kind: str,
     window: int = 3,
 ) -> Occlusion:
-    """Slide a grey window over a picture and watch the word for a kind of thing in the model's answer.
+    """Slide a grey window over an image and watch the word for a kind of thing in the model's answer.
 
-    The answer is the one to the whole picture; what is asked is how probable the word still is at its place.
+    The answer is the one to the whole image; what is asked is how probable the word still is at its position.
 
     Raises:
         ValueError: the answer does not name the kind.
     """
-    text = reply(model, processor, ask(prompt, picture))
+    text = reply(model, processor, ask(prompt, image))
     spans = [span for span, (named, _) in find_things(text) if named == kind]
     if not spans:
         raise ValueError(f"the answer does not name a {kind}: {text!r}")
@@ -204,11 +204,11 @@ def occlude(
     word = KIND_WORDS[lang][kind]
     start = text.lower().index(word, spans[0][0])
     side = int(model.config.num_image_tokens**0.5)
-    size = picture.width // side
+    size = image.width // side
     covers = [(x * size, y * size) for y in range(side - window + 1) for x in range(side - window + 1)]
-    images = [picture]
+    images = [image]
     for x, y in covers:
-        images.append(picture.copy())
+        images.append(image.copy())
         images[-1].paste(GREY_BOX, (x, y, x + window * size, y + window * size))
     features = model.vision(processor.pixels(images).to(model.device))  # (I, N, Dv)
     chances = word_chances(model, processor, features, prompt, text, (start, start + len(word)))
@@ -225,7 +225,7 @@ def word_chances(
     text: str,
     span: tuple[int, int],
 ) -> list[float]:
-    """The probability of the characters `span` of an answer, given what comes before them, for each picture.
+    """The probability of the characters `span` of an answer, given what comes before them, for each image.
 
     Args:
         patch_features: (I, N, Dv).
@@ -247,7 +247,7 @@ def occlusion_plate(scene: Scene, index: int, occlusion: Occlusion, texts: Mappi
     """A picture whole, with a thing under a grey box, and without it, each with its answer; and which patches matter.
 
     Args:
-        texts: a title and an answer for the whole picture, the box and the empty place.
+        texts: a title and an answer for the whole picture, the box and the scene without the thing.
     """
     images = (draw(scene), hide(scene, index, grey=True), hide(scene, index))
     figure = Figure(figsize=(11.4, 4.1), layout="constrained")
@@ -286,28 +286,28 @@ def experiment_panels(results: Mapping[str, Any], live: Mapping[str, Mapping[str
 
     Args:
         results: `data/results/experiments.json`.
-        live: arm -> measure -> value of a run made just now: a star.
+        live: variant -> measure -> value of a run made just now: a star.
     """
     figure = Figure(figsize=(10.5, 7.2), layout="constrained")
     panels = figure.subplots(len(MEASURES), len(EXPERIMENTS), sharey="row")
     for row, (measure, title) in enumerate(MEASURES.items()):
-        for column, (name, arms) in enumerate(EXPERIMENTS.items()):
+        for column, (name, variants) in enumerate(EXPERIMENTS.items()):
             axes = panels[row, column]
-            _arms(axes, results, arms, measure, live or {})
+            _variants(axes, results, variants, measure, live or {})
             axes.set_title(f"{name}: {title}")
             if name == "lm":
-                axes.set_xticks(range(len(arms)), [arm if "lm" in arm else "large lm" for arm in arms])
+                axes.set_xticks(range(len(variants)), [one if "lm" in one else "large lm" for one in variants])
         if "chair" in measure:
             panels[row, 0].set_ylim(0, None)
     return figure
 
 
-def _arms(
-    axes: Axes, results: Mapping[str, Any], arms: Sequence[str], measure: str, live: Mapping[str, Mapping[str, float]]
+def _variants(
+    axes: Axes, results: Mapping[str, Any], names: Sequence[str], measure: str, live: Mapping[str, Mapping[str, float]]
 ) -> None:
-    base = values(results, arms[0], measure)
-    for index, arm in enumerate(arms):
-        reached = values(results, arm, measure)
+    base = values(results, names[0], measure)
+    for index, variant in enumerate(names):
+        reached = values(results, variant, measure)
         mean = sum(reached) / len(reached)
         axes.plot([index - 0.28, index + 0.28], [mean, mean], color=BLUE, linewidth=3)
         x = index + np.linspace(-0.12, 0.12, len(reached))
@@ -315,9 +315,9 @@ def _arms(
         axes.annotate(f"{mean:.3f}", (index + 0.31, mean), va="center", fontsize=8.5)
         if index and effect(base, reached).claimed:
             note(axes, "≠", (index, max(reached)), (0, 7), ha="center", color=INK)
-        if measure in live.get(arm, {}):
-            axes.plot(index - 0.2, live[arm][measure], "*", color=ORANGE, markersize=14, markeredgecolor=INK)
-    axes.set_xticks(range(len(arms)), arms)
-    axes.set(xlim=(-0.5, len(arms) - 0.2))
+        if measure in live.get(variant, {}):
+            axes.plot(index - 0.2, live[variant][measure], "*", color=ORANGE, markersize=14, markeredgecolor=INK)
+    axes.set_xticks(range(len(names)), names)
+    axes.set(xlim=(-0.5, len(names) - 0.2))
     axes.margins(y=0.25)
     axes.grid(axis="y")

@@ -1,7 +1,7 @@
 """What notebook 06 shows: a photograph on its way into the model, where operations go, what fills the memory."""
 
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 
 import numpy as np
@@ -10,15 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from lessons.cost import PARTS, Memory
-from lessons.plots import BLUE, GREY, INK, ORANGE, note, style
+from lessons.cost import Memory
+from lessons.plots import BLUE, INK, ORANGE, note, patches, stacked_bars, style
 from minivlm.checkpoint import CheckpointError
 from minivlm.convert.hub import build
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
-
-PATTERNS = ("", "//", "..", "xx", "\\\\")  # so that no part is told by its colour alone
-COLOURS = (GREY, INK, "#A2C8EC", BLUE, ORANGE)
 
 
 def fetched(weights: str) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProcessor, list[str]] | str:
@@ -32,7 +29,7 @@ def fetched(weights: str) -> tuple[MiniVLMForConditionalGeneration, MiniVLMProce
 
 
 def reachable(seconds: float = 3.0) -> bool:
-    """Whether the place where models are published can be asked now; False, too, where `HF_HUB_OFFLINE` is set."""
+    """Whether the site where models are published answers now; False, too, where `HF_HUB_OFFLINE` is set."""
     if constants.HF_HUB_OFFLINE:
         return False
     try:
@@ -48,7 +45,7 @@ def photo_plate(photo: Image.Image, processor: MiniVLMProcessor, side: int) -> F
 
     The processor's pixels are turned back into an image, so that what is shown is what goes in.
     """
-    prepared = as_picture(processor, photo)
+    prepared = as_image(processor, photo)
     figure = Figure(figsize=(10.5, 4), layout="constrained")
     whole, small, cut = figure.subplots(1, 3)
     whole.imshow(photo)
@@ -58,14 +55,14 @@ def photo_plate(photo: Image.Image, processor: MiniVLMProcessor, side: int) -> F
     whole.set_title(f"the photograph, {photo.width} × {photo.height}\nframed: what is kept")
     small.imshow(prepared)
     small.set_title(f"what the encoder gets,\n{prepared.width} × {prepared.height}")
-    cut.imshow(_apart(prepared, side))
+    cut.imshow(with_gaps(prepared, side))
     cut.set_title(f"cut into {side} × {side} = {side**2} patches:\nthe image tokens")
     for axes in (whole, small, cut):
         axes.axis("off")
     return figure
 
 
-def as_picture(processor: MiniVLMProcessor, photo: Image.Image) -> Image.Image:
+def as_image(processor: MiniVLMProcessor, photo: Image.Image) -> Image.Image:
     """What the processor made of an image, turned back: normalised numbers become colours again."""
     settings = processor.image_processor
     pixels = processor.pixels([photo])[0].numpy().transpose(1, 2, 0)  # (H, W, 3)
@@ -73,13 +70,11 @@ def as_picture(processor: MiniVLMProcessor, photo: Image.Image) -> Image.Image:
     return Image.fromarray((colours.clip(0, 1) * 255).round().astype(np.uint8))
 
 
-def _apart(picture: Image.Image, side: int, gap: int = 3) -> np.ndarray:
-    """The image's patches with white between them."""
-    patch = picture.width // side
-    values = np.asarray(picture).reshape(side, patch, side, patch, 3)
-    wide = np.full((side, patch + gap, side, patch + gap, 3), 255, dtype=np.uint8)
-    wide[:, :patch, :, :patch] = values
-    return wide.reshape(side * (patch + gap), side * (patch + gap), 3)[:-gap, :-gap]
+def with_gaps(image: Image.Image, side: int, gap: int = 3) -> np.ndarray:
+    """The image's patches (side x side) with white between them."""
+    tiles = [np.pad(one, ((0, gap), (0, gap), (0, 0)), constant_values=255) for one in patches(image, side**2)]
+    rows = [np.hstack(tiles[start : start + side]) for start in range(0, side**2, side)]
+    return np.vstack(rows)[:-gap, :-gap]
 
 
 @style()
@@ -98,38 +93,8 @@ def losses_bars(losses: Mapping[str, float], nothing: float) -> Figure:
     return figure
 
 
-def arithmetic(stages: Mapping[str, Mapping[str, int]]) -> Figure:
-    """Stacked bars: operations of one example, part by part (`cost.PARTS`), in billions."""
-    billions = {name: [parts[part] / 1e9 for part in PARTS] for name, parts in stages.items()}
-    return _stack(billions, PARTS, "{:.0f}", "billions of operations for one example")
-
-
 def memory_bars(stages: Mapping[str, Memory]) -> Figure:
     """Stacked bars: what fills the memory in a step, in gigabytes."""
     kinds = tuple(field.name for field in fields(Memory))
     gigabytes = {name: [getattr(memory, kind) / 1e9 for kind in kinds] for name, memory in stages.items()}
-    return _stack(gigabytes, kinds, "{:.1f}", "gigabytes in a step of the recipe's batch")
-
-
-@style()
-def _stack(rows: Mapping[str, Sequence[float]], parts: Sequence[str], form: str, unit: str) -> Figure:
-    """Horizontal bars made of parts; a part that is wide enough bears its value, all stand in the legend."""
-    figure = Figure(figsize=(10.5, 0.75 * len(rows) + 1.5), layout="constrained")
-    axes = figure.add_subplot()
-    longest = max(map(sum, rows.values()))
-    for y, (name, values) in enumerate(rows.items()):
-        start = 0.0
-        for part, value, colour, pattern in zip(parts, values, COLOURS, PATTERNS, strict=False):
-            label = part if y == 0 else None
-            axes.barh(name, value, left=start, color=colour, hatch=pattern, edgecolor="white", height=0.6, label=label)
-            if value > 0.04 * longest:
-                box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
-                middle = start + value / 2
-                axes.text(middle, y, form.format(value), ha="center", va="center", fontsize=9, bbox=box)
-            start += value
-        note(axes, form.format(start), (start, y), (6, 0), va="center", fontweight="bold")
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 1.1 * longest), xlabel=unit)
-    axes.tick_params(axis="y", length=0)
-    figure.legend(loc="outside lower center", ncols=len(parts), frameon=False, fontsize=9)
-    return figure
+    return stacked_bars(gigabytes, kinds, "{:.1f}", "gigabytes in a step of the recipe's batch")

@@ -1,7 +1,7 @@
 """What notebook A1 shows: short runs that make an encoder and a language model, and the figures of both.
 
-Two towers learn by CLIP's contrast alone (Radford et al., arXiv:2103.00020); byte-level BPE in a dozen lines; and a
-language model for which the image tokens never said anything about the caption. Letters as in `config.py`.
+Two towers are trained by CLIP's contrast alone (Radford et al., arXiv:2103.00020). Byte-level BPE takes a dozen lines.
+For one language model the image tokens never said anything about the caption. Letters as in `config.py`.
 """
 
 import html
@@ -26,9 +26,8 @@ from torch.nn import functional as F
 from transformers import CLIPVisionConfig, CLIPVisionModel, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from lessons.lenses import ORDERS, listed, read_aloud, read_patches, typed_image  # noqa: F401
-from lessons.lesson_03 import show_intervals, show_words  # noqa: F401
-from lessons.plots import BLUE, GREY, INK, ORANGE, note, show, smoothed, style, table_html
+from lessons.lenses.words import ORDERS, listed, read_aloud, read_patches, show_words, typed_image  # noqa: F401 (for the notebook)
+from lessons.plots import BLUE, GREY, INK, ORANGE, note, show, style, table_html, trailing_mean
 from minivlm.checkpoint import load_checkpoint, save_checkpoint
 from minivlm.config import PROMPTS, Stage
 from minivlm.data import Example, Sample
@@ -43,13 +42,18 @@ from minivlm.scenes.facts import Scene, random_stream, sample_scene
 from minivlm.scenes.language import caption
 from minivlm.train import Trainer, text_probe
 
-Pair = tuple[str, str]
+BytePair = tuple[str, str]
 BYTES = {character: byte for byte, character in bytes_to_unicode().items()}  # GPT-2's alphabet: a character a byte
 ANOTHER = 5_000_000  # so many scenes further on is another scene, and no caption is of that one
-PALE_BLUE = "#5F9ED1"
-STROKES = ((BLUE, "-", "o"), (PALE_BLUE, "--", "s"), (INK, ":", "^"), (ORANGE, "-", "D"), ("#C85200", "--", "v"))
-FORMS = {"drill": ("o", BLUE), "roll call": ("s", ORANGE), "mosaic": ("^", INK), "text": ("x", GREY)}
-TITLES = {"drill": "drills", "roll call": "roll calls", "mosaic": "talk about mosaics", "text": "text"}
+MIDDLE_BLUE = "#5F9ED1"
+STROKES = ((BLUE, "-", "o"), (MIDDLE_BLUE, "--", "s"), (INK, ":", "^"), (ORANGE, "-", "D"), ("#C85200", "--", "v"))
+# of batches, as `pretraining/language_model.py` names them -> title, marker, colour
+FORMS = {
+    "drill": ("associative recall", "o", BLUE),
+    "roll call": ("ordered listings", "s", ORANGE),
+    "mosaic": ("conversations about mosaics", "^", INK),
+    "text": ("text", "x", GREY),
+}
 
 
 # Two towers
@@ -61,7 +65,7 @@ class Towers(nn.Module):
     Args:
         config: of the encoder.
         tokenizer: cuts the captions.
-        pictures: uint8 (I, H, W, 3), to be learnt from.
+        images: uint8 (I, H, W, 3), the training images.
         scenes: what they show.
         batch_size: pictures in a batch.
         hard: every other batch is of one setting (as `pretraining/encoder.py` has it, there of one number of things,
@@ -75,7 +79,7 @@ class Towers(nn.Module):
         self,
         config: CLIPVisionConfig,
         tokenizer: PreTrainedTokenizerFast,
-        pictures: np.ndarray,
+        images: np.ndarray,
         scenes: Sequence[Scene],
         batch_size: int,
         hard: bool = False,
@@ -85,7 +89,7 @@ class Towers(nn.Module):
         self.encoder.set_attn_implementation("eager")  # faster on a CPU, as in `minivlm/pretraining/encoder.py`
         self.text = TextTower(len(tokenizer), config.hidden_size)
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.tokenizer, self.pictures, self.scenes, self.batch_size = tokenizer, pictures, scenes, batch_size
+        self.tokenizer, self.images, self.scenes, self.batch_size = tokenizer, images, scenes, batch_size
         settings = np.array([scene.setting for scene in scenes])
         self.everything = np.arange(len(scenes))
         self.groups = [np.flatnonzero(settings == setting) for setting in np.unique(settings)] if hard else []
@@ -101,9 +105,9 @@ class Towers(nn.Module):
         pool = self.groups[rng.integers(len(self.groups))] if hard else self.everything
         chosen = rng.choice(pool, self.batch_size, replace=False)
         captions = [caption(self.scenes[i], "en", rng) for i in chosen]
-        seen = self.encoder(pixel_values=normalised(self.pictures[chosen])).pooler_output  # (B, Dv)
-        spoken = self.text(self.ids(captions))  # (B, Dv)
-        return contrast_loss(seen, spoken, self.scale, captions), {}
+        image_vectors = self.encoder(pixel_values=normalised(self.images[chosen])).pooler_output  # (B, Dv)
+        caption_vectors = self.text(self.ids(captions))  # (B, Dv)
+        return contrast_loss(image_vectors, caption_vectors, self.scale, captions), {}
 
     def ids(self, captions: Sequence[str]) -> torch.Tensor:
         """Captions as token ids (B, T), padded on the right."""
@@ -111,11 +115,11 @@ class Towers(nn.Module):
         return self.tokenizer(list(captions), **options)["input_ids"]
 
     @torch.no_grad()
-    def cosines(self, pictures: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-        """How well every picture goes with every caption (I, captions), from -1 to 1."""
-        seen = self.encoder(pixel_values=normalised(pictures)).pooler_output  # (I, Dv): the class token, normed
-        spoken = self.text(self.ids(captions))  # (captions, Dv)
-        return (F.normalize(seen, dim=-1) @ F.normalize(spoken, dim=-1).T).numpy()
+    def cosines(self, images: np.ndarray, captions: Sequence[str]) -> np.ndarray:
+        """How well every image goes with every caption (I, captions), from -1 to 1."""
+        image_vectors = self.encoder(pixel_values=normalised(images)).pooler_output  # (I, Dv): the class token, normed
+        caption_vectors = self.text(self.ids(captions))  # (captions, Dv)
+        return (F.normalize(image_vectors, dim=-1) @ F.normalize(caption_vectors, dim=-1).T).numpy()
 
 
 def train_briefly(
@@ -157,10 +161,10 @@ def alike(setting: str, things: int, count: int) -> list[Scene]:
     return scenes
 
 
-def halved(pictures: np.ndarray) -> np.ndarray:
-    """uint8 pictures (I, H, W, 3) at half their width and height: each pixel the mean of four."""
-    count, height, width, colours = pictures.shape
-    return pictures.reshape(count, height // 2, 2, width // 2, 2, colours).mean((2, 4)).round().astype(np.uint8)
+def halved(images: np.ndarray) -> np.ndarray:
+    """uint8 images (I, H, W, 3) at half their width and height: each pixel the mean of four."""
+    count, height, width, colours = images.shape
+    return images.reshape(count, height // 2, 2, width // 2, 2, colours).mean((2, 4)).round().astype(np.uint8)
 
 
 def agreement(cosines: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
@@ -179,21 +183,21 @@ def agreement(cosines: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
     }
 
 
-def show_matching(pictures: Sequence[Image.Image], captions: Sequence[str], cosines: np.ndarray) -> None:
+def show_matching(images: Sequence[Image.Image], captions: Sequence[str], cosines: np.ndarray) -> None:
     """CLIP's square, see `matching`."""
     chosen = cosines.argmax(axis=1)
-    alt = f"A square of {len(pictures)} pictures against their captions; the brighter, the better they go together."
+    alt = f"A square of {len(images)} pictures against their captions; the brighter, the better they go together."
     for line, best in zip(captions, chosen, strict=True):
         alt += f" “{line}” chooses number {best + 1}."
     own = int((chosen == np.arange(len(chosen))).sum())
     apart = cosines[~np.eye(len(cosines), dtype=bool)].mean()
     means = f"in the mean the cosine to it is {cosines.diagonal().mean():.2f}, to the others {apart:.2f}"
-    summary = f"{own} of {len(pictures)} pictures choose their own caption; {means}."
-    show(matching(pictures, captions, cosines), alt, summary)
+    summary = f"{own} of {len(images)} pictures choose their own caption; {means}."
+    show(matching(images, captions, cosines), alt, summary)
 
 
 @style()
-def matching(pictures: Sequence[Image.Image], captions: Sequence[str], cosines: np.ndarray) -> Figure:
+def matching(images: Sequence[Image.Image], captions: Sequence[str], cosines: np.ndarray) -> Figure:
     """CLIP's square: a row for each picture, a column for each caption, how well they go together.
 
     A frame marks the caption that each picture chooses; the right one stands on the diagonal. Captions are numbered,
@@ -202,13 +206,13 @@ def matching(pictures: Sequence[Image.Image], captions: Sequence[str], cosines: 
     Args:
         cosines: (I, I).
     """
-    count = len(pictures)
+    count = len(images)
     figure = Figure(figsize=(11, 5.2))
     axes = figure.add_axes((0.07, 0.02, 0.44, 0.9))
     _square(axes, cosines)
-    for row, picture in enumerate(pictures):
+    for row, image in enumerate(images):
         inset = axes.inset_axes((-1.5, row - 0.47, 0.94, 0.94), transform=axes.transData)
-        inset.imshow(np.asarray(picture))
+        inset.imshow(np.asarray(image))
         inset.axis("off")
     beside = figure.add_axes((0.53, 0.02, 0.46, 0.9))
     beside.set(xlim=(0, 1), ylim=(count - 0.5, -0.5))
@@ -239,17 +243,17 @@ def _square(axes: Axes, values: np.ndarray) -> None:
     axes.spines[:].set_visible(False)
 
 
-def show_learnt_when(moments: Mapping[int, Mapping[str, float]], title: str, label: str) -> None:
-    """What was learnt when, see `learnt_when`."""
+def show_learning_order(moments: Mapping[int, Mapping[str, float]], title: str, label: str) -> None:
+    """The order in which things are learned, see `learning_order`."""
     lines = {step: ", ".join(f"{name} {share:.0%}" for name, share in row.items()) for step, row in moments.items()}
     steps = list(lines)
     alt = f"Lines over the steps. {title}: " + " ".join(f"step {step}, {line}." for step, line in lines.items())
     midway, end = steps[len(steps) // 2], steps[-1]
-    show(learnt_when(moments, title, label), alt, f"Step {midway}: {lines[midway]}. Step {end}: {lines[end]}.")
+    show(learning_order(moments, title, label), alt, f"Step {midway}: {lines[midway]}. Step {end}: {lines[end]}.")
 
 
 @style()
-def learnt_when(moments: Mapping[int, Mapping[str, float]], title: str, label: str) -> Figure:
+def learning_order(moments: Mapping[int, Mapping[str, float]], title: str, label: str) -> Figure:
     """Shares over the steps of a training, each line with its name at its end.
 
     Args:
@@ -257,13 +261,13 @@ def learnt_when(moments: Mapping[int, Mapping[str, float]], title: str, label: s
         label: what the shares are of.
     """
     steps, names = list(moments), list(next(iter(moments.values())))
-    ends = _apart([moments[steps[-1]][name] for name in names], 0.055)
+    ends = _moved_apart([moments[steps[-1]][name] for name in names], 0.055)
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.add_subplot()
     for (colour, dashes, mark), name, end in zip(STROKES, names, ends, strict=False):
         shares = [moment[name] for moment in moments.values()]
         axes.plot(steps, shares, dashes, color=colour, marker=mark, markersize=5, linewidth=2)
-        ink = colour if colour != PALE_BLUE else BLUE
+        ink = colour if colour != MIDDLE_BLUE else BLUE
         note(axes, f"{shares[-1]:.0%} {name}", (steps[-1], end), (9, 0), va="center", color=ink)
     axes.set(xlim=(0, steps[-1] * 1.3), ylim=(-0.02, 1.12), xlabel="step", ylabel=label)
     axes.set_xticks([step for step in axes.get_xticks() if step <= steps[-1]])
@@ -274,7 +278,7 @@ def learnt_when(moments: Mapping[int, Mapping[str, float]], title: str, label: s
     return figure
 
 
-def _apart(values: Sequence[float], least: float) -> list[float]:
+def _moved_apart(values: Sequence[float], least: float) -> list[float]:
     """The same heights, moved upwards where two would be closer than `least`."""
     placed, last = {}, -np.inf
     for index in np.argsort(values, kind="stable"):
@@ -285,7 +289,7 @@ def _apart(values: Sequence[float], least: float) -> list[float]:
 # Byte pairs
 
 
-def learn_merges(words: Counter[str], count: int) -> list[tuple[Pair, int]]:
+def learn_merges(words: Counter[str], count: int) -> list[tuple[BytePair, int]]:
     """The first `count` merges of byte pair encoding (Sennrich et al., arXiv:1508.07909), and how often each pair was.
 
     Args:
@@ -304,7 +308,7 @@ def learn_merges(words: Counter[str], count: int) -> list[tuple[Pair, int]]:
     return merges
 
 
-def _merged(pieces: list[str], pair: Pair) -> list[str]:
+def _merged(pieces: list[str], pair: BytePair) -> list[str]:
     """A word's pieces, the pair joined wherever it stands, from left to right."""
     joined: list[str] = []
     index = 0
@@ -315,7 +319,7 @@ def _merged(pieces: list[str], pair: Pair) -> list[str]:
     return joined
 
 
-def words_of(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Counter[str]:
+def word_counts(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> Counter[str]:
     """How often each word occurs: what no merge crosses, each byte written as one character of GPT-2's alphabet."""
     cutter = tokenizer.backend_tokenizer.pre_tokenizer
     return Counter(word for text in texts for word, _ in cutter.pre_tokenize_str(text))
@@ -391,7 +395,7 @@ def save_base(folder: Path, model: MiniVLMForConditionalGeneration, processor: M
 def train_w(
     parent: Path, samples: Sequence[Sample], stage: Stage, seed: int, precision: str
 ) -> tuple[list[float], MiniVLMForConditionalGeneration]:
-    """Stage 1 upon a base checkpoint, with nothing kept on disk and no ledger printed: its losses, and the model."""
+    """Stage 1 on a base checkpoint, with nothing kept on disk and no ledger printed: its losses, and the model."""
     model, processor, _ = load_checkpoint(parent)
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         options = {"parent": parent, "seed": seed, "precision": precision}
@@ -400,7 +404,7 @@ def train_w(
 
 
 def form_of(kind: str) -> str:
-    """What a batch of the language model's log holds: "mosaic drill" and "list drill" are drills."""
+    """What a batch of the language model's log holds: "drill" of "mosaic drill" and of "list drill"."""
     return kind.split(" ", 1)[1] if " " in kind else kind
 
 
@@ -408,7 +412,7 @@ def show_rounds(log: Sequence[Mapping], title: str) -> None:
     """A language model's rounds, see `rounds`."""
     last = max(line for line, row in enumerate(log) if row["step"] == 0)  # the last round begins here
     losses = {name: [row["loss"] for row in log[last:] if form_of(row["kind"]) == name] for name in FORMS}
-    medians = ", ".join(f"{TITLES[name]} {np.median(row):.2f}" for name, row in losses.items() if row)
+    medians = ", ".join(f"{FORMS[name][0]} {np.median(row):.2f}" for name, row in losses.items() if row)
     alt = (
         "Points of the training loss on a logarithmic scale, round after round, a mark for each form of batch. "
         f"It begins at {log[0]['loss']:.2f}. In the last round, in the median: {medians}."
@@ -426,10 +430,10 @@ def rounds(log: Sequence[Mapping], title: str) -> Figure:
     starts, steps = _one_after_the_other([row["step"] for row in log])
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     axes = figure.add_subplot()
-    for name, (mark, colour) in FORMS.items():
+    for name, (form_title, mark, colour) in FORMS.items():
         chosen = [i for i, row in enumerate(log) if form_of(row["kind"]) == name]
         losses = [log[i]["loss"] for i in chosen]
-        axes.plot([steps[i] for i in chosen], losses, mark, color=colour, markersize=5, label=TITLES[name])
+        axes.plot([steps[i] for i in chosen], losses, mark, color=colour, markersize=5, label=form_title)
     for number, start in enumerate(starts, start=1):
         axes.axvline(start, color=GREY, linewidth=1)
         axes.text(start + 15, 1.02, f"round {number}", transform=axes.get_xaxis_transform(), fontsize=9)
@@ -451,7 +455,7 @@ def _one_after_the_other(steps: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 def show_two_tongues(losses: Mapping[str, Sequence[Sequence[float]]], named: Mapping[str, Sequence[float]]) -> None:
-    """W upon two language models, see `two_tongues`."""
+    """W trained on two language models, see `two_tongues`."""
     ends = "; ".join(f"{name}: {', '.join(f'{curve[-1]:.2f}' for curve in seeds)}" for name, seeds in losses.items())
     shares = "; ".join(f"{name}: {', '.join(f'{share:.0%}' for share in seeds)}" for name, seeds in named.items())
     alt = f"Left, losses of W, a line for each seed; at the end {ends}. Right, the share of things named. {shares}."
@@ -467,7 +471,7 @@ def two_tongues(losses: Mapping[str, Sequence[Sequence[float]]], named: Mapping[
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
     for index, (name, (colour, dashes, mark)) in enumerate(zip(losses, STROKES[::4], strict=False)):
         for curve in losses[name]:
-            mean = smoothed(curve, window=8)
+            mean = trailing_mean(curve, window=8)
             left.plot(np.arange(1, len(mean) + 1), mean, dashes, color=colour, linewidth=1.6)
         left.plot([], [], dashes, color=colour, label=name)
         right.plot(named[name], [index] * len(named[name]), mark, color=colour, markersize=9, alpha=0.8)

@@ -20,30 +20,28 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 
-from lessons.cost import COPY_CALLS, KINDS, Length, Meter, Work, flops, kind_of
-from lessons.lesson_06 import arithmetic  # noqa: F401 (the notebook uses it)
-from lessons.plots import BLUE, GREY, INK, ORANGE, note, style
+from lessons.cost import COPY_CALLS, WORK_KINDS, Length, Meter, Work, flops, kind_of
+from lessons.plots import BLUE, GREY, INK, LIGHT_BLUE, ORANGE, note, style
 from minivlm.config import IGNORE_INDEX, MiniVLMConfig, Stage
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.runtime import WorkingCopy, give_back_memory
 from minivlm.runtime.attention import LEAN
 
-PALE = "#A2C8EC"
-SHAPES = {  # a marker for each kind of work on the roofline, so that none is told by its colour alone
+SHAPES = {  # a marker for each kind of work on the roofline, so that each can be told without its colour
     "large product": "s",
     "attention's products": "D",
     "softmax": "^",
     "norm": "v",
     "SiLU · mul": "o",
 }
-LOOKS = {"32 bits": (INK, INK), "16 bits": (BLUE, BLUE), "16 bits, compiled": (ORANGE, "white")}  # edge, face
+DOT_LOOKS = {"32 bits": (INK, INK), "16 bits": (BLUE, BLUE), "16 bits, compiled": (ORANGE, "white")}  # edge, face
 
 
 # What the old recipe computes, and what is needed
 
 
 def loss_everywhere(model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What `supervised_loss` computes, the old way: logits at every position, most of which are not supervised."""
+    """`supervised_loss` as the old recipe computes it: with logits at every position, most of them unsupervised."""
     inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "attention_mask")}
     logits = model(**inputs, use_cache=False).logits  # (B, T, V), all of them
     targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # (B, T) what comes next
@@ -124,12 +122,12 @@ def strip(parts: Mapping[str, int]) -> Figure:
     return figure
 
 
-# Variants of a step, measured by turns
+# Variants of a step, measured in turn
 
 
 @dataclass(frozen=True)
-class Variant:
-    """One way of computing the gradient of the same examples.
+class StepVariant:
+    """A variant of a step: how it computes the gradient of the same examples.
 
     Attributes:
         title: for tables and figures.
@@ -163,7 +161,7 @@ def with_our_attention(model: MiniVLMForConditionalGeneration, precision: str) -
     return copy
 
 
-def measure(model: MiniVLMForConditionalGeneration, variants: Sequence[Variant], rounds: int) -> list[Timing]:
+def measure(model: MiniVLMForConditionalGeneration, variants: Sequence[StepVariant], rounds: int) -> list[Timing]:
     """Run all variants by turns, and keep the best time of each. Gradients are dropped, weights stay.
 
     Whatever slows a machine for a moment slows one turn, not one variant.
@@ -182,7 +180,7 @@ def measure(model: MiniVLMForConditionalGeneration, variants: Sequence[Variant],
     return [Timing(one.title, one.operations, min(seconds[one.title]), losses[one.title]) for one in variants]
 
 
-def _forward_and_back(model: MiniVLMForConditionalGeneration, variant: Variant) -> tuple[float, float]:
+def _forward_and_back(model: MiniVLMForConditionalGeneration, variant: StepVariant) -> tuple[float, float]:
     """Seconds of a variant's forward and backward pass over all its batches, and the sum of the loss."""
     seconds = total = 0.0
     for batch in variant.batches:
@@ -226,7 +224,7 @@ def timings_figure(timings: Sequence[Timing]) -> Figure:
     figure = Figure(figsize=(10.5, 0.62 * len(timings) + 1.5), layout="constrained")
     axes = figure.add_subplot()
     for y, (timing, (fewer, faster)) in enumerate(zip(timings, gains, strict=True)):
-        axes.plot([fewer, faster], [y, y], color=PALE, linewidth=5, solid_capstyle="round", zorder=1)
+        axes.plot([fewer, faster], [y, y], color=LIGHT_BLUE, linewidth=5, solid_capstyle="round", zorder=1)
         axes.plot(fewer, y, "D", color="white", markeredgecolor=INK, markersize=8, zorder=3)
         axes.plot(faster, y, "o", color=BLUE, markersize=9, zorder=2)
         text = f"{1e3 * timing.seconds:,.0f} ms, {timing.operations / 1e9:,.0f} billion operations"
@@ -335,7 +333,7 @@ def roofline(dots: Sequence[Dot], rates: Mapping[str, float], memory: float, cac
         alike = [dot for dot in dots if dot.kind == kind]
         axes.plot([d.work.intensity for d in alike], [d.rate / 1e9 for d in alike], color=GREY, zorder=3)
         for dot in alike:
-            edge, face = LOOKS[dot.variant]
+            edge, face = DOT_LOOKS[dot.variant]
             look = {"color": face, "markeredgecolor": edge, "markeredgewidth": 1.8, "markersize": 10, "zorder": 4}
             axes.plot(dot.work.intensity, dot.rate / 1e9, SHAPES[kind], **look)
     axes.set_ylim(min(dot.rate for dot in dots) / 2.5e9, 2.5 * max(rates.values()) / 1e9)
@@ -359,7 +357,7 @@ def _roofs(axes: Axes, least: float, most: float, rates: Mapping[str, float], me
         text, at = f"{name}: {speed / 1e9:.0f} GB a second", (3, 3 * speed / 1e9)
         note(axes, text, at, (shift, 0), ha=align, va="center", fontsize=9)
     for variant, rate in rates.items():
-        colour = LOOKS[variant][0]
+        colour = DOT_LOOKS[variant][0]
         axes.plot([rate / cache, most], [rate / 1e9] * 2, color=colour, linewidth=2.5, zorder=1)
         shift, align = (9, "bottom") if rate == highest else (-9, "top")  # so that the names never meet
         text, at = f"products, {variant}: {rate / 1e9:,.0f}", (most, rate / 1e9)
@@ -374,7 +372,7 @@ def _roofline_legend(axes: Axes, variants: set[str]) -> None:
     """Shapes say the kind of work, filling and colour how it was computed."""
     for kind, shape in SHAPES.items():
         axes.plot([], [], shape, color="#E4E2DE", markeredgecolor=INK, markersize=9, label=kind)
-    for variant, (edge, face) in LOOKS.items():
+    for variant, (edge, face) in DOT_LOOKS.items():
         if variant in variants:
             axes.plot([], [], "o", color=face, markeredgecolor=edge, markeredgewidth=1.8, markersize=9, label=variant)
     axes.figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
@@ -394,7 +392,7 @@ class Share:
 def dissect(
     copy: WorkingCopy, loss: Callable[[nn.Module], torch.Tensor], optimizer: torch.optim.Optimizer, times: int = 3
 ) -> dict[str, Share]:
-    """One step's work and time by kind: forward and backward by `KINDS`, the optimizer by itself, and what is left.
+    """One step's work and time by kind: forward and backward by `WORK_KINDS`, the optimizer, and what is left.
 
     The step is counted once, and timed by torch's profiler; times are of the fastest, the optimizer's of the median
     one. Weights move by the optimizer's rate.
@@ -418,7 +416,7 @@ def dissect(
     for name, duration in calls.items():
         if name in meter.names | COPY_CALLS:  # a call that only makes other calls counts as Python
             seconds[kind_of(name)] += duration
-    shares = {kind: Share(meter.work[kind], seconds[kind]) for kind in KINDS}
+    shares = {kind: Share(meter.work[kind], seconds[kind]) for kind in WORK_KINDS}
     give_back_memory()
     update()  # makes room for the optimizer's two numbers, only now: forward and backward have none to spare
     with Meter() as meter:

@@ -30,13 +30,13 @@ class PatchExamples:
     Attributes:
         features: (depths, patches, Dv); depth 0 is the patch by itself, the last one what W is given.
         kinds, colours: of the thing that each patch shows.
-        pictures: the number of the picture that each patch is from.
+        images: the number of the image that each patch is from.
     """
 
     features: np.ndarray
     kinds: np.ndarray
     colours: np.ndarray
-    pictures: np.ndarray
+    images: np.ndarray
 
     def of(self, fact: str) -> np.ndarray:
         """The labels for "kind" or "colour"."""
@@ -52,21 +52,21 @@ def patch_examples(vision: VisionEncoder, scenes: Sequence[Scene]) -> PatchExamp
         for index, scene in enumerate(scenes)
         for patch, thing in things_of_patches(scene, side).items()
     ]
-    pictures, patches = (np.array([row[column] for row in labelled]) for column in (0, 1))
+    images, patches = (np.array([row[column] for row in labelled]) for column in (0, 1))
     return PatchExamples(
-        features[:, pictures, patches],
+        features[:, images, patches],
         np.array([thing.kind for *_, thing in labelled]),
         np.array([thing.colour or COLOURLESS_PROBE for *_, thing in labelled]),
-        pictures,
+        images,
     )
 
 
 @torch.no_grad()
-def depths(vision: VisionEncoder, pictures: np.ndarray) -> np.ndarray:
-    """Patch tokens (depths, I, N, Dv) of uint8 pictures (I, H, W, 3) after every layer; depth 0 is before the first."""
+def depths(vision: VisionEncoder, images: np.ndarray) -> np.ndarray:
+    """Patch tokens (depths, I, N, Dv) of uint8 images (I, H, W, 3) after every layer; depth 0 is before the first."""
     parts = [
         torch.stack(vision.clip(pixel_values=normalised(some), output_hidden_states=True).hidden_states)[:, :, 1:]
-        for some in np.split(pictures, range(100, len(pictures), 100))
+        for some in np.split(images, range(100, len(images), 100))
     ]
     return torch.cat(parts, dim=1).numpy()
 
@@ -86,7 +86,7 @@ def patches_of(scene: Scene, index: int, side: int) -> np.ndarray:
 
 
 class Probe(NamedTuple):
-    """A linear probe and how it did on pictures that it was not fitted to.
+    """A linear probe and how it did on images that it was not fitted to.
 
     Attributes:
         reader: maps a patch feature (Dv,) to a word.
@@ -105,14 +105,14 @@ def fit_probe(examples: PatchExamples, fact: str, depth: int, held_out: int) -> 
     A linear probe (Alain and Bengio, arXiv:1610.01644): what it reads, a matrix like W can hand on.
 
     Args:
-        held_out: the patches of the last so many pictures test the probe and fit nothing.
+        held_out: the patches of the last so many images test the probe and fit nothing.
     """
     # imported here: it takes half a second, and most importers of this module never fit a probe
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    fit = examples.pictures < examples.pictures.max() + 1 - held_out
+    fit = examples.images < examples.images.max() + 1 - held_out
     features, truth = examples.features[depth], examples.of(fact)
     # saga works without BLAS, whose threads get in the way of torch's: forty times slower on two busy cores
     regression = LogisticRegression(solver="saga", C=0.1, max_iter=200, tol=1e-2, random_state=0)

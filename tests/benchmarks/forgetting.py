@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from lessons import lesson_04
-from lessons.stages import blocks, size
+from lessons.lenses.blocks import blocks, size
 
 from minivlm.checkpoint import load_checkpoint
 from minivlm.config import PROMPTS

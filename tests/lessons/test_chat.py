@@ -9,8 +9,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from lessons.chat import ANY, FILE, QUESTIONS, WHOLE, Chat
 from lessons.lesson_00 import Familiar
+from lessons.widgets.chat import ANY, FILE, MOST_QUESTIONS, WHOLE, Chat
 from PIL import Image
 
 from minivlm.checkpoint import load_checkpoint
@@ -101,12 +101,12 @@ class TestAConversation:
             conversations.append(messages)
             return f"answer {len(conversations)}"
 
-        monkeypatch.setattr("lessons.chat.reply", echo)
-        for number in range(QUESTIONS + 1):
+        monkeypatch.setattr("lessons.widgets.chat.reply", echo)
+        for number in range(MOST_QUESTIONS + 1):
             chat.ask(f"<image>\nquestion {number}?")
         roles = [[message["role"] for message in messages] for messages in conversations]
-        assert roles[1] == ["user", "assistant", "user"] and len(roles[QUESTIONS - 1]) == 2 * QUESTIONS - 1
-        assert roles[QUESTIONS] == ["user"], "a conversation longer than any of stage 2 begins anew"
+        assert roles[1] == ["user", "assistant", "user"] and len(roles[MOST_QUESTIONS - 1]) == 2 * MOST_QUESTIONS - 1
+        assert roles[MOST_QUESTIONS] == ["user"], "a conversation longer than any of stage 2 begins anew"
         first, *later = [message["content"] for message in conversations[1] if message["role"] == "user"]
         assert [part["type"] for part in first] == ["image", "text"] and first[1]["text"] == "question 0?"
         assert later == [[{"type": "text", "text": "<image>\nquestion 1?"}]], "shorthand only where a picture begins"
@@ -123,10 +123,10 @@ class TestAConversation:
         chat.source.value = ANY
         assert chat.scene.layout.display is None
         chat.scene.value = 17
-        np.testing.assert_array_equal(np.asarray(chat.picture), np.asarray(draw(sample_scene("dev", 17))))
+        np.testing.assert_array_equal(np.asarray(chat.image), np.asarray(draw(sample_scene("dev", 17))))
 
     def test_typed_markup_is_text(self, chat, monkeypatch):
-        monkeypatch.setattr("lessons.chat.reply", lambda *args, streamer: "<i>no</i>")
+        monkeypatch.setattr("lessons.widgets.chat.reply", lambda *args, streamer: "<i>no</i>")
         chat.ask("<b>bold?</b>")
         assert "&lt;b&gt;bold?&lt;/b&gt;" in chat.log.value and "&lt;i&gt;no&lt;/i&gt;" in chat.log.value
 
@@ -144,7 +144,7 @@ class TestWhereAWordLooked:
         assert chat.view.value == whole
 
     def test_an_answer_without_words_offers_none(self, chat, monkeypatch):
-        monkeypatch.setattr("lessons.chat.reply", lambda *args, streamer: "")
+        monkeypatch.setattr("lessons.widgets.chat.reply", lambda *args, streamer: "")
         chat.ask("What?")
         assert chat.word.options == ((WHOLE, None),)
 
@@ -162,7 +162,7 @@ class TestAFileOfOnesOwn:
 
     def test_a_damaged_file_is_refused_in_words(self, chat):
         upload(chat, png(draw(TABLE["sunset"]))[:500])
-        assert "cut off" in text_of(chat) and chat.picture is None
+        assert "cut off" in text_of(chat) and chat.image is None
         assert "Choose a picture first." in type_and_send(chat, "What is it?")
 
     def test_a_far_image_is_called_far_before_any_answer(self, shipped):

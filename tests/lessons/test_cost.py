@@ -96,12 +96,13 @@ def test_a_probe_takes_real_steps_and_moves_what_learns_alone(model, processor, 
         return step(self, *args, **options)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", noted)
-    probe = cost.probe(model, processor, stage(name), SHORT, precision, examples=2, steps=3)
+    probe = cost.time_steps(model, processor, stage(name), SHORT, precision, examples=2, steps=3)
     moved = {key.split(".")[0] for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
     assert moved == ({"projector"} if name == "pretrain" else {"projector", "language_model"})
     assert len(probe.losses) == len(probe.seconds) == 3 and probe.losses[-1] < probe.losses[0]
     assert set(rates) == {2e-3}  # the stage's own
-    assert cost.Probe(4, (9.0, 1.0, 2.0, 4.0), (1.0,) * 4).examples_per_second == 2.0  # the median without the first
+    timed = cost.TimedSteps(4, (9.0, 1.0, 2.0, 4.0), (1.0,) * 4)
+    assert timed.examples_per_second == 2.0  # the median without the first
     assert not model.training
 
 

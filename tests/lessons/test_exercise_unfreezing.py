@@ -6,7 +6,7 @@ import pytest
 from lessons import exercises as checks  # noqa: F401 (enters the exercises)
 from lessons.exercises import unfreezing
 from lessons.exercises.checking import verdict
-from lessons.stages import size
+from lessons.lenses.blocks import size
 
 from minivlm.config import STAGES
 from minivlm.model import set_trainable
@@ -135,7 +135,10 @@ WRONGLY = {
     "unknown": (RIGHT | {"forgets": ["layer 1"]}, r"stands 'layer 1', which was not measured; choose from"),
     "W makes longer": (RIGHT | {"longer": list(unfreezing.CHOICES)}, r"'W alone' does not belong.*13 to 13.*W decides"),
     "W forgets": (RIGHT | {"forgets": [EVERYTHING, ALONE]}, r"'W alone' cannot forget: .*same to the last bit"),
-    "within the spread": (RIGHT | {"forgets": [EVERYTHING, LAST]}, r"from 80 to 78.*spread over 15\.0.*nothing which"),
+    "within the range": (
+        RIGHT | {"forgets": [EVERYTHING, LAST]},
+        r"from 80 to 78.*range over the seeds is 15\.0.*nothing that",
+    ),
     "the other way": (RIGHT | {"forgets": [EVERYTHING, TABLE_TOO]}, r"'W \+ embeddings' does not.*from 80 to 90"),
     "one left out": (RIGHT | {"longer": [EVERYTHING, FIRST, LAST]}, r"'W \+ embeddings' belongs.*too.*13 to 40"),
     "nothing forgets": (RIGHT | {"forgets": []}, r"'W \+ language model' belongs under 'forgets', too.*80 to 71"),

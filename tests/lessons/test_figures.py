@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from lessons import lesson_01, lesson_02, refresh
 from lessons.plots import figures, tables
-from lessons.plots.figures import LiveCurve, loss_curve, show, smoothed
-from lessons.plots.tables import show_answers, show_picture, show_supervision, show_taught
+from lessons.plots.figures import LiveCurve, loss_curve, show, trailing_mean
+from lessons.plots.tables import show_answers, show_image, show_supervision, show_taught
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -87,7 +87,7 @@ class TestLiveCurve:
         assert listed == [("1", "a &lt;b&gt;"), ("3", "a car")]
 
     def test_smoothed_is_the_mean_of_the_last(self):
-        assert smoothed([1.0, 2.0, 3.0, 4.0], window=2).tolist() == [1.0, 1.5, 2.5, 3.5]
+        assert trailing_mean([1.0, 2.0, 3.0, 4.0], window=2).tolist() == [1.0, 1.5, 2.5, 3.5]
 
 
 class TestPlates:
@@ -124,10 +124,10 @@ class TestTables:
         with pytest.raises(ValueError, match="alternative text"):
             show_answers([Image.new("RGB", (8, 8))], [" "], {"a": ["b"]})
         with pytest.raises(ValueError, match="alternative text"):
-            show_picture(Image.new("RGB", (8, 8)), "")
+            show_image(Image.new("RGB", (8, 8)), "")
 
-    def test_a_image_by_itself(self, shown):
-        show_picture(Image.new("RGB", (8, 8)), "black & square")
+    def test_an_image_by_itself(self, shown):
+        show_image(Image.new("RGB", (8, 8)), "black & square")
         page = shown[0]["text/html"]
         assert page.count("<img") == page.count('alt="black &amp; square"') == 1
         assert re.findall(r"<figcaption[^>]*>(.*?)</figcaption></figure>", page) == ["black &amp; square"]

@@ -46,6 +46,8 @@ def test_texts_do_not_run_out_of_their_boxes():
     for text in texts(figure):
         if text.get_text() in BOXES:
             left, bottom = BOXES[text.get_text()]
-            frame = figure.axes[0].transData.transform([(left, bottom), (left + flow.WIDTH, bottom + flow.HEIGHT)])
+            frame = figure.axes[0].transData.transform(
+                [(left, bottom), (left + flow.BOX_WIDTH, bottom + flow.BOX_HEIGHT)]
+            )
             extent = text.get_window_extent()
             assert frame[0][0] < extent.x0 and extent.x1 < frame[1][0], text.get_text()

@@ -5,7 +5,9 @@ import io
 import numpy as np
 import pytest
 import torch
-from lessons import lenses, lesson_04
+from lessons import lesson_04
+from lessons.lenses import attention as lenses
+from lessons.lenses.words import things_patches
 from lessons.plots.figures import png, readable
 from PIL import Image
 
@@ -110,7 +112,7 @@ class TestThings:
 
     def test_by_hand(self, model, processor, monkeypatch):
         scene = next(scene for scene in (sample_scene("dev", i) for i in range(40)) if len(scene.things) == 1)
-        thing, patches = lenses.things_patches(scene, 4)[0]
+        thing, patches = things_patches(scene, 4)[0]
         row = np.array([0.1, 0.2, 0.3, 0.2])
         words = ["a", KIND_WORDS["en"][thing.kind].split()[-1].upper(), "somewhere"]
         looks = lenses.Looks(words, np.stack([np.zeros(4), row, np.ones(4)]))

@@ -45,7 +45,7 @@ class TestExamples:
         scenes = [Scene("park", (thing("panda", None),), 1), Scene("sky", (thing("kite", "blue", "right"),), 2)]
         examples = probes.patch_examples(model.vision, scenes)
         assert examples.features.shape[0] == 3 and examples.features.shape[2] == 16
-        assert examples.of("kind").tolist() == ["panda" if index == 0 else "kite" for index in examples.pictures]
+        assert examples.of("kind").tolist() == ["panda" if index == 0 else "kite" for index in examples.images]
         assert set(examples.of("colour")) == {"no colour", "blue"}
         first = covered(layout(scenes[0])[0], 2)
         images = np.stack([np.asarray(draw(scenes[0]).resize((8, 8), Image.Resampling.BICUBIC))])
@@ -122,8 +122,20 @@ class TestTwins:
 
 
 class TestFigures:
-    def test_the_cut_plate_is_drawn(self, no_missing_glyphs):
-        assert png(lesson_01.cut_plate(draw(sample_scene("dev", 0), 64), 8, (0, 1, 8, 9)))
+    def test_the_cut_plate_shows_all_patches_and_those_chosen_large(self, no_missing_glyphs):
+        image = draw(sample_scene("dev", 0), 64)
+        figure = lesson_01.cut_plate(image, 8, (0, 1, 8, 9))
+        _, apart, *large = figure.axes
+        assert len(apart.images) == 64 and [frame.get_xy() for frame in apart.patches] == [
+            (0, 0),
+            (1, 0),
+            (0, 1),
+            (1, 1),
+        ]
+        shown = [np.asarray(one.images[0].get_array()) for one in large]
+        together = np.vstack([np.hstack(shown[:2]), np.hstack(shown[2:])])
+        assert np.array_equal(together, np.asarray(image)[:16, :16])
+        png(figure)  # `no_missing_glyphs` looks at what is written
 
     def test_areas_are_to_scale(self):
         parts = {"vision": 900, "projector": 100, "language_model": 400}

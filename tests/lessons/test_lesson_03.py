@@ -6,9 +6,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from lessons import lenses, lesson_03
+from lessons import lesson_03, plots
+from lessons.lenses import words as lenses
+from lessons.lenses.blocks import gradient_map, moved
 from lessons.plots import figures
-from lessons.widgets import Album, Moment, PatchExplorer, StepExplorer, drawing
+from lessons.widgets.explorers import Album, Moment, PatchExplorer, StepExplorer, drawing
 from runs import some_estimate
 from training import stage
 
@@ -117,9 +119,9 @@ class TestWords:
 
     def test_how_far_weights_moved(self):
         before = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}
-        assert lenses.moved(before, before) == 0
+        assert moved(before, before) == 0
         after = {"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([4.0]), "other": torch.ones(9)}
-        assert lenses.moved(before, after) == pytest.approx(1 / 5)
+        assert moved(before, after) == pytest.approx(1 / 5)
 
 
 def test_the_gradient_goes_through_the_frozen_layers_and_ends_in_w(model, make_batch):
@@ -128,7 +130,7 @@ def test_the_gradient_goes_through_the_frozen_layers_and_ends_in_w(model, make_b
     batch = make_batch([1], "right")
     batch["labels"] = torch.full_like(batch["input_ids"], IGNORE_INDEX)
     batch["labels"][0, -1] = batch["input_ids"][0, -1]
-    norms = lenses.gradient_map(model, batch)
+    norms = gradient_map(model, batch)
     length = batch["input_ids"].shape[1]
     assert norms.shape == (3, length)
     # one label, at the last token: its loss is computed one position before it, and nothing flows to what comes later
@@ -229,14 +231,14 @@ class TestWidgets:
 class TestFigures:
     def test_true_words_are_framed_and_bold(self):
         words = [lenses.PatchWord(word, word, word == "car") for word in ("red", "car", "far", "sky")]
-        axes = lesson_03.patch_words(draw(RED_CAR, 64), {"panel": words}).axes[0]
+        axes = lenses.patch_words(draw(RED_CAR, 64), {"panel": words}).axes[0]
         assert [text.get_text() for text in axes.texts] == ["red", "car", "far", "sky"]
         assert [text.get_text() for text in axes.texts if text.get_fontweight() == "bold"] == ["car"]
 
     def test_without_a_chinese_font_a_word_is_written_in_english(self, no_chinese):
-        assert lesson_03.written(lenses.PatchWord("car", "car", True)) == "car"
-        assert lesson_03.written(lenses.PatchWord("汽车", "car", True)) == "carᶻʰ"
-        assert lesson_03.written(lenses.PatchWord("一", lenses.NO_WORD, False)) == lenses.NO_WORD
+        assert lenses.written(lenses.PatchWord("car", "car", True)) == "car"
+        assert lenses.written(lenses.PatchWord("汽车", "car", True)) == "carᶻʰ"
+        assert lenses.written(lenses.PatchWord("一", lenses.NO_WORD, False)) == lenses.NO_WORD
 
     def test_a_border_runs_around_what_is_covered_and_nowhere_else(self):
         assert sorted(figures.border(np.array([0]), 2)) == [(0, 0, 0, 1), (0, 0, 1, 0), (0, 1, 1, 1), (1, 0, 1, 1)]
@@ -276,7 +278,7 @@ class TestFigures:
         norms[2, :-5] = 0
         lesson_03.show_gradient_path(draw(RED_CAR, 64), norms, batch, processor, torch.ones(2, 2))
         assert shown[0]["text/plain"] == (
-            f"Out of the last layer 5 of {total} places have a gradient, of what goes in {total} do, all 4 of the "
+            f"Out of the last layer 5 of {total} positions have a gradient, of what goes in {total} do, all 4 of the "
             "picture's among them; W keeps it."
         )
 
@@ -286,7 +288,7 @@ class TestFigures:
         counts = {"before": (0, 9), "after": (1, 5)}
         lesson_03.show_facts({k: dict.fromkeys(lenses.FACTS, n) | {lenses.UNTRUE: m} for k, (n, m) in counts.items()})
         recalls = {"looking": {"recall": some_estimate(5, 10)}, "grey": {"recall": some_estimate(1, 10)}}
-        lesson_03.show_intervals(recalls, "things")
+        plots.show_shares(recalls, "things")
         assert [bundle["text/plain"] for bundle in shown] == [
             "The picture lights up as W learns: 0 → 3 of its 4 patches.",
             "Patches of things whose nearest word is true of the thing: before 0%, after 50%.",
@@ -297,5 +299,9 @@ class TestFigures:
 
     def test_counts_are_written_beside_the_points(self):
         shares = {"a": {"x": some_estimate(5, 10), "y": some_estimate(0, 0)}}
-        texts = [text.get_text() for text in lesson_03.intervals(shares, "s").axes[0].texts]
-        assert texts == ["0.50   (5 of 10)", "nothing named"]
+        texts = [
+            text.get_text()
+            for axes in plots.estimate_panels(shares, {"x": "X", "y": "Y"}, counts=True).axes
+            for text in axes.texts
+        ]
+        assert texts == ["0.50 (5 of 10)", "names nothing"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lessons import lesson_05 as h
-from lessons.plots import intervals
+from lessons.plots import estimate_panels
 
 from minivlm.evaluation import VARIANTS, estimate
 from minivlm.generate import ask, reply
@@ -122,7 +122,7 @@ def some_results():
 class TestFigures:
     def test_intervals_show_every_value_or_say_that_there_is_none(self):
         one, none = estimate([(0, 1, 2), (1, 1, 1)]), estimate([])
-        figure = intervals({"model": {"a": one}, "blank": {"a": none}}, {"a": "A"})
+        figure = estimate_panels({"model": {"a": one}, "blank": {"a": none}}, {"a": "A"})
         assert [text.get_text() for text in figure.axes[0].texts] == ["0.67", "names nothing"]
         assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["model", "blank"]
 

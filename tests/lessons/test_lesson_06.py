@@ -9,8 +9,8 @@ import matplotlib
 import numpy as np
 import pytest
 from huggingface_hub import constants
-from lessons import lesson_06
-from lessons.cost import PARTS, Memory
+from lessons import lesson_06, plots
+from lessons.cost import Memory
 from PIL import Image
 
 from minivlm.checkpoint import CheckpointError
@@ -22,14 +22,14 @@ NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "06_scaling_to_26m.ipynb"
 
 def test_the_image_shown_is_the_one_that_goes_in(processor):
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
-    assert np.array_equal(np.asarray(lesson_06.as_picture(processor, photo)), np.asarray(photo))  # already of that size
+    assert np.array_equal(np.asarray(lesson_06.as_image(processor, photo)), np.asarray(photo))  # already of that size
 
 
 def test_the_frame_is_the_square_that_the_processor_keeps(processor):
     photo = Image.new("RGB", (40, 60), "red")
     photo.paste("blue", (0, 0, 40, 10))
     photo.paste("blue", (0, 50, 40, 60))  # what stands above and below the square is blue
-    kept = np.asarray(lesson_06.as_picture(processor, photo)).astype(int)
+    kept = np.asarray(lesson_06.as_image(processor, photo)).astype(int)
     assert (kept[1:-1, :, 2] < 40).all()
     figure = lesson_06.photo_plate(photo, processor, side=2)
     (frame,) = figure.axes[0].patches
@@ -39,7 +39,7 @@ def test_the_frame_is_the_square_that_the_processor_keeps(processor):
 
 def test_patches_are_shown_apart_and_whole():
     image = Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
-    apart = lesson_06._apart(image, side=2, gap=1)
+    apart = lesson_06.with_gaps(image, side=2, gap=1)
     assert apart.shape == (5, 5, 3) and (apart[2] == 255).all() and (apart[:, 2] == 255).all()
     assert np.array_equal(np.delete(np.delete(apart, 2, 0), 2, 1), np.asarray(image))
 
@@ -47,7 +47,7 @@ def test_patches_are_shown_apart_and_whole():
 @pytest.mark.parametrize("kind", ["arithmetic", "memory"])
 def test_bars_bear_their_parts_and_sums(kind):
     if kind == "arithmetic":
-        figure = lesson_06.arithmetic({"one": dict(zip(PARTS, (10e9, 20e9, 30e9, 40e9, 0.5e9), strict=True))})
+        figure = plots.operations_bars({"one": dict(zip("abcde", (10e9, 20e9, 30e9, 40e9, 0.5e9), strict=True))})
         texts, expected = ["10", "20", "30", "40", "100"], [10, 20, 30, 40, 0.5]
     else:
         figure = lesson_06.memory_bars({"one": Memory(1_000_000_000, 2_000_000_000, 3_000_000_000, 4_000_000_000)})

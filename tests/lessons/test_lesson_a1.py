@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lessons import lesson_a1
-from lessons.lenses import ORDERS, typed_image
+from lessons.lenses.words import ORDERS, typed_image
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig
 
 from minivlm.checkpoint import load_checkpoint
@@ -55,7 +55,7 @@ class TestTowers:
 
     def test_cosines_do_not_depend_on_what_else_is_compared(self, towers):
         """A caption's padding, which depends on the longest one, changes nothing."""
-        images, whole = towers.pictures[:3], towers.cosines(towers.pictures[:3], CAPTIONS)
+        images, whole = towers.images[:3], towers.cosines(towers.images[:3], CAPTIONS)
         assert whole.shape == (3, 4) and np.abs(whole).max() <= 1 + 1e-6
         alone = np.concatenate([towers.cosines(images, [one]) for one in CAPTIONS], axis=1)
         np.testing.assert_allclose(alone, whole, atol=1e-5)
@@ -115,7 +115,7 @@ def test_hard_batches_are_of_one_setting_every_other_time(config, tokenizer, mon
     assert all(len(one) == 1 for one in settings[1::2]) and {"park", "snow"} == set().union(*settings[1::2])
     assert any(len(one) == 2 for one in settings[::2])
     with pytest.raises(ValueError, match="fewer than 7"):
-        lesson_a1.Towers(config.vision_config, tokenizer, towers.pictures, scenes, 7, hard=True)
+        lesson_a1.Towers(config.vision_config, tokenizer, towers.images, scenes, 7, hard=True)
 
 
 class TestBytePairs:
@@ -131,7 +131,7 @@ class TestBytePairs:
     def test_the_librarys_merges_are_the_same(self):
         texts = lesson_a1.plain_captions([sample_scene("text", index) for index in range(500)])
         tokenizer = train_tokenizer(texts, 259 + 12)  # 256 bytes and three control tokens come before the merges
-        mine = [pair for pair, _ in lesson_a1.learn_merges(lesson_a1.words_of(tokenizer, texts), 12)]
+        mine = [pair for pair, _ in lesson_a1.learn_merges(lesson_a1.word_counts(tokenizer, texts), 12)]
         merges = [token for token, id_ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
                   if 259 <= id_ < 271]  # fmt: skip
         assert ["".join(pair) for pair in mine] == merges
@@ -222,7 +222,7 @@ class TestWhatFiguresSay:
 
     def test_what_is_learned_when_has_a_line_for_each_name(self, shown):
         steps = {0: {"a": 0.1, "b": 0.5}, 5: {"a": 0.4, "b": 0.5}, 9: {"a": 0.9, "b": 0.9}}
-        lesson_a1.show_learnt_when(steps, "Learnt", "of the pictures")
+        lesson_a1.show_learning_order(steps, "Learnt", "of the pictures")
         [(alt, summary, figure)] = shown
         assert alt == "Lines over the steps. Learnt: step 0, a 10%, b 50%. step 5, a 40%, b 50%. step 9, a 90%, b 90%."
         assert summary == "Step 5: a 40%, b 50%. Step 9: a 90%, b 90%."
@@ -238,10 +238,11 @@ class TestWhatFiguresSay:
         lesson_a1.show_rounds([{"step": step, "loss": loss, "kind": kind} for step, loss, kind in rows], "rounds")
         [(alt, summary, figure)] = shown
         assert "It begins at 9.00." in alt
-        assert summary == "The loss in the last round, in the median: talk about mosaics 0.30, text 0.50."
+        assert summary == "The loss in the last round, in the median: conversations about mosaics 0.30, text 0.50."
         [axes] = figure.axes
         marked = {line.get_label(): list(line.get_xdata()) for line in axes.lines if line.get_label()[0] != "_"}
-        assert marked == {"drills": [0, 20], "roll calls": [41], "talk about mosaics": [102], "text": [21, 42, 62, 82]}
+        recall, conversations = {"associative recall": [0, 20]}, {"conversations about mosaics": [102]}
+        assert marked == recall | {"ordered listings": [41]} | conversations | {"text": [21, 42, 62, 82]}
         assert [text.get_text() for text in axes.texts] == ["round 1", "round 2", "round 3"]
 
     def test_two_tongues(self, shown):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from lessons import cost, lesson_a2
-from lessons.cost import ATTENTION, COPIES, KINDS, LARGE, SINGLE, Length, Meter, Work, flops, random_example
-from lessons.lesson_a2 import Dot, Share, Timing, Variant, Waste, loss_everywhere
+from lessons.cost import ATTENTION, COPIES, LARGE, SINGLE, WORK_KINDS, Length, Meter, Work, flops, random_example
+from lessons.lesson_a2 import Dot, Share, StepVariant, Timing, Waste, loss_everywhere
 from torch import nn
 
 from minivlm.config import STAGES, clip_26m_config
@@ -94,7 +94,10 @@ class TestVariants:
         old, short = batches
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         engine = WorkingCopy(model, "fp32")
-        variants = [Variant("old", engine, loss_everywhere, old, 9), Variant("new", engine, supervised_loss, short, 3)]
+        variants = [
+            StepVariant("old", engine, loss_everywhere, old, 9),
+            StepVariant("new", engine, supervised_loss, short, 3),
+        ]
         one, two = lesson_a2.measure(model, variants, rounds=2)
         assert one.loss == pytest.approx(two.loss, abs=1e-4) and one.seconds > 0 < two.seconds
         assert (one.title, one.operations, two.title, two.operations) == ("old", 9, "new", 3)
@@ -104,7 +107,7 @@ class TestVariants:
     def test_the_best_turn_counts_and_for_one_row(self, model, batches, monkeypatch):
         taken = iter([(8.0, 1.0), (6.0, 1.0), (10.0, 1.0)])
         monkeypatch.setattr(lesson_a2, "_forward_and_back", lambda *args: next(taken))
-        (height,) = lesson_a2.measure(model, [Variant("one", None, None, batches[1], 1)], rounds=3)
+        (height,) = lesson_a2.measure(model, [StepVariant("one", None, None, batches[1], 1)], rounds=3)
         assert height.seconds == 3.0 and height.loss == pytest.approx(1 / 14)
 
     def test_two_measurements_agree_on_the_variant_between_them(self):
@@ -183,7 +186,7 @@ class TestStep:
         optimizer = adamw(model, STAGES["scenes"]["sft"])
         engine, short = WorkingCopy(model, "bf16", encoder=False), batches[1]
         shares = lesson_a2.dissect(engine, lambda worker: supervised_loss(worker, short[0]), optimizer, times=1)
-        assert list(shares) == [*KINDS, "the optimizer", "Python, and making calls"]
+        assert list(shares) == [*WORK_KINDS, "the optimizer", "Python, and making calls"]
         products = shares[LARGE].work.operations + shares[ATTENTION].work.operations
         assert products == 2 * lesson_a2.operations_of(model.config, STAGES["scenes"]["sft"], short)
         assert all(share.seconds > 0 for share in shares.values())

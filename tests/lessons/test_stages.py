@@ -4,9 +4,9 @@ import io
 
 import pytest
 import torch
-from lessons import plots, stages
-from lessons.stages import OWN, blocks, blocks_of, chosen, ledger_of, only, size, strips
-from lessons.widgets import StageExplorer
+from lessons import lesson_04, plots
+from lessons.lenses.blocks import blocks, blocks_of, chosen, ledger_of, only, size, strips
+from lessons.widgets.stages import OWN, StageExplorer
 from PIL import Image
 from training import save_base, some_rows, stage
 
@@ -81,8 +81,8 @@ class TestFigures:
 
     def test_the_static_figure_says_it_in_words(self, model, monkeypatch):
         shown = []
-        monkeypatch.setattr(stages, "show", lambda figure, alt, summary: shown.append((alt, summary)))
-        stages.show_strips(model)
+        monkeypatch.setattr(lesson_04, "show", lambda figure, alt, summary: shown.append((alt, summary)))
+        lesson_04.show_strips(model)
         share = 16 * 24 / sum(parameter.numel() for parameter in model.parameters())
         alt, summary = shown[0]
         assert f"stage 1 trains W, {share:.1%} of all" in alt and f"Stage 1 trains {share:.1%}" in summary

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from lessons.exercises.checking import Wrong, called, exercise, forbidden
 from minivlm.evaluation import score_descriptions
 
-Pair = tuple[str, str | None]  # a kind and its colour, as `read_facts` gives them
-Answers, Pictures = Sequence[Sequence[Pair]], Sequence[Sequence[Pair]]
-Formula = Callable[[Answers, Pictures], float]
-Count = Callable[[Sequence[Pair], Sequence[Pair]], float]  # of one answer and its picture
+Mention = tuple[str, str | None]  # a kind and its colour, as `read_facts` gives them
+Answers, Truths = Sequence[Sequence[Mention]], Sequence[Sequence[Mention]]
+Rate = Callable[[Answers, Truths], float]
+Count = Callable[[Sequence[Mention], Sequence[Mention]], float]  # of one answer and its picture
 
 # Chosen so that no two of the formulas below agree on them.
-PRESENT: Pictures = [
+PRESENT: Truths = [
     [("dog", "red"), ("boat", "white")],
     [("panda", None)],
     [("cat", "pink"), ("tree", "green"), ("car", "blue"), ("kite", "red")],
@@ -32,10 +32,10 @@ MENTIONED: Answers = [
 ]
 
 
-def ratio(of: Count, to: Count = lambda named, there: 1) -> Formula:
+def ratio(of: Count, to: Count = lambda named, there: 1) -> Rate:
     """A ratio of two sums over all answers; 0 where nothing was counted."""
 
-    def formula(mentioned: Answers, present: Pictures) -> float:
+    def formula(mentioned: Answers, present: Truths) -> float:
         pairs = list(zip(mentioned, present, strict=True))
         whole = sum(to(named, there) for named, there in pairs)
         return sum(of(named, there) for named, there in pairs) / whole if whole else 0.0
@@ -43,15 +43,15 @@ def ratio(of: Count, to: Count = lambda named, there: 1) -> Formula:
     return formula
 
 
-def _kinds(pairs: Sequence[Pair]) -> set[str]:
+def _kinds(pairs: Sequence[Mention]) -> set[str]:
     return {kind for kind, _ in pairs}
 
 
-def _mentions(named: Sequence[Pair], there: Sequence[Pair]) -> int:
+def _mentions(named: Sequence[Mention], there: Sequence[Mention]) -> int:
     return len(named)
 
 
-def _invented(named: Sequence[Pair], there: Sequence[Pair]) -> int:
+def _invented(named: Sequence[Mention], there: Sequence[Mention]) -> int:
     return sum(kind not in _kinds(there) for kind, _ in named)
 
 
@@ -60,13 +60,13 @@ chair_s = ratio(lambda named, there: _invented(named, there) > 0)  # the share o
 mean_of_each = ratio(lambda named, there: chair_i([named], [there]))
 
 
-def missed(mentioned: Answers, present: Pictures) -> float:
+def missed(mentioned: Answers, present: Truths) -> float:
     """The share of present things that are not mentioned."""
     return chair_i(present, mentioned)
 
 
 # What is typically given for CHAIR_i, and what to say about it.
-WRONG_I: tuple[tuple[Formula, str], ...] = (
+WRONG_I: tuple[tuple[Rate, str], ...] = (
     (
         ratio(_invented, lambda named, there: len(there)),
         "divides by the things in the pictures. It asks how much of what was *said* is untrue: divide by the mentions",
@@ -107,7 +107,7 @@ WRONG_I: tuple[tuple[Formula, str], ...] = (
         "divides by the number of answers; that is invented things per answer. Divide by the number of mentions",
     ),
 )
-WRONG_S: tuple[tuple[Formula, str], ...] = (
+WRONG_S: tuple[tuple[Rate, str], ...] = (
     (
         mean_of_each,
         "is the mean of each answer's CHAIR_i. It asks only whether an answer invents anything: an answer with one "
@@ -135,7 +135,7 @@ WRONG_S: tuple[tuple[Formula, str], ...] = (
 
 
 @exercise
-def chair(answer: Callable[[Answers, Pictures], tuple[float, float]]) -> None:
+def chair(answer: Callable[[Answers, Truths], tuple[float, float]]) -> None:
     """Check `chair(mentioned, present)`, which gives (CHAIR_i, CHAIR_s)."""
     # an answer that says nothing, among others and alone
     silent = (([*MENTIONED, ()], [*PRESENT, PRESENT[0]]), ([()], PRESENT[:1]))
@@ -144,7 +144,7 @@ def chair(answer: Callable[[Answers, Pictures], tuple[float, float]]) -> None:
             _compare(*_two_numbers(answer, mentioned, present), mentioned, present)
 
 
-def _two_numbers(answer: Callable, mentioned: Answers, present: Pictures) -> tuple[float, float]:
+def _two_numbers(answer: Callable, mentioned: Answers, present: Truths) -> tuple[float, float]:
     """What the reader's function gives."""
     try:
         numbers = called(answer, mentioned, present)
@@ -164,7 +164,7 @@ def _two_numbers(answer: Callable, mentioned: Answers, present: Pictures) -> tup
     return numbers[0], numbers[1]
 
 
-def _compare(got_i: float, got_s: float, mentioned: Answers, present: Pictures) -> None:
+def _compare(got_i: float, got_s: float, mentioned: Answers, present: Truths) -> None:
     true_i, true_s = chair_i(mentioned, present), chair_s(mentioned, present)
     if _same(got_i, true_i) and _same(got_s, true_s):
         return

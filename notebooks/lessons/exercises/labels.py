@@ -1,4 +1,4 @@
-"""The exercise of notebook 03: which tokens of a conversation does the model learn to write?
+"""The exercise of notebook 03: which tokens of a conversation are supervised?
 
 The reader is handed a conversation as segments and returns one label per token; `segments` makes them of a real row.
 The rule that is checked is the one of `MiniVLMProcessor.encode`: an answer's own tokens and the end token after it.
@@ -47,7 +47,7 @@ PICTURE = (*_turn("user", 20, [GAP, 31, 32, 33], placeholders=4), *_turn("assist
 TALK = (*_turn("system", 22, [51, 52]), *PICTURE, *_turn("user", 20, [31, 41]), *_turn("assistant", 21, [31]))
 PACKAGES_OWN = (MiniVLMProcessor.encode, MiniVLMProcessor.apply_chat_template, MiniVLMProcessor.collate)
 
-# parts that carry labels though they should not -> what is wrong with that; the first that fits is told
+# parts that carry labels though they should not -> what is wrong with that; the first that fits is the message
 TOO_MUCH = {
     "image": "the picture's placeholders are supervised. Nobody writes them: W's rows will stand there, and the head "
     "has no logit for <image>",
@@ -117,17 +117,17 @@ def _listed(labels: Any) -> list[int]:
         raise Wrong("this returns a list of lists, one per segment; return one flat list, one label per token")
     if strange := [label for label in labels if isinstance(label, bool) or not isinstance(label, int)]:
         raise Wrong(
-            f"the labels hold {strange[0]!r}; a label is a token id where the model learns, {IGNORE_INDEX} elsewhere"
+            f"the labels hold {strange[0]!r}; a label is the id of a supervised token, {IGNORE_INDEX} elsewhere"
         )
     return list(labels)
 
 
 def _compare(labels: list[int], conversation: Sequence[Segment]) -> None:
-    """Say of labels that are not the right ones what is wrong with them: first the form, then what is learnt."""
+    """Say of labels that are not the right ones what is wrong with them: first the form, then what is supervised."""
     ids, right = [token for segment in conversation for token in segment.ids], expected(conversation)
     if len(labels) != len(ids):
         raise Wrong(
-            f"{len(labels)} labels for {len(ids)} tokens. Every token gets one: {IGNORE_INDEX} where nothing is learnt"
+            f"{len(labels)} labels for {len(ids)} tokens. Every token gets one: {IGNORE_INDEX} if it is not supervised"
         )
     if labels == right:
         return
@@ -135,7 +135,7 @@ def _compare(labels: list[int], conversation: Sequence[Segment]) -> None:
         raise Wrong("nothing is supervised: every label is -100, so the loss would be a mean over no tokens (NaN)")
     if labels == ids:
         raise Wrong(
-            "everything is supervised, the question and the placeholders too. Only what the assistant writes is learnt"
+            "everything is supervised, the question and the placeholders too. Only what the assistant writes should be"
         )
     _check_shift(labels, ids, right)
     _check_values(labels, ids, right)
@@ -153,7 +153,7 @@ def _check_shift(labels: list[int], ids: list[int], right: list[int]) -> None:
     for shifted, what in (
         (
             [False, *supervised[:-1]],
-            "begins one token late, so an answer's first token is never learnt, and ends one late",
+            "begins one token late, so an answer's first token is never supervised, and ends one late",
         ),
         ([*supervised[1:], False], "begins one token early, at the head's newline, and ends before the end token"),
     ):
@@ -193,4 +193,4 @@ def _check_segments(labels: list[int], conversation: Sequence[Segment]) -> None:
     if not all(answers):
         number = answers.index(True) + 1
         raise Wrong(f"answer {number} of {len(answers)} is not wholly supervised; every turn of the assistant teaches")
-    raise Wrong("an answer's own words are not all supervised; from its first token to its last, each is learnt")
+    raise Wrong("an answer's own words are not all supervised; from its first token to its last, each should be")

@@ -15,7 +15,7 @@ from minivlm.model import MiniVLMForConditionalGeneration, ledger
 
 @dataclass(frozen=True)
 class Formula:
-    """How many parameters a Llama has, with the places at which one can go wrong; as it stands it is right.
+    """How many parameters a Llama has, with the mistakes that one can make; as it stands it is right.
 
     Attributes:
         tables: embedding tables (the head is the same one again, tied).

@@ -13,7 +13,7 @@ import torch
 from lessons.exercises.checking import Wrong, called, exercise, forbidden
 from minivlm.placeholders import replace_placeholders as packages_own
 
-N, WIDTH = 4, 3
+N, EMBED_WIDTH = 4, 3
 IMAGE = 77  # no model of this project has this id for <image>: an answer that knows the id by heart is found out
 P = IMAGE  # a placeholder in the pattern below; the small numbers are words
 PATTERN = (  # one picture; two with a word between them; none; one at the row's end: I = 4
@@ -50,14 +50,14 @@ def replace_placeholders(answer: Callable[..., torch.Tensor]) -> None:
 def batch_of(pattern: Any, images: int) -> Batch:
     """A batch with these ids; all numbers in it are different, negative in the text and positive in pictures."""
     input_ids = torch.tensor(pattern)
-    text = -torch.arange(1.0, input_ids.numel() * WIDTH + 1).reshape(*input_ids.shape, WIDTH)
-    return Batch(text, input_ids, torch.arange(1.0, images * N * WIDTH + 1).reshape(images, N, WIDTH))
+    text = -torch.arange(1.0, input_ids.numel() * EMBED_WIDTH + 1).reshape(*input_ids.shape, EMBED_WIDTH)
+    return Batch(text, input_ids, torch.arange(1.0, images * N * EMBED_WIDTH + 1).reshape(images, N, EMBED_WIDTH))
 
 
 def by_definition(batch: Batch, image_embeds: torch.Tensor | None = None) -> torch.Tensor:
     """The definition, in loops: the k-th placeholder of the batch gets the k-th of the pictures' embeddings."""
     images = batch.image_embeds if image_embeds is None else image_embeds
-    result, queue = batch.inputs_embeds.clone(), iter(images.reshape(-1, WIDTH))
+    result, queue = batch.inputs_embeds.clone(), iter(images.reshape(-1, EMBED_WIDTH))
     for row, position in batch.mask.nonzero().tolist():
         result[row, position] = next(queue)
     return result
@@ -111,7 +111,7 @@ def _compare(result: torch.Tensor, batch: Batch) -> None:
 def _wrong_order(batch: Batch) -> list[tuple[torch.Tensor, str]]:
     """All placeholders are filled, with patches of other positions or pictures."""
     images, side = batch.image_embeds, int(N**0.5)
-    columns = images.reshape(-1, side, side, WIDTH).transpose(1, 2).reshape_as(images)
+    columns = images.reshape(-1, side, side, EMBED_WIDTH).transpose(1, 2).reshape_as(images)
     orders = [
         (
             images[:1].expand_as(images),
@@ -162,7 +162,7 @@ def _wrong_values(batch: Batch) -> list[tuple[torch.Tensor, str]]:
         (
             by_definition(batch, text[mask].reshape_as(images) + images),
             "the picture is added to what was looked up at the placeholders. That embedding means nothing (there is "
-            "no row for <image>): put the picture in its place",
+            "no row for <image>): put the picture there instead",
         ),
         (
             expected * mask[..., None],
@@ -179,7 +179,7 @@ def _gradients(answer: Callable) -> None:
     upstream = torch.arange(1.0, result.numel() + 1).reshape(result.shape)
     if result.requires_grad:
         result.backward(upstream)
-    if images.grad is None or not torch.equal(images.grad.reshape(-1, WIDTH), upstream[batch.mask]):
+    if images.grad is None or not torch.equal(images.grad.reshape(-1, EMBED_WIDTH), upstream[batch.mask]):
         raise Wrong(
             "no gradient comes back to `image_embeds`, so W would never learn. Something cuts the graph: `.detach()`, "
             "`.data`, `.tolist()`, numpy, `torch.tensor(…)` or `torch.no_grad`. Keep to tensor operations"

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 from lessons.exercises.checking import Wrong, called, exercise, forbidden
+from lessons.lenses.blocks import chosen, size
 from lessons.lesson_04 import CHOICES, compared, read_results
-from lessons.stages import chosen, size
 from minivlm.config import preset_config
 from minivlm.evaluation import Effect
 from minivlm.model import MiniVLMForConditionalGeneration, set_trainable
 
-W, TABLE, HEAD = "projector.", "language_model.model.embed_tokens.", "language_model.lm_head"
+W, EMBEDDINGS, HEAD = "projector.", "language_model.model.embed_tokens.", "language_model.lm_head"
 # what is to be predicted of each choice -> the measure that decides it, and the least change that is worth naming
 PREDICTED = {"longer": ("words", 10), "forgets": ("translation", -0.02)}
 
@@ -26,7 +26,7 @@ def bare_model() -> MiniVLMForConditionalGeneration:
 
 
 def budgets(model: MiniVLMForConditionalGeneration) -> tuple[int, ...]:
-    """The budgets that an answer is tried with: W and no more, then more and more, at last all that may learn."""
+    """The budgets that an answer is tried with: W and no more, then more and more, at last all that may train."""
     w, attention = size(model, [W]), size(model, ["language_model.model.layers.0.self_attn."])
     everything = size(model, ["projector.", "language_model."])
     return (w, w + attention, 800_000, 2_000_000, everything)
@@ -36,12 +36,12 @@ def units(model: MiniVLMForConditionalGeneration) -> dict[str, int]:
     """What can be unfrozen as a whole: the table, each layer's attention, each layer's MLP. Prefix to parameters."""
     layers = range(model.config.text_config.num_hidden_layers)
     prefixes = [f"language_model.model.layers.{i}.{part}." for i in layers for part in ("self_attn", "mlp")]
-    return {prefix: size(model, [prefix]) for prefix in (TABLE, *prefixes)}
+    return {prefix: size(model, [prefix]) for prefix in (EMBEDDINGS, *prefixes)}
 
 
 @exercise
 def choose_unfreezing(answer: Callable[[MiniVLMForConditionalGeneration, int], Collection[str]]) -> None:
-    """Check `choose(model, budget)`, which gives the prefixes of the names of parameters that shall learn."""
+    """Check `choose(model, budget)`, which gives the prefixes of the names of parameters to train."""
     model = bare_model()
     with forbidden(set_trainable):
         for budget in budgets(model):
@@ -57,13 +57,13 @@ def _check_names(model: MiniVLMForConditionalGeneration, prefixes: Any) -> None:
     if not all(isinstance(prefix, str) for prefix in prefixes):
         raise Wrong("give prefixes of names, such as 'projector.', not parameters or modules")
     if not prefixes:
-        raise Wrong("nothing is chosen, so nothing would learn; W is always affordable here")
+        raise Wrong("nothing is chosen, so nothing would train; W is always affordable here")
     names = [name for name, _ in model.named_parameters()]
     for prefix in prefixes:
         if prefix.startswith(HEAD):
             raise Wrong(
                 f"{prefix!r} is the embedding table under another name: the head is tied to it. named_parameters lists "
-                f"a shared tensor once, as {TABLE + 'weight'!r}; choose it by that name"
+                f"a shared tensor once, as {EMBEDDINGS + 'weight'!r}; choose it by that name"
             )
         if not any(name.startswith(prefix) for name in names):
             raise Wrong(f"no parameter's name begins with {prefix!r}; look at the names in model.named_parameters()")
@@ -84,12 +84,12 @@ def _check_choice(model: MiniVLMForConditionalGeneration, prefixes: Collection[s
             f"your choice for {budget:,} has {total:,} parameters, {total - budget:,} too many; add up numel() of all "
             "parameters whose names begin with one of your prefixes, before you decide"
         )
-    left, table = budget - total, size(model, [TABLE])
+    left, table = budget - total, size(model, [EMBEDDINGS])
     untouched = {unit: cost for unit, cost in units(model).items() if not names & set(chosen(model, [unit]))}
     fitting = {unit: cost for unit, cost in untouched.items() if cost <= left}
     if not fitting:
         return
-    if left - table < min(fitting.values()) and (TABLE in fitting or TABLE + "weight" in names):
+    if left - table < min(fitting.values()) and (EMBEDDINGS in fitting or EMBEDDINGS + "weight" in names):
         raise Wrong(
             f"for {budget:,} you leave {left:,} unused. Did you count the {table:,} of the embedding table twice? The "
             "head is tied to it: state_dict() lists that tensor under two names, named_parameters() under one"
@@ -105,8 +105,8 @@ def _check_choice(model: MiniVLMForConditionalGeneration, prefixes: Collection[s
 def predict_unfreezing(answer: Mapping[str, Collection[str]]) -> None:
     """Check which of the measured choices make answers longer, and which make the language model forget.
 
-    The measurements decide. A change counts if it exceeds the spread of the seeds and is worth naming (`PREDICTED`):
-    seeds that happen to agree have no spread at all, and would make an effect of a tenth of a word.
+    The measurements decide. A change counts if it exceeds the range over the seeds and is worth naming (`PREDICTED`):
+    seeds that happen to agree have a range of zero, and would make an effect of a tenth of a word.
     """
     if answer is None or answer is Ellipsis:
         raise NotImplementedError
@@ -138,8 +138,8 @@ def _check_prediction(key: str, name: str, predicted: bool, results: Mapping[str
         return
     unit = 1 if measure == "words" else 100
     outcome = (
-        f"with {name!r}, {measure} went from {unit * change.before:.0f} to {unit * change.after:.0f}, and the seeds "
-        f"spread over {unit * change.seed_range:.1f}"
+        f"with {name!r}, {measure} went from {unit * change.before:.0f} to {unit * change.after:.0f}, and the "
+        f"range over the seeds is {unit * change.seed_range:.1f}"
     )
     if not predicted:
         raise Wrong(f"{name!r} belongs under {key!r}, too: {outcome}")
@@ -154,7 +154,7 @@ def _check_prediction(key: str, name: str, predicted: bool, results: Mapping[str
             f"{name!r} does not belong under {key!r}: {outcome}. W decides what is seen; how an answer to this prompt "
             "is built, the language model decides, and it stays as it was"
         )
-    raise Wrong(f"{name!r} does not belong under {key!r}: {outcome}. That is nothing which three seeds could show")
+    raise Wrong(f"{name!r} does not belong under {key!r}: {outcome}. That is nothing that three seeds could show")
 
 
 def happened(key: str, change: Effect) -> bool:

@@ -7,25 +7,30 @@ from lessons.plots.figures import (
     BLUE,
     GREY,
     INK,
+    LIGHT_BLUE,
     MAP,
     ORANGE,
+    PALE_ORANGE,
     LiveCurve,
     bars,
     border,
     chinese_font,
     data_uri,
     draw_matrix,
+    estimate_panels,
     figure_html,
-    intervals,
     note,
+    operations_bars,
     patches,
     png,
     readable,
     scale_rows,
     show,
-    smoothed,
+    show_shares,
+    stacked_bars,
     style,
+    trailing_mean,
 )
-from lessons.plots.flow import BOXES, HEIGHT, WIDTH, flow_figure, show_flow
+from lessons.plots.flow import BOX_HEIGHT, BOX_WIDTH, BOXES, flow_figure, show_flow
 from lessons.plots.source import show_source
-from lessons.plots.tables import image_html, show_answers, show_picture, show_supervision, show_taught, table_html
+from lessons.plots.tables import image_html, show_answers, show_image, show_supervision, show_taught, table_html

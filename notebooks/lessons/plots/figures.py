@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 BLUE, ORANGE, GREY, INK = "#006BA4", "#FF800E", "#ABABAB", "#3B3B3B"  # of matplotlib's tableau-colorblind10
+LIGHT_BLUE, PALE_ORANGE = "#A2C8EC", "#FFE3C8"
 MAP = "cividis"  # even in lightness, and the same to colour-blind eyes
 CHINESE_FONTS = (
     "Noto Sans CJK SC",
@@ -32,6 +33,9 @@ CHINESE_FONTS = (
     "Arial Unicode MS",
 )
 PIXELS_PER_INCH = 144
+Rows = Mapping[str, Mapping[str, Mapping[str, Any]]]  # model -> measure -> its `evaluation.Estimate`
+# a pattern beside each colour, so that a part can be told without its colour
+STACK_COLOURS, STACK_PATTERNS = (GREY, INK, LIGHT_BLUE, BLUE, ORANGE), ("", "//", "..", "xx", "\\\\")
 
 
 @lru_cache(maxsize=1)
@@ -143,7 +147,7 @@ class LiveCurve:
             self._draw()
 
     def _draw(self) -> None:
-        first, last = self.losses[0], smoothed(self.losses)[-1]
+        first, last = self.losses[0], trailing_mean(self.losses)[-1]
         alt = (
             f"Line plot of the training loss. It starts at {first:.2f} and after {len(self.losses)} of {self.steps} "
             f"steps it is at {last:.2f}."
@@ -161,7 +165,7 @@ class LiveCurve:
             self._handle.update(bundle, raw=True)
 
 
-def smoothed(losses: Sequence[float], window: int = 20) -> np.ndarray:
+def trailing_mean(losses: Sequence[float], window: int = 20) -> np.ndarray:
     """The mean of the last `window` losses at every step."""
     total = np.concatenate([[0.0], np.cumsum(losses)])
     steps = np.arange(1, len(losses) + 1)
@@ -170,7 +174,7 @@ def smoothed(losses: Sequence[float], window: int = 20) -> np.ndarray:
 
 
 def note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
-    """Write a text some typographic points (x, y) away from a place of the axes."""
+    """Write a text some typographic points (x, y) away from a point of the axes."""
     axes.annotate(text, at, offset, textcoords="offset points", **look)
 
 
@@ -179,7 +183,7 @@ def loss_curve(losses: Sequence[float], steps: int, title: str) -> Figure:
     """Each step's loss, pale, and the mean of the last twenty."""
     figure = Figure(figsize=(7, 2.9))
     axes = figure.add_subplot()
-    done, mean = np.arange(1, len(losses) + 1), smoothed(losses)
+    done, mean = np.arange(1, len(losses) + 1), trailing_mean(losses)
     axes.plot(done, losses, color=GREY, linewidth=0.7)
     axes.plot(done, mean, color=BLUE, linewidth=2)
     axes.plot(done[-1], mean[-1], "o", color=BLUE, markersize=5)
@@ -248,12 +252,13 @@ def scale_rows(values: np.ndarray) -> np.ndarray:
 
 
 @style()
-def intervals(rows: Mapping[str, Mapping[str, Mapping[str, float | None]]], titles: Mapping[str, str]) -> Figure:
+def estimate_panels(rows: Rows, titles: Mapping[str, str], counts: bool = False) -> Figure:
     """Estimates with their intervals: a line for each model, a panel for each measure.
 
     Args:
-        rows: model -> measure -> estimate: `value`, `low`, `high`; the value is None where nothing was counted.
+        rows: model -> measure -> estimate, whose value is None where nothing was counted.
         titles: measure -> title of its panel.
+        counts: write the counts beside each value.
     """
     figure = Figure(figsize=(2.3 * len(titles) + 1.8, 0.36 * len(rows) + 1.1), layout="constrained")
     panels = np.atleast_1d(figure.subplots(1, len(titles), sharey=True))
@@ -265,11 +270,59 @@ def intervals(rows: Mapping[str, Mapping[str, Mapping[str, float | None]]], titl
                 continue
             axes.plot([estimate["low"], estimate["high"]], [y, y], color=BLUE, linewidth=3, alpha=0.35)
             axes.plot(estimate["value"], y, "o", color=BLUE, markersize=5)
-            digits = ".0f" if measure == "length" else ".2f"
-            note(axes, f"{estimate['value']:{digits}}", (estimate["value"], y), (0, 5), ha="center", fontsize=8)
+            text = f"{estimate['value']:{'.0f' if measure == 'length' else '.2f'}}"
+            align = "center"
+            if counts:
+                text += f" ({estimate['numerator']} of {estimate['denominator']})"
+                align = "right" if estimate["value"] > 0.5 else "left"
+            note(axes, text, (estimate["value"], y), (0, 5), ha=align, fontsize=8)
         axes.set_title(title)
         axes.grid(axis="x")
         axes.set(xlim=(-0.04, 1.06) if measure != "length" else (0, None), ylim=(-0.6, len(rows) - 0.2))
         axes.tick_params(axis="y", length=0)
     panels[0].set_yticks(positions, list(rows))
+    return figure
+
+
+def show_shares(rows: Rows, label: str) -> None:
+    """Shares with their intervals and counts; see `estimate_panels`."""
+
+    def counts(share: Mapping[str, Any]) -> str:
+        return f"{share['numerator']} of {share['denominator']}"
+
+    lines = [f"{who}, {what}: {counts(share)}" for who, row in rows.items() for what, share in row.items()]
+    what = next(iter(next(iter(rows.values()))))
+    summary = f"{what}: {', '.join(f'{who} {counts(row[what])}' for who, row in rows.items())}."
+    figure = estimate_panels(rows, {name: name for name in next(iter(rows.values()))}, counts=True)
+    figure.supxlabel(label, fontsize=10)
+    show(figure, f"Points with intervals, {label}. {'; '.join(lines)}.", summary)
+
+
+def operations_bars(stages: Mapping[str, Mapping[str, int]]) -> Figure:
+    """Stacked bars: operations of one example by part, in billions, as `cost.flops` counts them."""
+    billions = {name: [count / 1e9 for count in parts.values()] for name, parts in stages.items()}
+    return stacked_bars(billions, list(next(iter(stages.values()))), "{:.0f}", "billions of operations for one example")
+
+
+@style()
+def stacked_bars(rows: Mapping[str, Sequence[float]], parts: Sequence[str], form: str, unit: str) -> Figure:
+    """Horizontal bars made of parts; a part that is wide enough bears its value, all stand in the legend."""
+    figure = Figure(figsize=(10.5, 0.75 * len(rows) + 1.5), layout="constrained")
+    axes = figure.add_subplot()
+    longest = max(map(sum, rows.values()))
+    for y, (name, values) in enumerate(rows.items()):
+        start = 0.0
+        for part, value, colour, pattern in zip(parts, values, STACK_COLOURS, STACK_PATTERNS, strict=False):
+            label = part if y == 0 else None
+            axes.barh(name, value, left=start, color=colour, hatch=pattern, edgecolor="white", height=0.6, label=label)
+            if value > 0.04 * longest:
+                box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none"}
+                middle = start + value / 2
+                axes.text(middle, y, form.format(value), ha="center", va="center", fontsize=9, bbox=box)
+            start += value
+        note(axes, form.format(start), (start, y), (6, 0), va="center", fontweight="bold")
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.1 * longest), xlabel=unit)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside lower center", ncols=len(parts), frameon=False, fontsize=9)
     return figure

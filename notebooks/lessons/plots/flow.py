@@ -7,9 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Ellipse, FancyArrowPatch, FancyBboxPatch, Patch, Polygon, Rectangle
 
-from lessons.plots.figures import BLUE, GREY, INK, ORANGE, show, style
+from lessons.plots.figures import BLUE, GREY, INK, ORANGE, PALE_ORANGE, show, style
 
-# name: (left, bottom) of its box; W stands right above the place where its output goes
+# name: (left, bottom) of its box; W stands right above the box that its output goes to
 BOXES = {
     "picture": (0, 21),
     "encoder": (27, 21),
@@ -20,7 +20,7 @@ BOXES = {
     "language model": (81, 3),
     "answer": (108, 3),
 }
-WIDTH, HEIGHT = 14, 11
+BOX_WIDTH, BOX_HEIGHT = 14, 11
 ARROWS = (  # from, to, what flows, in which shape
     ("picture", "encoder", "pixel_values", "(I, 3, H, W)"),
     ("encoder", "W", "patch_features", "(I, N, Dv)"),
@@ -82,10 +82,10 @@ def show_flow(lit: Sequence[str], summary: str, notes: Mapping[str, str] | None 
 def _box(ax: Axes, name: str, lit: bool, note: str) -> None:
     left, bottom = BOXES[name]
     plain = {"facecolor": "white", "edgecolor": GREY, "linewidth": 1.2}
-    look = {"facecolor": "#FFE3C8", "edgecolor": ORANGE, "linewidth": 2.6} if lit else plain
+    look = {"facecolor": PALE_ORANGE, "edgecolor": ORANGE, "linewidth": 2.6} if lit else plain
     shape = "round,pad=0,rounding_size=1.4"
-    ax.add_patch(FancyBboxPatch((left, bottom), WIDTH, HEIGHT, shape, zorder=2, **look))
-    middle = left + WIDTH / 2
+    ax.add_patch(FancyBboxPatch((left, bottom), BOX_WIDTH, BOX_HEIGHT, shape, zorder=2, **look))
+    middle = left + BOX_WIDTH / 2
     for stroke in ICONS[name](middle, bottom + 6.9):
         stroke.set_zorder(3)
         ax.add_patch(stroke)
@@ -99,8 +99,8 @@ def _arrow(ax: Axes, start: str, end: str, what: str, shape: str) -> None:
     """An arrow between two boxes: what flows stands above it and its shape below, beside it where it leads down."""
     (x0, y0), (x1, y1) = BOXES[start], BOXES[end]
     down = y0 != y1
-    tail = (x0 + WIDTH / 2, y0) if down else (x0 + WIDTH, y0 + HEIGHT / 2)
-    head = (x1 + WIDTH / 2, y1 + HEIGHT) if down else (x1, y1 + HEIGHT / 2)
+    tail = (x0 + BOX_WIDTH / 2, y0) if down else (x0 + BOX_WIDTH, y0 + BOX_HEIGHT / 2)
+    head = (x1 + BOX_WIDTH / 2, y1 + BOX_HEIGHT) if down else (x1, y1 + BOX_HEIGHT / 2)
     ax.add_patch(FancyArrowPatch(tail, head, arrowstyle="-|>", mutation_scale=12, color=INK, linewidth=1.2))
     if down:
         ax.text(head[0] + 1.2, (tail[1] + head[1]) / 2, f"{what}\n{shape}", va="center", fontsize=8.5)
@@ -158,7 +158,7 @@ def _swapped(x: float, y: float) -> list[Patch]:
 
 
 def _layers(x: float, y: float) -> list[Patch]:
-    """Layers, one upon the other."""
+    """Layers, one on the other."""
     corners = ((x - 4.4, y - 1.6), (x, y - 3.4), (x + 4.4, y - 1.6), (x, y + 0.2))
     return [
         Polygon([(left, low + k) for left, low in corners], facecolor=shade, edgecolor="white", linewidth=0.8)

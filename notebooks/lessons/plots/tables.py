@@ -39,7 +39,7 @@ def table_html(
 
 
 def show_answers(
-    pictures: Sequence[Image.Image], alts: Sequence[str], columns: Mapping[str, Sequence[str]], side: int = 120
+    images: Sequence[Image.Image], alts: Sequence[str], columns: Mapping[str, Sequence[str]], side: int = 120
 ) -> None:
     """A table of pictures and the answers about each.
 
@@ -54,23 +54,23 @@ def show_answers(
     if not all(alt.strip() for alt in alts):
         raise ValueError("every picture needs alternative text")
     rows = [
-        [image_html(picture, alt, side), *map(html.escape, texts)]
-        for picture, alt, *texts in zip(pictures, alts, *columns.values(), strict=True)
+        [image_html(image, alt, side), *map(html.escape, texts)]
+        for image, alt, *texts in zip(images, alts, *columns.values(), strict=True)
     ]
     plain = "\n".join(f"{name}: {text}" for name, texts in columns.items() for text in texts)
     display({"text/html": table_html(["picture", *columns], rows), "text/plain": plain}, raw=True)
 
 
-def show_picture(picture: Image.Image, alt: str, side: int = 224) -> None:
+def show_image(image: Image.Image, alt: str, side: int = 224) -> None:
     """A picture with alternative text, which is its caption, too.
 
     Raises:
         ValueError: `alt` is empty.
     """
     if not alt.strip():
-        raise ValueError("a picture needs alternative text")
+        raise ValueError("an image needs alternative text")
     caption = f"<figcaption>{html.escape(alt)}</figcaption>"
-    figure = f'<figure style="margin:0">{image_html(picture, alt, side)}{caption}</figure>'
+    figure = f'<figure style="margin:0">{image_html(image, alt, side)}{caption}</figure>'
     display({"text/html": figure, "text/plain": alt}, raw=True)
 
 
@@ -83,23 +83,23 @@ def show_supervision(row: Example, tokenizer: PreTrainedTokenizerFast) -> None:
 
 def show_taught(
     rows: Mapping[str, Example],
-    pictures: Sequence[tuple[Image.Image, str] | None],
+    images: Sequence[tuple[Image.Image, str] | None],
     tokenizer: PreTrainedTokenizerFast,
     side: int = 100,
 ) -> None:
     """A table of named examples, each with its picture and its supervision mask, as `show_supervision` draws it.
 
     Args:
-        pictures: for each example its picture and alternative text, or None if it has no picture.
+        images: for each example its picture and alternative text, or None if it has no picture.
         side: of a picture, in pixels.
 
     Raises:
         ValueError: there are not as many pictures as examples; a picture has no alternative text.
     """
-    if not all(shown[1].strip() for shown in pictures if shown):
+    if not all(shown[1].strip() for shown in images if shown):
         raise ValueError("every picture needs alternative text")
     lines = []
-    for (name, row), shown in zip(rows.items(), pictures, strict=True):
+    for (name, row), shown in zip(rows.items(), images, strict=True):
         title = f"<b>{html.escape(name)}</b><br><small>{_counted(row)} tokens are supervised</small>"
         lines.append([title, image_html(*shown, side) if shown else "none", _marked(row, tokenizer)])
     page = table_html(("example", "picture", "underlined: supervised"), lines, widths={2: "52em"})

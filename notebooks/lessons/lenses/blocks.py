@@ -1,7 +1,7 @@
-"""What trains in a stage: the model's blocks, strips that show them to scale, and how to hold all others still.
+"""The model as blocks: which of them train, how to hold the others still, where gradients go, how far weights moved.
 
 A block is a part of the model that a reader can name: the encoder, W, the embedding table, each layer of the language
-model. It is given by prefixes of parameter names, as `named_parameters` yields them.
+model. It is given by prefixes of parameter names, as `named_parameters` yields them. Letters as in `config.py`.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -12,20 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import nn
 
-from lessons.plots import BLUE, GREY, INK, ORANGE, note, show, style
-from minivlm.config import STAGES, Stage
+from lessons.plots import GREY, ORANGE, PALE_ORANGE, style
+from minivlm.config import Stage
 from minivlm.model import PARTS, Ledger, LedgerRow, MiniVLMForConditionalGeneration
-from minivlm.train import learning_rates
 
-PALE = "#FFE3C8"  # the ground of what trains, as in the map of the flow
-OWN = "your own"
-TITLES = {"stage 1": "pretrain", "stage 2": "sft"}
-LETTERS = 0.011  # the width of a letter, as a share of a strip
-
-Blocks = dict[str, tuple[str, ...]]
+TITLED_STAGES = {"stage 1": "pretrain", "stage 2": "sft"}  # title -> name
+LETTER_WIDTH = 0.011  # as a share of a strip
 
 
-def blocks(model: MiniVLMForConditionalGeneration) -> Blocks:
+def blocks(model: MiniVLMForConditionalGeneration) -> dict[str, tuple[str, ...]]:
     """The model cut into blocks from the picture to the answer: name to prefixes of parameter names.
 
     Every parameter is in exactly one of them. The last layer holds the norm behind it. The head has no block of its
@@ -96,6 +91,33 @@ def ledger_of(model: MiniVLMForConditionalGeneration, names: Collection[str], ti
     return Ledger(title, tuple(rows))
 
 
+def gradient_map(model: MiniVLMForConditionalGeneration, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """How much gradient arrives at each layer and position of the language model.
+
+    It comes from the loss and ends in W (`model.projector.weight.grad` holds it afterwards); what is frozen lets it
+    pass and keeps none.
+
+    Args:
+        batch: one example, as `processor.collate` makes it.
+
+    Returns:
+        Norms (L + 1, T): row 0 is what goes into the language model, row l what comes out of its layer l.
+    """
+    inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "attention_mask")}
+    embeds = model.embed(**inputs)  # (1, T, Dl)
+    out = model.language_model(inputs_embeds=embeds, labels=batch["labels"], output_hidden_states=True, use_cache=False)
+    for hidden in out.hidden_states:
+        hidden.retain_grad()
+    out.loss.backward()
+    return torch.stack([hidden.grad[0].norm(dim=-1) for hidden in out.hidden_states])  # (L + 1, T)
+
+
+def moved(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> float:
+    """How far a group of weights moved, as a share of their length: |after - before| / |before|, over all of them."""
+    change = sum((after[name] - old).pow(2).sum().item() for name, old in before.items())
+    return (change / sum(old.pow(2).sum().item() for old in before.values())) ** 0.5
+
+
 @style()
 def strips(model: MiniVLMForConditionalGeneration, rows: Mapping[str, Collection[str]]) -> Figure:
     """The model as strips, its blocks as wide as they have parameters; those that train are filled and hatched.
@@ -112,13 +134,13 @@ def strips(model: MiniVLMForConditionalGeneration, rows: Mapping[str, Collection
     figure = Figure(figsize=(11.5, 0.2 + 1.1 * len(rows)))
     ax = figure.add_axes((0, 0, 1, 1))
     for number, (title, names) in enumerate(rows.items()):
-        _strip(ax, -number, title, sizes, names)
+        _model_strip(ax, -number, title, sizes, names)
     ax.set(xlim=(-0.14, 1.01), ylim=(-len(rows) + 0.5, 0.52))
     ax.axis("off")
     return figure
 
 
-def _strip(ax: Axes, y: float, title: str, sizes: Mapping[str, int], names: Collection[str]) -> None:
+def _model_strip(ax: Axes, y: float, title: str, sizes: Mapping[str, int], names: Collection[str]) -> None:
     total, left, slivers = sum(sizes.values()), 0.0, 0
     trained = sum(sizes[name] for name in names)
     share = f"{trained:,} train\n{trained / total:.1%} of all"
@@ -128,10 +150,10 @@ def _strip(ax: Axes, y: float, title: str, sizes: Mapping[str, int], names: Coll
         width, trains = count / total, name in names
         look = {"color": "white", "edgecolor": GREY, "linewidth": 1.0, "zorder": 2}
         if trains:
-            look = {"color": PALE, "edgecolor": ORANGE, "hatch": "//", "linewidth": 1.6, "zorder": 3}
+            look = {"color": PALE_ORANGE, "edgecolor": ORANGE, "hatch": "//", "linewidth": 1.6, "zorder": 3}
         ax.barh(y, width, 0.5, left, **look)
         label = {"ha": "center", "fontsize": 8.5, "fontweight": "bold" if trains else "normal", "zorder": 4}
-        if width > LETTERS * len(name):
+        if width > LETTER_WIDTH * len(name):
             ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
             ax.text(left + width / 2, y, name, va="center", bbox=ground if trains else None, **label)
         else:  # slivers are named above and below in turn
@@ -139,34 +161,3 @@ def _strip(ax: Axes, y: float, title: str, sizes: Mapping[str, int], names: Coll
             ax.text(left + width / 2, y + (0.29 if up else -0.29), name, va="bottom" if up else "top", **label)
             slivers += 1
         left += width
-
-
-def show_strips(model: MiniVLMForConditionalGeneration) -> None:
-    """Both stages to scale, with alternative text and a summary."""
-    rows = {title: blocks_of(model, STAGES["scenes"][name]) for title, name in TITLES.items()}
-    totals = {title: ledger_of(model, names, title).total for title, names in rows.items()}
-    shares = {title: total.trained / total.parameters for title, total in totals.items()}
-    lines = "; ".join(f"{title} trains {', '.join(names)}, {shares[title]:.1%} of all" for title, names in rows.items())
-    alt = "Two strips, each the whole model, its blocks as wide as they have parameters. Hatched is what trains: "
-    one, two = (f"{shares[title]:.1%}" for title in rows)
-    show(strips(model, rows), alt + lines, f"Stage 1 trains {one} of the parameters, stage 2 {two}; no encoder ever.")
-
-
-@style()
-def rates_figure(stage: Stage) -> Figure:
-    """The learning rate of each part over a stage's steps, each line named at its end."""
-    steps = range(stage.steps)
-    rates = [learning_rates(step, stage) for step in steps]
-    looks = {"projector": (ORANGE, "--", "W"), "language_model": (BLUE, "-", "language model")}
-    figure = Figure(figsize=(7, 2.6))
-    axes = figure.add_subplot()
-    for part in stage.trains:
-        colour, line, name = looks[part]
-        values = [rate[part] for rate in rates]
-        peak = values.index(max(values))
-        axes.plot([step + 1 for step in steps], values, color=colour, linestyle=line, linewidth=2)
-        at, label = (peak + 1, max(values)), f"{name}: at most {max(values):g}"
-        note(axes, label, at, (4, 4), color=INK)
-    axes.set(xlim=(0, stage.steps * 1.02), ylim=(0, None), xlabel="step", ylabel="learning rate")
-    axes.grid(axis="y")
-    return figure

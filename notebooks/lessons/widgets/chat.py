@@ -1,12 +1,9 @@
-"""The chat of notebook 00: ask about a drawn scene or a file of one's own, and see where each word looked.
-
-Works by keyboard; what it shows is text, and pictures with alternative text. Letters as in `config.py`.
-"""
+"""A chat: ask about a drawn scene or a file of one's own, and see where each word looked. Letters as in `config.py`."""
 
 import html
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import ipywidgets as widgets
 import torch
@@ -14,7 +11,7 @@ from IPython.display import display
 from PIL import Image
 from transformers import TextStreamer
 
-from lessons.lenses import attention_to_patches, faded, strongest, where
+from lessons.lenses.attention import attention_to_patches, faded, strongest, where
 from lessons.plots import data_uri
 from minivlm.config import PROMPTS
 from minivlm.data.images import ImageError, open_image
@@ -28,13 +25,10 @@ from minivlm.scenes.facts import random_stream, sample_scene
 from minivlm.scenes.language import caption
 from minivlm.scenes.samples import TURNS
 
-if TYPE_CHECKING:
-    from lessons.lesson_00 import Familiar
-
 ANY, FILE = "any scene, by its number", "a file of your own"
 SIDE = 280  # of the picture, in pixels
 SCENES = 10_000  # of the "dev" split that can be chosen
-QUESTIONS = max(TURNS)  # in one conversation: stage 2 has taught no longer ones
+MOST_QUESTIONS = max(TURNS)  # in one conversation: stage 2 trained no longer ones
 WHOLE = "(the whole picture)"
 TRY = ("What is in this picture?", "Describe this picture in detail.", PROMPTS["zh"], "Is there a dog in the picture?")
 
@@ -65,12 +59,12 @@ class Chat:
 
     Args:
         model, processor: who answers.
-        familiar: says how far a picture is from the drawn world.
+        familiar: measures how far an image is from what the model was trained on; see `lesson_00.Familiar`.
     """
 
-    def __init__(self, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, familiar: "Familiar"):
+    def __init__(self, model: MiniVLMForConditionalGeneration, processor: MiniVLMProcessor, familiar: Any):
         self.model, self.processor, self.familiar = model, processor, familiar
-        self.picture: Image.Image | None = None
+        self.image: Image.Image | None = None
         self.turns: list[Turn] = []
         self._alt, self._warning, self._looks = "", "", None
         wide = {"style": {"description_width": "6em"}, "layout": {"width": "24em"}}
@@ -107,9 +101,9 @@ class Chat:
             ValueError: there is no picture yet, or the question is empty.
         """
         question = without_shorthand(question.strip()) if not self.turns else question.strip()
-        if self.picture is None or not question:
+        if self.image is None or not question:
             raise ValueError("choose a picture, then type a question")
-        if len(self.turns) == QUESTIONS:
+        if len(self.turns) == MOST_QUESTIONS:
             self.turns.clear()
         messages = self._messages(question)
         stream = Stream(self.processor, lambda so_far: self._tell(Turn(question, so_far)))
@@ -124,7 +118,7 @@ class Chat:
 
     def _ask(self) -> None:
         question, self.question.value = self.question.value, ""
-        if self.picture is None:
+        if self.image is None:
             self.log.value = _line("Choose a picture first.")
         elif question.strip():
             self.send.disabled = True
@@ -138,19 +132,19 @@ class Chat:
         source = self.source.value
         self.scene.layout.display = None if source == ANY else "none"
         self.file.layout.display = None if source == FILE else "none"
-        self.turns, self._looks, self._warning, self.picture = [], None, "", None
+        self.turns, self._looks, self._warning, self.image = [], None, "", None
         try:
-            self.picture, self._alt = self._picture(source)
+            self.image, self._alt = self._chosen_image(source)
         except ImageError as problem:
             self._warning = str(problem)
-        if self.picture is not None:
+        if self.image is not None:
             with torch.no_grad():
-                features = self.model.vision(self.processor.pixels([self.picture]))  # (1, N, Dv)
+                features = self.model.vision(self.processor.pixels([self.image]))  # (1, N, Dv)
             self._warning = self.familiar.warning(self.familiar.distance(features))
         self._offer()
         self._tell()
 
-    def _picture(self, source: str) -> tuple[Image.Image | None, str]:
+    def _chosen_image(self, source: str) -> tuple[Image.Image | None, str]:
         """The chosen picture and its alternative text; None while no file is chosen."""
         if source == FILE:
             if not self.file.value:
@@ -164,7 +158,7 @@ class Chat:
         """The conversation so far and a new question; the picture stands before the first."""
         messages = []
         for turn in (*self.turns, Turn(question, "")):
-            image = [] if messages else [{"type": "image", "image": self.picture}]
+            image = [] if messages else [{"type": "image", "image": self.image}]
             messages.append({"role": "user", "content": [*image, {"type": "text", "text": turn.question}]})
             if turn.answer:
                 messages.append({"role": "assistant", "content": turn.answer})
@@ -181,28 +175,28 @@ class Chat:
 
     def _look(self) -> None:
         """The picture; where a word is chosen, faded where it did not look."""
-        if self.picture is None:
+        if self.image is None:
             self.view.value = ""
             return
         index = self.word.value
         if index is None:
-            self.view.value = _image(self.picture, self._alt)
+            self.view.value = _image(self.image, self._alt)
             return
         weights = self._looks.patches[index]  # (N,)
         at, word = where(int(weights.argmax()), len(weights)), self._looks.words[index]
         remark = f"“{word}” looked most at the {at} ({weights.sum():.0%} of its attention was on the picture)"
-        self.view.value = _image(faded(self.picture, weights), f"{self._alt}; {remark}") + _line(remark)
+        self.view.value = _image(faded(self.image, weights), f"{self._alt}; {remark}") + _line(remark)
 
     def _tell(self, growing: Turn | None = None) -> None:
         """The conversation, with an answer that is still being written at its end."""
         turns = [*self.turns, *([growing] if growing else [])]
         lines = [_line(self._warning, mark="⚠ ")] if self._warning else []
-        if not turns and self.picture is not None:
+        if not turns and self.image is not None:
             lines.append(_line("Ask anything, such as: " + " · ".join(TRY)))
         for turn in turns:
             lines += [_line(turn.question, "You: "), _line(turn.answer, "Model: ")]
-        if len(self.turns) == QUESTIONS:
-            lines.append(_line("The next question begins a new conversation: the model has learnt no longer ones."))
+        if len(self.turns) == MOST_QUESTIONS:
+            lines.append(_line("The next question begins a new conversation: the model was trained on no longer ones."))
         self.log.value = f'<div role="log" aria-live="polite" style="line-height:1.5">{"".join(lines)}</div>'
 
 
@@ -211,8 +205,8 @@ def _line(text: str, mark: str = "") -> str:
     return f'<p style="margin:0.3em 0"><b>{html.escape(mark)}</b>{html.escape(text)}</p>' if text or mark else ""
 
 
-def _image(picture: Image.Image, alt: str) -> str:
+def _image(image: Image.Image, alt: str) -> str:
     """An `<img>` with its bytes inside."""
-    shown = picture.convert("RGB")
+    shown = image.convert("RGB")
     shown.thumbnail((2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS)
     return f'<img src="{data_uri(shown)}" alt="{html.escape(alt)}" style="max-width:{SIDE}px;max-height:{SIDE}px">'

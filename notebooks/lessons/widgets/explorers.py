@@ -1,8 +1,4 @@
-"""Widgets: an image's patches as words, W at every step that was kept, and what a stage trains.
-
-All controls work by keyboard; what they show is text in HTML, Chinese included. Without a kernel a widget is empty, so
-a notebook shows a figure of the same before it. Letters as in `config.py`.
-"""
+"""Explorers of drawn scenes: an image's patches as words, and W at each step that was kept. Letters: `config.py`."""
 
 import html
 from collections.abc import Collection, Iterator, Sequence
@@ -14,16 +10,24 @@ import numpy as np
 import torch
 from IPython.display import display
 
-from lessons.lenses import NO_WORD, NearWord, PatchWord, listed, nearest_few, read_aloud, read_patches, things_patches
-from lessons.plots import BLUE, INK, ORANGE, border, data_uri, figure_html, flow_figure
-from lessons.stages import OWN, TITLES, blocks, blocks_of, ledger_of, strips
-from minivlm.config import PROMPTS, STAGES
+from lessons.lenses.words import (
+    NO_WORD,
+    NearWord,
+    PatchWord,
+    listed,
+    nearest_few,
+    read_aloud,
+    read_patches,
+    things_patches,
+)
+from lessons.plots import BLUE, INK, ORANGE, border, data_uri
+from minivlm.config import PROMPTS
 from minivlm.model import MiniVLMForConditionalGeneration
 from minivlm.processor import MiniVLMProcessor
 from minivlm.scenes.drawing.draw import draw
 from minivlm.scenes.facts import Scene
 
-CELL = 50  # of a patch in a drawing, in its own units; an image is shown at about one pixel for each
+PATCH_SIDE = 50  # of a patch in a drawing, in its own units; an image is shown at about one pixel for each
 LETTER = 0.6  # how wide a letter is, as a share of its height; a Chinese character is as wide as high
 
 
@@ -209,20 +213,20 @@ class StepExplorer(SceneExplorer):
 def drawing(scene: Scene, words: Sequence[PatchWord], chosen: int | None = None) -> str:
     """A scene with the nearest word on each patch, as SVG: what is true is bold and framed, the chosen patch dashed."""
     side = int(len(words) ** 0.5)
-    size = side * CELL
+    size = side * PATCH_SIDE
     true = sum(word.true for word in words)
     label = f"{listed(scene)}. A word stands on each of {len(words)} patches; {true} are true of it."
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}" width="{size}" '
         f'style="max-width:100%;background:white" role="img" aria-label="{html.escape(label)}">',
         f'<image href="{data_uri(draw(scene, size))}" width="{size}" height="{size}" opacity="0.4"/>',
-        *(_outline(covered, side) for _, covered in things_patches(scene, len(words))),
+        *(_outline_path(covered, side) for _, covered in things_patches(scene, len(words))),
         *(_cell(patch, side, word) for patch, word in enumerate(words)),
     ]
     if chosen is not None:
-        y, x = (k * CELL + 1 for k in divmod(chosen, side))
+        y, x = (k * PATCH_SIDE + 1 for k in divmod(chosen, side))
         look = f'fill="none" stroke="{INK}" stroke-width="3" stroke-dasharray="6 3"'
-        parts.append(f'<rect x="{x}" y="{y}" width="{CELL - 2}" height="{CELL - 2}" {look}/>')
+        parts.append(f'<rect x="{x}" y="{y}" width="{PATCH_SIDE - 2}" height="{PATCH_SIDE - 2}" {look}/>')
     return "".join([*parts, "</svg>"])
 
 
@@ -250,12 +254,12 @@ def _both(word: PatchWord | NearWord) -> str:
 def _cell(patch: int, side: int, word: PatchWord) -> str:
     """A patch's word; the more letters, the smaller."""
     y, x = divmod(patch, side)
-    middle, base = (x + 0.5) * CELL, (y + 0.5) * CELL
+    middle, base = (x + 0.5) * PATCH_SIDE, (y + 0.5) * PATCH_SIDE
     letters = max(sum(1.0 if ord(letter) > 0x2E80 else LETTER for letter in word.word), 2.4)
-    height = min(15.0, (CELL - 6) / letters)
+    height = min(15.0, (PATCH_SIDE - 6) / letters)
     frame = ""
     if word.true:
-        width = min(CELL - 2.0, letters * height + 6)
+        width = min(PATCH_SIDE - 2.0, letters * height + 6)
         frame = (
             f'<rect x="{middle - width / 2:.1f}" y="{base - height * 0.8:.1f}" width="{width:.1f}" '
             f'height="{height * 1.6:.1f}" rx="4" fill="#FFF6EC" stroke="{ORANGE}" stroke-width="1.6"/>'
@@ -267,89 +271,7 @@ def _cell(patch: int, side: int, word: PatchWord) -> str:
     )
 
 
-def _outline(covered: np.ndarray, side: int) -> str:
+def _outline_path(covered: np.ndarray, side: int) -> str:
     """A line around the patches of a thing."""
-    lines = "".join("M{} {}L{} {}".format(*(end * CELL for end in piece)) for piece in border(covered, side))
+    lines = "".join("M{} {}L{} {}".format(*(end * PATCH_SIDE for end in piece)) for piece in border(covered, side))
     return f'<path d="{lines}" stroke="{BLUE}" stroke-width="2.5" stroke-linecap="round" fill="none"/>'
-
-
-# What a stage trains
-
-
-class StageExplorer:
-    """A stage or a choice of one's own: what it trains, in numbers, to scale, and on the map of the course.
-
-    Tab goes on, the space bar presses a stage's button or ticks a block. Without a kernel there is no widget;
-    `show_strips` leaves a figure.
-
-    Attributes:
-        widget: to be shown as the last line of a cell.
-        stage: the buttons of the stages, and of a choice of one's own.
-        boxes: a box to tick for each block; the encoder's cannot be ticked.
-        page: what the choice means, as HTML.
-    """
-
-    def __init__(self, model: MiniVLMForConditionalGeneration):
-        self.model = model
-        self.stage = widgets.ToggleButtons(options=[*TITLES, OWN], description="stage", value="stage 1")
-        self.boxes = {
-            name: widgets.Checkbox(description=name, indent=False, layout=widgets.Layout(width="auto"))
-            for name in blocks(model)
-        }
-        self.boxes["encoder"].disabled = True
-        self.boxes["encoder"].tooltip = "frozen in every stage"
-        self.page = widgets.HTML()
-        row = widgets.HBox(list(self.boxes.values()), layout=widgets.Layout(flex_flow="row wrap"))
-        self.widget = widgets.VBox([self.stage, row, self.page])
-        self._setting = False
-        self.stage.observe(self._stage_changed, "value")
-        for box in self.boxes.values():
-            box.observe(self._box_changed, "value")
-        self._stage_changed()
-
-    @property
-    def names(self) -> list[str]:
-        """The blocks that are ticked."""
-        return [name for name, box in self.boxes.items() if box.value]
-
-    def _stage_changed(self, _change: dict | None = None) -> None:
-        """A stage ticks its blocks; a choice of one's own begins with those that are ticked."""
-        if self.stage.value in TITLES:
-            trains = blocks_of(self.model, STAGES["scenes"][TITLES[self.stage.value]])
-            self._setting = True
-            for name, box in self.boxes.items():
-                box.value = name in trains
-            self._setting = False
-        self._draw()
-
-    def _box_changed(self, _change: dict) -> None:
-        """Ticking a block makes the choice one's own, unless it is now exactly a stage's."""
-        if self._setting:
-            return
-        stages = {title: blocks_of(self.model, STAGES["scenes"][name]) for title, name in TITLES.items()}
-        now = next((title for title, names in stages.items() if names == self.names), OWN)
-        if now == self.stage.value:
-            self._draw()
-        else:
-            self.stage.value = now
-
-    def _draw(self) -> None:
-        """Say what the choice means: the ledger, one sentence, the strip, and the map with what trains lit."""
-        names, title = self.names, self.stage.value
-        account = ledger_of(self.model, names, title)
-        share = account.total.trained / account.total.parameters
-        sentence = f"{title}: {', '.join(names) or 'nothing'} trains, {share:.1%} of all parameters."
-        boxes = {  # the head of the language model is the embedding table
-            "encoder": "encoder" in names,
-            "W": "W" in names,
-            "look-up": "embeddings" in names,
-            "language model": any(name.startswith("layer") for name in names),
-        }
-        lit = [box for box, trains in boxes.items() if trains]
-        flow = flow_figure(lit, {box: "trains" if trains else "frozen" for box, trains in boxes.items()})
-        diagram = f"Diagram of the data flow. Lit, because they train: {', '.join(lit) or 'nothing'}."
-        strip = f"The model as a strip, to scale. {sentence}"
-        self.page.value = (
-            f"<pre>{html.escape(str(account))}</pre><p role='status'>{html.escape(sentence)}</p>"
-            f"{figure_html(strips(self.model, {title: names}), strip, 920)}{figure_html(flow, diagram, 920)}"
-        )
