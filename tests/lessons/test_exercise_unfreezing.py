@@ -6,7 +6,7 @@ import pytest
 from lessons import exercises as checks  # noqa: F401 (enters the exercises)
 from lessons.exercises import unfreezing
 from lessons.exercises.checking import verdict
-from lessons.stages import size
+from lessons.lenses.blocks import size
 
 from minivlm.config import STAGES
 from minivlm.model import set_trainable
