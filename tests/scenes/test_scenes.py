@@ -351,7 +351,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
-@pytest.mark.skipif(gallery._usable_cores() < 2, reason="one core draws by itself")
+@pytest.mark.skipif(gallery.usable_cores() < 2, reason="one core draws by itself")
 def test_ctrl_c_while_workers_start_ends_all_without_a_workers_traceback():
     """The terminal interrupts all processes; the parent alone answers, also while the workers import."""
     command, options = [sys.executable, "-c", INTERRUPTED], {"capture_output": True, "text": True, "timeout": 100}
