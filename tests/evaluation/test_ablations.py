@@ -157,9 +157,8 @@ class TestRun:
         monkeypatch.setattr(ablations, "STAGES", {"scenes": small})
         monkeypatch.setattr(ablations, "LONG", 4)
         monkeypatch.setattr(ablations, "SHORT", 2)
-        return ablations.AblationPlan(
-            tmp_path / "out", data, (0, 1), {"pretrain": 1, "sft": 1}, 4, 4, "fp32", "minivlm test"
-        )
+        steps = {"pretrain": 1, "sft": 1}
+        return ablations.AblationPlan(tmp_path / "out", data, (0, 1), steps, 4, 4, "fp32", "minivlm test")
 
     def test_a_whole_run_and_its_second_sitting(self, plan, monkeypatch):
         results = ablations.experiment(plan)

@@ -299,9 +299,6 @@ class TestFigures:
 
     def test_counts_are_written_beside_the_points(self):
         shares = {"a": {"x": some_estimate(5, 10), "y": some_estimate(0, 0)}}
-        texts = [
-            text.get_text()
-            for axes in plots.estimate_panels(shares, {"x": "X", "y": "Y"}, counts=True).axes
-            for text in axes.texts
-        ]
+        panels = plots.estimate_panels(shares, {"x": "X", "y": "Y"}, counts=True).axes
+        texts = [text.get_text() for axes in panels for text in axes.texts]
         assert texts == ["0.50 (5 of 10)", "names nothing"]

@@ -94,10 +94,8 @@ class TestVariants:
         old, short = batches
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         engine = WorkingCopy(model, "fp32")
-        variants = [
-            StepVariant("old", engine, loss_everywhere, old, 9),
-            StepVariant("new", engine, supervised_loss, short, 3),
-        ]
+        settings = ("old", engine, loss_everywhere, old, 9), ("new", engine, supervised_loss, short, 3)
+        variants = [StepVariant(*one) for one in settings]
         one, two = lesson_a2.measure(model, variants, rounds=2)
         assert one.loss == pytest.approx(two.loss, abs=1e-4) and one.seconds > 0 < two.seconds
         assert (one.title, one.operations, two.title, two.operations) == ("old", 9, "new", 3)
