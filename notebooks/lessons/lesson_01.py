@@ -70,18 +70,18 @@ def anatomy(
     _label(ax, 57, 29, "patch features", f"N × Dv = {n} × {dv}")
     _label(ax, 99, 29, "image embeds", f"N × Dl = {n} × {dl}")
     for start, end in ((23.8, 28.2), (45.8, 50.2), (63.8, 68.2), (85.8, 90.2)):
-        _arrow(ax, (start, 41), (end, 41))
+        _draw_arrow(ax, (start, 41), (end, 41))
     strip = (1, 7.5, 64, 9)
     draw_matrix(ax, strip, scale_rows(inputs_embeds).T)
     runs = _runs(ax, strip, is_image)
-    _arrow(ax, (runs[-1], 4.5), (runs[-1], 7.3))
+    _draw_arrow(ax, (runs[-1], 4.5), (runs[-1], 7.3))
     ax.text(runs[-1], 4.2, "words: looked up\nin the embedding table", ha="center", va="top", fontsize=8.5)
     _label(ax, 27, 6.5, "inputs embeds: words and patches in one line", f"T × Dl = {t} × {dl}, drawn lying down")
     bend = "angle,angleA=180,angleB=90,rad=8"  # sideways first, then down
-    _arrow(ax, (99, 23.5), (runs[len(runs) // 2], 19.6), connectionstyle=bend)
+    _draw_arrow(ax, (99, 23.5), (runs[len(runs) // 2], 19.6), connectionstyle=bend)
     _part(ax, (69, 5, 20, 14), "language model", parameters["language_model"], "trains in stage 2", GREY)
-    _arrow(ax, (65.4, 12), (68.4, 12))
-    _arrow(ax, (89.6, 12), (92.6, 12))
+    _draw_arrow(ax, (65.4, 12), (68.4, 12))
+    _draw_arrow(ax, (89.6, 12), (92.6, 12))
     ax.text(93.4, 12, textwrap.fill(answer, 26), va="center", fontsize=10 if len(answer) < 80 else 8.5)
     ax.set(xlim=(0, 115), ylim=(0, 54), aspect="auto")
     ax.axis("off")
@@ -103,7 +103,7 @@ def _label(ax: Axes, x: float, y: float, name: str, shape: str) -> None:
     ax.text(x, y - 2.2, shape, ha="center", va="top", fontsize=9)
 
 
-def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], **look) -> None:
+def _draw_arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], **look) -> None:
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=13, color=INK, linewidth=1.4, **look))
 
 

@@ -113,7 +113,7 @@ def strip(parts: Mapping[str, int]) -> Figure:
     start = 0
     for number, ((name, count), (colour, pattern)) in enumerate(zip(parts.items(), looks, strict=True)):
         axes.barh(0, count, left=start, color=colour, hatch=pattern, edgecolor="white" if not pattern else GREY)
-        side, align = (1, "bottom") if number % 2 == 0 else (-1, "top")  # above and below by turns
+        side, align = (1, "bottom") if number % 2 == 0 else (-1, "top")  # above and below in turn
         at = (start + count / 2, 0.4 * side)
         note(axes, f"{name}: {count:,}", at, (0, 7 * side), ha="center", va=align, fontweight="bold")
         start += count
@@ -162,13 +162,13 @@ def with_our_attention(model: MiniVLMForConditionalGeneration, precision: str) -
 
 
 def measure(model: MiniVLMForConditionalGeneration, variants: Sequence[StepVariant], rounds: int) -> list[Timing]:
-    """Run all variants by turns, and keep the best time of each. Gradients are dropped, weights stay.
+    """Run all variants in turn, and keep the best time of each. Gradients are dropped, weights stay.
 
     Whatever slows a machine for a moment slows one turn, not one variant.
     """
     seconds: dict[str, list[float]] = {variant.title: [] for variant in variants}
     losses: dict[str, float] = {}
-    with tqdm(total=rounds * len(variants), desc="by turns", leave=False) as bar:
+    with tqdm(total=rounds * len(variants), desc="in turn", leave=False) as bar:
         for _ in range(rounds):
             for variant in variants:
                 turn, loss = _forward_and_back(model, variant)

@@ -14,8 +14,8 @@ from lessons.exercises.checking import Wrong, called, exercise, forbidden
 from minivlm.placeholders import replace_placeholders as packages_own
 
 N, EMBED_WIDTH = 4, 3
-IMAGE = 77  # no model of this project has this id for <image>: an answer that knows the id by heart is found out
-P = IMAGE  # a placeholder in the pattern below; the small numbers are words
+IMAGE_ID = 77  # no model of this project has this id for <image>: an answer that knows the id by heart is found out
+P = IMAGE_ID  # a placeholder in the pattern below; the small numbers are words
 PATTERN = (  # one picture; two with a word between them; none; one at the row's end: I = 4
     (5, P, P, P, P, 6, 7, 8, 9, 5, 6),
     (P, P, P, P, 9, P, P, P, P, 6, 7),
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     inputs_embeds: torch.Tensor  # (B, T, Dl)
     input_ids: torch.Tensor  # (B, T)
     image_embeds: torch.Tensor  # (I, N, Dl)
-    image_token_id: int = IMAGE
+    image_token_id: int = IMAGE_ID
 
     @property
     def mask(self) -> torch.Tensor:
@@ -143,7 +143,7 @@ def _wrong_values(batch: Batch) -> list[tuple[torch.Tensor, str]]:
         (
             text,
             "the text comes back unchanged. Compare `input_ids` with the `image_token_id` that you are given (it is "
-            f"{IMAGE} here), and return what you have swapped",
+            f"{IMAGE_ID} here), and return what you have swapped",
         ),
         (
             torch.where(first[..., None], expected, text),
@@ -175,7 +175,7 @@ def _gradients(answer: Callable) -> None:
     """W learns from what comes back through the swap, and so does the language model's table in stage 2."""
     batch = batch_of(PATTERN, images=4)
     text, images = batch.inputs_embeds.requires_grad_(), batch.image_embeds.requires_grad_()
-    result = called(answer, text * 1, batch.input_ids, images * 1, IMAGE)
+    result = called(answer, text * 1, batch.input_ids, images * 1, IMAGE_ID)
     upstream = torch.arange(1.0, result.numel() + 1).reshape(result.shape)
     if result.requires_grad:
         result.backward(upstream)

@@ -142,7 +142,7 @@ def faded(image: Image.Image, weights: np.ndarray, side: int = 224) -> Image.Ima
 
 
 def where(patch: int, patches: int) -> str:
-    """A patch's place in words, such as "top left" or "middle", by the third its middle lies in."""
+    """A patch's position in words, such as "top left" or "middle", by the third its middle lies in."""
     across = round(patches**0.5)
     height, side = (3 * (2 * at + 1) // (2 * across) for at in divmod(patch, across))
     names = dict.fromkeys((HEIGHTS[height], SIDES[side]))  # once where both are "middle"
