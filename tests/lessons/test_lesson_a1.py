@@ -220,7 +220,7 @@ class TestWhatFiguresSay:
             "1 of 2 pictures choose their own caption; in the mean the cosine to it is 0.70, to the others 0.45."
         )
 
-    def test_what_is_learned_when_has_a_line_for_each_name(self, shown):
+    def test_the_learning_order_has_a_line_for_each_name(self, shown):
         steps = {0: {"a": 0.1, "b": 0.5}, 5: {"a": 0.4, "b": 0.5}, 9: {"a": 0.9, "b": 0.9}}
         lesson_a1.show_learning_order(steps, "Learnt", "of the pictures")
         [(alt, summary, figure)] = shown
