@@ -309,7 +309,7 @@ def test_no_folder_and_no_checkpoint(tmp_path):
             "'hashes' must name vision, projector, language_model and tokenizer",
         ),
         ("config.json", {"model_type": "llava"}, "model_type is 'llava', not 'minivlm'"),
-        ("processor_config.json", {"num_image_tokens": 5}, "5 tokens per picture, but the encoder .* makes 4"),
+        ("processor_config.json", {"num_image_tokens": 5}, "5 tokens per image, but the encoder .* makes 4"),
     ],
 )
 def test_json_files_of_something_else(saved, file, changes, problem):
