@@ -85,7 +85,7 @@ def replace_folder(folder: str | Path, own: Sequence[str] = ()) -> Iterator[Path
             temporary = around / target.name  # the folder itself never has the mark
             temporary.mkdir()
             yield temporary
-            _carry_over(target, temporary, own)
+            _carry_over(latest_folder(target), temporary, own)
             for path in (*temporary.iterdir(), temporary):
                 if not path.is_symlink():
                     _sync(path)

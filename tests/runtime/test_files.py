@@ -167,13 +167,13 @@ def killed_at_rename(number: int, folder: Path, model, processor) -> int:
 @FORK
 @pytest.mark.parametrize("rename", [1, 2])
 def test_killed_at_a_rename(saved, model, processor, rename):
-    """Killed before either rename, the old checkpoint loads; the next save clears up and succeeds."""
+    """Killed before either rename, the old checkpoint loads; the next save clears up, succeeds, and keeps a user's."""
+    (saved / "chapter.txt").write_text("years of work")
     assert killed_at_rename(rename, saved, model, processor) == -signal.SIGKILL
-    assert load_checkpoint(saved)[2]["stage"] == "sft"
-    assert read_meta(saved)["stage"] == "sft"
+    assert load_checkpoint(saved)[2]["stage"] == read_meta(saved)["stage"] == "sft"
     save_checkpoint(saved, model, processor, {"stage": "pretrain"})
     assert [path.name for path in saved.parent.iterdir()] == ["sft"]
-    assert load_checkpoint(saved)[2]["stage"] == "pretrain"
+    assert load_checkpoint(saved)[2]["stage"] == "pretrain" and (saved / "chapter.txt").read_text() == "years of work"
 
 
 def test_what_killed_runs_left_is_cleared_up(saved, make_model, processor):
