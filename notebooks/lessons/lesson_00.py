@@ -155,11 +155,7 @@ STATIONS = (
     Station("A2", "Speed", "Where does the time go,\nand what is it for?", ("encoder", "language model", "answer")),
 )
 AFTER = {"A1": "01", "A2": "06"}  # the appendices, and the notebook that each asks for
-CARD, MARGIN, HIGH = (
-    26.0,
-    5.0,
-    34.0,
-)  # the width of a card, the gap to the next one, the height of a card
+CARD, MARGIN, HIGH = 26.0, 5.0, 34.0  # the width of a card, the gap to the next one, the height of a card
 CARDS, BETWEEN = 5, 9.0  # cards in a row, and the gap to the row below
 SHORT = {"language model": "LM"}
 
@@ -181,11 +177,7 @@ def course_map(minutes: dict[str, float]) -> Figure:
     legend = "The model has these boxes;\na card lights those that\nits notebook is about."
     axes.text(left, bottom + HIGH - 8, legend, va="top")
     _boxes(axes, (), left, bottom + 6.3, named=True)
-    axes.set(
-        xlim=(-2, CARDS * (CARD + MARGIN) - MARGIN + 2),
-        ylim=(-2, 2 * HIGH + BETWEEN + 2),
-        aspect="equal",
-    )
+    axes.set(xlim=(-2, CARDS * (CARD + MARGIN) - MARGIN + 2), ylim=(-2, 2 * HIGH + BETWEEN + 2), aspect="equal")
     axes.axis("off")
     return figure
 
