@@ -17,8 +17,9 @@ PYTHON ?= $(eval PYTHON := $(FIND_PYTHON))$(PYTHON)
 
 # The environment is complete for exactly these two files: its stamp carries their checksum.
 STAMP := $(VENV)/.minivlm-$(shell cat pyproject.toml $(CONSTRAINTS) | cksum | cut -d ' ' -f 1)
-# pip itself is pinned and comes first: older ones lose their way among so many packages.
-PIP := $(BIN)/python -m pip --disable-pip-version-check install -c $(CONSTRAINTS)
+# pip itself is pinned and comes first: older ones lose their way among so many packages. It does not compile every file
+# of every package, which takes longer than all else: Python compiles what is imported, once.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-compile -c $(CONSTRAINTS)
 PROJECT := .[course,test]
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=1200
 COVERAGE := --cov=minivlm --cov=lessons --cov-report=term --cov-fail-under=90
